@@ -1,0 +1,41 @@
+# Two commands for a newcomer: make demo, make test. Everything else is named in CONTRIBUTING.md.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= python3
+OUT ?= demo
+
+.PHONY: demo test slow check bench format clean
+
+demo: $(READY)
+	$(BIN)/callosum demo --out $(OUT)
+
+test: $(READY)
+	$(BIN)/pytest -q
+
+slow: $(READY)
+	$(BIN)/pytest -q -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	  || { echo "Python 3.11 or 3.12 is needed; found: $$($(PYTHON) --version)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

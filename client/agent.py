@@ -1,0 +1,190 @@
+"""The hospital's side of every order: check, work beside the data, let out what may leave.
+
+An order that was answered before gets the same report from disk, without any work. Whatever goes
+wrong becomes a code; the reason stays in the site's own log.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+
+from client.data.cohort import Cohort
+from client.egress import inspect
+from client.evaluation import evaluate
+from client.finetuning import finetune
+from client.kept import Kept
+from client.site import Site
+from client.training import choose_device, learning_rate, train, validation_counts
+from common.arrays import Arrays
+from common.errors import Refusal, StorageError
+from common.network import Plan, arrays_of, build, load_arrays, plan_of, seed_of
+from common.orders import Order, Report, digest_of, refuse
+from common.seams import LABELS, SCANS
+from common.study import Study
+
+_log = getLogger("callosum.site")
+_ROLES = {"train": "train", "finetune": "train", "evaluate": "heldout"}
+
+
+@lru_cache(maxsize=2)
+def _network(study: Study) -> tuple[Any, Plan]:
+    """The study's network, built once in a process; every order loads all of its arrays anew."""
+    network = build(study, seed=0)
+    return network, plan_of(network, study.aggregation.normalisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One site, one approved study, its prepared data."""
+
+    site: Site
+    study: Study
+    cohort: Cohort
+
+    def answer(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
+        """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
+        try:
+            self._check(order, arrays)
+            earlier = self._kept(order).report(order)
+            if earlier is not None:
+                return earlier
+            began = time.monotonic()
+            report, sent = self._work(order, arrays)
+            report = report.model_copy(update={"seconds": time.monotonic() - began})
+            _, plan = _network(self.study)
+            report = inspect(order, plan, self.site.policy, report, sent)
+            self._kept(order).keep(order, report, sent)
+            return report, sent
+        except Exception as error:  # noqa: BLE001  one order must never end the agent
+            code = _code_of(error)
+            _log.log(30, "%s: order %s: %s", self.site.name, order.kind, code, exc_info=error)
+            return refuse(order, code), {}
+
+    def _check(self, order: Order, arrays: Arrays) -> None:
+        """Cheap checks before any heavy work."""
+        if order.site != self.site.name or order.arrays != digest_of(arrays):
+            raise Refusal("ORDER_MALFORMED", "the order is not for this site or arrays")
+        if order.study != self.study.digest:
+            raise Refusal("STUDY_UNKNOWN")
+        if _ROLES.get(order.kind, self.site.role) != self.site.role:
+            raise Refusal("ROLE", f"this site's role is {self.site.role}")
+        if self.site.role == "heldout" and self.site.name in order.lineage:
+            raise Refusal("ROLE", "this held-out site is in the model's lineage")
+        if order.kind not in self.site.policy.orders:
+            raise Refusal("POLICY", f"{order.kind} is not among policy.orders")
+        people = len(set(self.cohort.participants))
+        if people == 0:
+            raise Refusal("NO_DATA")
+        if people < self.site.policy.minimum_cohort:
+            raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
+
+    def _kept(self, order: Order) -> Kept:
+        return Kept(self.site.state / "runs" / order.run[:16])
+
+    def _work(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
+        if order.kind == "census":
+            return self._census(order)
+        if order.kind == "train":
+            return self._train(order, arrays)
+        network, plan = _network(self.study)
+        personal = {**arrays, **self._kept(order).own_arrays(order.model)}
+        if order.kind == "finetune":
+            rows = finetune(self.study, self.site, self.cohort, order, personal)
+        else:
+            load_arrays(network, personal)
+            folder = self._kept(order).folder
+            rows = evaluate(self.study, self.site, self.cohort, order, network, folder)
+        return self._report(order, measurements=tuple(rows)), {}
+
+    def _census(self, order: Order) -> tuple[Report, Arrays]:
+        """Counts of scans and labels; for tables also the columns' sums over training participants."""
+        training = self.cohort.indices("train", self.study.splits)
+        counts, sent = {}, {}
+        if self.site.role == "train":
+            if len(training) < 2:
+                raise Refusal("NO_DATA", f"{len(training)} training samples")
+            counts = self._label_sums(training)
+            if len(self.study.shape) == 1:
+                columns = np.asarray(self.cohort.samples[training], dtype=np.float64)
+                sent = {
+                    "columns/sum": columns.sum(0),
+                    "columns/squares": (columns**2).sum(0),
+                    "columns/n": np.array([float(len(columns))]),
+                }
+        support = self._support(np.arange(len(self.cohort.participants)), list(self.study.targets))
+        return self._report(order, support=support, counts=counts), sent
+
+    def _train(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
+        """One round: judge the arrays as they came on validation participants, then train them."""
+        study, settings = self.study, self.study.pretraining
+        network, plan = _network(study)
+        kept = self._kept(order)
+        own = kept.own_arrays(order.model, before=order.round)
+        load_arrays(network, {**arrays, **own})
+        device = choose_device(self.site.device.kind)
+        training = self.cohort.indices("train", study.splits)
+        validation = self.cohort.indices("validation", study.splits)
+        counts = validation_counts(network, self.cohort, validation, study.targets, device)
+        losses = train(
+            network,
+            self.cohort,
+            training,
+            settings,
+            epochs=settings.local_epochs,
+            batch_size=settings.batch_size,
+            rate=learning_rate(settings, order.round),
+            seed=seed_of(study.seed, "train", self.site.name, order.round),
+            device=device,
+        )
+        trained = arrays_of(network)
+        kept.keep_own(order, {name: trained[name] for name, rule in plan.items() if rule.kept})
+        sent = {name: trained[name] for name, rule in plan.items() if rule.travels}
+        names = list(study.pretraining_targets)
+        groups = {rule.group for rule in plan.values() if rule.travels} | {SCANS}
+        support = {
+            group: n for group, n in self._support(training, names).items() if group in groups
+        }
+        return self._report(order, support=support, counts=counts | losses.counts()), sent
+
+    def _support(self, indices: np.ndarray[Any, Any], targets: list[str]) -> dict[str, int]:
+        labels = {
+            f"{LABELS}{name}": int((~np.isnan(self.cohort.labels[name][indices])).sum())
+            for name in targets
+        }
+        return {SCANS: len(indices), **labels}
+
+    def _label_sums(self, indices: np.ndarray[Any, Any]) -> dict[str, tuple[float, ...]]:
+        """(n, sum) of each target's labels, where enough participants stand behind them."""
+        found = {}
+        for name in self.study.targets:
+            known = self.cohort.labels[name][indices]
+            known = known[~np.isnan(known)]
+            if len(known) >= self.site.policy.minimum_support:
+                found[f"label/{name}"] = (float(len(known)), float(known.sum(dtype=np.float64)))
+        return found
+
+    def _report(self, order: Order, **content: Any) -> Report:
+        return Report(
+            order=order.id,
+            site=self.site.name,
+            kind=order.kind,
+            round=order.round,
+            cohort=self.cohort.fingerprint if order.kind == "census" else "",
+            **content,
+        )
+
+
+def _code_of(error: Exception) -> str:
+    if isinstance(error, Refusal):
+        return error.code
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "DISK_FULL" if full or isinstance(error, StorageError) else "SITE_FAILED"
+
+

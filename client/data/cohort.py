@@ -1,0 +1,209 @@
+"""A site's prepared samples with participants and labels: what training and judging read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.labels import read_labels
+from client.data.prepare import (
+    SAMPLES,
+    Record,
+    current_generation,
+    prepared_folder,
+    read_index,
+)
+from client.site import Site
+from common.errors import DataError
+from common.seams import Finding, Source
+from common.study import Splits, Study
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """N samples of a site; every field runs along them.
+
+    samples: (N, *shape), the kind's dtype, mapped from disk and read-only.
+    participants, scans: (N,) whose sample and which scan.
+    labels: (N,) float32 for every target of the study, NaN where unknown; regression in the
+        study's unit, neither centred nor scaled; classes as index.
+    regions: (N, R) float64 measures for the linear model, NaN rows where missing; None without any.
+    contents: SHA-256 of the content of each sample's scan.
+    """
+
+    samples: NDArray[np.generic]
+    participants: tuple[str, ...]
+    scans: tuple[str, ...]
+    labels: Mapping[str, NDArray[np.float32]]
+    regions: NDArray[np.float64] | None
+    findings: tuple[Finding, ...]
+    contents: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.participants)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted contents: equal for equal scans, under whatever names.
+
+        Tells a coordinator that a held-out folder is a training folder under another name.
+        """
+        joined = "\n".join(sorted(set(self.contents)))
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def indices(self, split: Split, splits: Splits) -> NDArray[np.int64]:
+        """Positions of the samples whose participant is in `split`, ascending."""
+        of = {name: split_of(name, splits) for name in set(self.participants)}
+        inside = [index for index, name in enumerate(self.participants) if of[name] == split]
+        return np.asarray(inside, dtype=np.int64)
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Cohort:
+        """The cohort of these samples, in this order.
+
+        An unbroken ascending run stays mapped from disk; any other choice is copied to memory.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        unbroken = len(chosen) > 0 and bool(np.all(np.diff(chosen) == 1)) and chosen[0] >= 0
+        where = slice(int(chosen[0]), int(chosen[-1]) + 1) if unbroken else chosen
+        return replace(
+            self,
+            samples=self.samples[where],
+            participants=tuple(self.participants[index] for index in chosen),
+            scans=tuple(self.scans[index] for index in chosen),
+            labels={name: values[chosen] for name, values in self.labels.items()},
+            regions=None if self.regions is None else self.regions[chosen],
+            contents=tuple(self.contents[index] for index in chosen),
+        )
+
+    def labelled(self) -> dict[str, int]:
+        """Number of samples with a label, by target."""
+        return {name: int(np.isfinite(values).sum()) for name, values in self.labels.items()}
+
+
+def split_of(participant: str, splits: Splits) -> Split:
+    """Which split a participant is in, wherever and whenever the question is asked.
+
+    The first 8 bytes of SHA-256(salt, 0, participant) are read as a fraction of 2**64: below
+    `test` is test, below `test + validation` is validation, the rest is train. No one else's
+    presence matters, so a participant stays where they are as a site grows.
+
+    >>> [split_of(f"sub-{n:02d}", Splits()) for n in (1, 2, 3, 4)]
+    ['test', 'test', 'validation', 'test']
+    """
+    digest = hashlib.sha256(f"{splits.salt}\0{participant}".encode()).digest()
+    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    if fraction < splits.test:
+        return "test"
+    return "validation" if fraction < splits.test + splits.validation else "train"
+
+
+def open_cohort(study: Study, site: Site) -> Cohort:
+    """Map what `prepare` made, and read labels and regions anew from the site's tables.
+
+    Raises
+    ------
+    DataError
+        If the site is not prepared for this study, or its scans changed since.
+    """
+    try:
+        return _open(study, site)
+    except FileNotFoundError:  # a newer generation replaced the one just found
+        return _open(study, site)
+
+
+def empty_cohort(study: Study) -> Cohort:
+    """The cohort of a site that cannot use anything it has; it can still decline orders."""
+    return Cohort(
+        samples=np.empty((0, *study.shape), dtype=study.kind.dtype),
+        participants=(),
+        scans=(),
+        labels={name: np.empty(0, dtype=np.float32) for name in study.targets},
+        regions=None,
+        findings=(),
+        contents=(),
+    )
+
+
+def _open(study: Study, site: Site) -> Cohort:
+    generation = current_generation(prepared_folder(study, site))
+    if generation is None:
+        raise DataError(f"{site.name} is not prepared for {study.name}; prepare it first")
+    found = study.kind.find(study.data, site.data, site.root)
+    records = read_index(generation)
+    sources = _matched(records, found.sources, site)
+    kept = [(record, source) for record, source in zip(records, sources, strict=True) if record.n]
+    scans = _repeated((record.scan for record, _ in kept), kept)
+    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans)
+    return Cohort(
+        samples=_map(generation, len(scans), study),
+        participants=_repeated((record.participant for record, _ in kept), kept),
+        scans=scans,
+        labels=labels.values,
+        regions=_regions(study, site, scans),
+        findings=(*found.findings, *_left_out(records), *labels.findings),
+        contents=_repeated((record.sha256 for record, _ in kept), kept),
+    )
+
+
+def _matched(records: list[Record], sources: Sequence[Source], site: Site) -> Sequence[Source]:
+    keys = [(source.participant, source.scan, source.stamp) for source in sources]
+    if [record.key for record in records] != keys:
+        raise DataError(f"the scans of {site.name} changed since they were prepared; prepare again")
+    return sources
+
+
+def _repeated(values: Iterable[str], kept: Sequence[tuple[Record, Source]]) -> tuple[str, ...]:
+    """Each value as often as its scan has samples."""
+    pairs = zip(values, kept, strict=True)
+    return tuple(value for value, (record, _) in pairs for _ in range(record.n))
+
+
+def _rows(kept: Sequence[tuple[Record, Source]]) -> Iterable[Mapping[str, str]]:
+    """Cells by column for each sample: its participant's, overlaid by its own."""
+    for record, source in kept:
+        for index in range(record.n):
+            own = {column: cells[index] for column, cells in record.labels.items()}
+            yield {**source.row, **own} if own else source.row
+
+
+def _map(generation: Path, count: int, study: Study) -> NDArray[np.generic]:
+    dtype = np.dtype(study.kind.dtype)
+    if count == 0:
+        return np.empty((0, *study.shape), dtype=dtype)
+    path = generation / SAMPLES
+    needed = count * int(np.prod(study.shape)) * dtype.itemsize
+    if path.stat().st_size != needed:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, its index says {needed}")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count, *study.shape))
+
+
+def _regions(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float64] | None:
+    """(N, R): the measures whose name is the scan's, or the longest beginning of it."""
+    measures = dict(study.kind.regions(study.data, site.data, site.root))
+    if not measures:
+        return None
+    width = len(next(iter(measures.values())))
+    table = np.full((len(scans), width), np.nan)
+    for index, scan in enumerate(scans):
+        parts = scan.split("/")
+        for length in range(len(parts), 0, -1):
+            name = "/".join(parts[:length])
+            if name in measures:
+                table[index] = measures[name]
+                break
+    return table
+
+
+def _left_out(records: Sequence[Record]) -> Iterable[Finding]:
+    for record in records:
+        if record.notes:
+            left_out = record.status != "ready"
+            yield Finding(what=record.scan, problem="; ".join(record.notes), left_out=left_out)

@@ -1,0 +1,139 @@
+"""A site's cells become the study's labels: natural units, class indices, NaN for unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.site import Column
+from common.errors import DataError, SettingError
+from common.seams import Finding
+from common.study import Target
+from common.tables import nearest, number, plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Labels by target, each (N,) float32 in the order of the rows, and cells that made none.
+
+    Regression: the study's unit, neither centred nor scaled. Binary and categorical: index into
+    the target's classes. NaN where the label is not known.
+    """
+
+    values: dict[str, NDArray[np.float32]]
+    findings: tuple[Finding, ...]
+
+
+def read_labels(
+    targets: Mapping[str, Target],
+    columns: Mapping[str, Column],
+    rows: Sequence[Mapping[str, str]],
+    names: Sequence[str],
+) -> Labels:
+    """Labels of every target of the study, all NaN where the site has no column for it.
+
+    `rows` are the cells of each sample by column, `names` what to call it in a finding.
+
+    Raises
+    ------
+    DataError
+        If a mapped column is in no row.
+    SettingError
+        If `codes` leads to a class that the study does not have.
+    """
+    values = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in targets}
+    findings = list(_strangers(targets, columns))
+    known = _columns(rows)
+    for name, target in targets.items():
+        column = columns.get(name)
+        if column is None:
+            continue
+        words = vocabulary(name, target, column)
+        if known and column.column not in known:
+            raise DataError(
+                f'targets.{name}.column is "{column.column}"; the site\'s table has no such '
+                f"column, or has it twice, or a feature uses it; {nearest(column.column, known)}"
+            )
+        missing = {plain(entry) for entry in column.missing}
+        complained: set[tuple[str, str]] = set()
+        for index, row in enumerate(rows):
+            cell = row.get(column.column, "").strip()
+            if not cell or plain(cell) in missing:
+                continue
+            label, problem = _label(cell, target, column, words)
+            values[name][index] = label
+            if problem and (names[index], cell) not in complained:
+                complained.add((names[index], cell))
+                what = f'{names[index]}, column "{column.column}"'
+                findings.append(Finding(what=what, problem=f"{name}: {problem}", left_out=False))
+    return Labels(values=values, findings=tuple(findings))
+
+
+def vocabulary(name: str, target: Target, column: Column) -> dict[str, int]:
+    """The site's words, each with the index of the study's class; empty for regression.
+
+    Raises
+    ------
+    SettingError
+        If `codes` names a class that the study lacks, or is given for a number.
+    """
+    if target.kind == "regression":
+        if column.codes:
+            raise SettingError(f"targets.{name}.codes is set, but the study's {name} is a number")
+        return {}
+    words = {plain(word): index for index, word in enumerate(target.classes)}
+    if not column.codes:
+        return words
+    for code, word in column.codes.items():
+        if word not in target.classes:
+            raise SettingError(
+                f'targets.{name}.codes: {code} stands for "{word}", which is no class of the '
+                f"study; {nearest(word, target.classes)}"
+            )
+    found = {plain(code): target.classes.index(word) for code, word in column.codes.items()}
+    for code, word in column.codes.items():
+        if found[plain(code)] != target.classes.index(word):
+            raise SettingError(f"targets.{name}.codes: {code} and {plain(code)} are one code")
+    return found
+
+
+def _label(
+    cell: str, target: Target, column: Column, words: Mapping[str, int]
+) -> tuple[float, str]:
+    """The label, NaN with a reason where the cell makes none."""
+    if target.kind != "regression":
+        if plain(cell) in words:
+            return float(words[plain(cell)]), ""
+        hint = nearest(cell, list(words))
+        return float("nan"), f'"{cell[:40]}" is no known code; {hint}; label left out'
+    value = number(cell)
+    if value is None:
+        comma = "; write the decimal point as ." if number(cell.replace(",", ".")) else ""
+        return float("nan"), f'"{cell[:40]}" is not a number{comma}; label left out'
+    scaled = value * column.factor
+    if not target.low <= scaled <= target.high:
+        span = f"{target.low:g} to {target.high:g} {target.unit}".strip()
+        return float("nan"), f"{scaled:g} is outside {span}; label left out"
+    return scaled, ""
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Every column of any row, in order of first appearance."""
+    known: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= known.keys():
+            known.update(dict.fromkeys(row))
+    return list(known)
+
+
+def _strangers(targets: Mapping[str, Target], columns: Mapping[str, Column]) -> Iterator[Finding]:
+    for name in columns:
+        if name not in targets:
+            yield Finding(
+                what=f"targets.{name}",
+                problem=f"the study has no such target; {nearest(name, list(targets))}",
+                left_out=False,
+            )

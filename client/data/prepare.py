@@ -1,0 +1,358 @@
+"""Each scan is prepared once and kept, in one file that maps into memory.
+
+    prepared/<digest>/            one folder for each data setting that a study asked for
+        lock                      held by the one process that writes
+        generation-00000003/      complete, never edited (an agent may have it mapped); the
+                                  highest number is the one in use
+            samples.bin           all samples, back to back, in the order of the sources
+            index.jsonl           one `Record` a source
+            quality.tsv           what is odd or left out, for people
+        building/                 the next generation, while it grows; resumed after any crash
+        interrupted/              an earlier `building` whose sources have changed; reused from
+
+A record is written after its samples, so whatever moment a process dies at, the complete lines of
+the index describe samples that are there; what is beyond them is cut off on resuming. Hashes in the
+records say whether the bytes are still what was written, should a machine lose power.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+import numpy as np
+
+from client.data.workers import Outcome, prepare_all
+from client.site import Site
+from common.durable import storage_checked, sync_folder, write_atomically
+from common.seams import Finding, Source
+from common.study import Study, canonical
+
+_VERSION: Final = 1  # of the files below and of what preparing means; a change prepares anew
+
+SAMPLES: Final = "samples.bin"
+INDEX: Final = "index.jsonl"
+QUALITY: Final = "quality.tsv"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What became of one source; `n` samples of it are kept.
+
+    status: "ready"; "left out" (for good, until the file changes); "duplicate" (of an earlier
+    one); "failed" (for a reason that may pass, so it is tried again the next time).
+    """
+
+    participant: str
+    scan: str
+    stamp: str
+    n: int
+    status: str
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What must agree for a record to stand for a source."""
+        return (self.participant, self.scan, self.stamp)
+
+
+def prepare(
+    study: Study,
+    site: Site,
+    *,
+    workers: int | None = None,
+    advance: Callable[[], None] | None = None,
+) -> Path:
+    """Prepare whatever is new or changed at a site; return the folder of the complete generation.
+
+    The same sources give the same bytes, whatever the number of `workers` (None: as many as cores
+    where it pays) and however often the work was interrupted. `advance` is called once a source.
+
+    Raises
+    ------
+    DataError
+        If the site's folder or table cannot be used at all; single scans are left out instead.
+    StorageError
+        If the disk is full. What is done is kept, and the same call resumes.
+    """
+    folder = prepared_folder(study, site)
+    with storage_checked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        found = study.kind.find(study.data, site.data, site.root)
+        keys = [(source.participant, source.scan, source.stamp) for source in found.sources]
+        current = current_generation(folder)
+        records = read_index(current) if current else []
+        same = [record.key for record in records] == keys
+        if current is None or not same or _recovered(study, found.sources, records, workers):
+            current = _build(study, found.sources, folder, workers, advance)
+            records = read_index(current)
+        elif advance:
+            for _ in records:
+                advance()
+        _write_quality(current, records, found.findings)
+        for other in (*folder.glob("generation-*"), folder / "interrupted", folder / "building"):
+            if other != current:
+                shutil.rmtree(other, ignore_errors=True)
+        return current
+
+
+def prepared_folder(study: Study, site: Site) -> Path:
+    """Where a site keeps what it prepared for studies with this kind and these data settings."""
+    agreed = {
+        "version": _VERSION,
+        "kind version": getattr(study.kind, "version", 1),
+        # regional measures are read anew each time, from a table: no sample depends on them
+        "data": study.data.model_dump(mode="json", exclude={"regions"}),
+    }
+    return site.state / "prepared" / hashlib.sha256(canonical(agreed)).hexdigest()[:16]
+
+
+def current_generation(folder: Path) -> Path | None:
+    """The complete generation in use, if there is one."""
+    # complete from birth: a folder gets this name only when nothing is left to do in it
+    return max(folder.glob("generation-*"), default=None)
+
+
+def read_index(generation: Path) -> list[Record]:
+    """The complete records of an index; a torn last line and whatever follows it are ignored."""
+    try:
+        lines = (generation / INDEX).read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    records: list[Record] = []
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            records.append(Record(**{**fields, "notes": tuple(fields["notes"])}))
+        except (ValueError, TypeError, KeyError):
+            break
+    return records
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares here; the lock ends with the process that holds it."""
+    with storage_checked(folder):
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _build(
+    study: Study,
+    sources: Sequence[Source],
+    folder: Path,
+    workers: int | None,
+    advance: Callable[[], None] | None,
+) -> Path:
+    """Grow `building` to one record a source, then make it the generation in use."""
+    with storage_checked(folder):
+        growing = _Growing(study, sources, folder)
+    with growing:
+        todo = [source for source in sources[growing.done :] if not growing.lends(source)]
+        with closing(prepare_all(study, todo, workers)) as outcomes:
+            for index, source in enumerate(sources):
+                if index >= growing.done:
+                    lent = growing.lends(source)
+                    growing.add(
+                        *(growing.lent(source) if lent else _record(source, next(outcomes)))
+                    )
+                if advance:
+                    advance()
+        return growing.finish()
+
+
+def _recovered(
+    study: Study, sources: Sequence[Source], records: Sequence[Record], workers: int | None
+) -> bool:
+    """Whether any source that failed for a passing reason can be prepared now."""
+    pairs = zip(sources, records, strict=True)
+    failed = [source for source, record in pairs if record.status == "failed"]
+    return any(outcome.status != "failed" for outcome in prepare_all(study, failed, workers))
+
+
+def _record(source: Source, outcome: Outcome) -> tuple[Record, bytes]:
+    """The record of a freshly prepared source, and the bytes of its samples."""
+    content = b"" if outcome.samples is None else outcome.samples.tobytes()
+    record = Record(
+        participant=source.participant,
+        scan=source.scan,
+        stamp=source.stamp,
+        n=0 if outcome.samples is None else len(outcome.samples),
+        status=outcome.status,
+        notes=outcome.notes,
+        sha256=hashlib.sha256(content).hexdigest() if content else "",
+        labels=outcome.labels,
+    )
+    return record, content
+
+
+class _Growing:
+    """The generation under construction: what it holds already, and what older ones can lend."""
+
+    def __init__(self, study: Study, sources: Sequence[Source], folder: Path) -> None:
+        self.study = study
+        self.folder = folder
+        self.building = folder / "building"
+        self._row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
+        self._ready: dict[str, str] = {}  # content -> scan
+        self._bytes = 0
+        self.done = self._resume(sources)
+        self._lent: dict[tuple[str, str, str], tuple[Record, Path, int]] = {}
+        for old in (folder / "interrupted", current_generation(folder)):
+            if old is not None:
+                self._lend(old)
+
+    def __enter__(self) -> Self:
+        with storage_checked(self.building):
+            self._samples: IO[bytes] = (self.building / SAMPLES).open("ab", buffering=0)
+            self._index: IO[bytes] = (self.building / INDEX).open("ab", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._samples.close()
+        self._index.close()
+
+    def add(self, record: Record, content: bytes) -> None:
+        """Append one source: first its samples, then the line that makes them count."""
+        first = self._ready.get(record.sha256) if record.status == "ready" else None
+        if first is not None:
+            problem = f"its prepared content is that of {first}"
+            record = _changed(record, n=0, status="duplicate", notes=(*record.notes, problem))
+            content = b""
+        elif record.status == "ready":
+            self._ready[record.sha256] = record.scan
+        line = json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n"
+        with storage_checked(self.building):
+            _write(self._samples, content)
+            _write(self._index, line)
+        self._bytes += len(content)
+
+    def lends(self, source: Source) -> bool:
+        """Whether an older generation holds what an unchanged source became."""
+        return (source.participant, source.scan, source.stamp) in self._lent
+
+    def lent(self, source: Source) -> tuple[Record, bytes]:
+        """That record and its samples; prepared anew if the disk no longer holds them intact."""
+        record, path, offset = self._lent[source.participant, source.scan, source.stamp]
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            content = stream.read(record.n * self._row)
+        if _intact(record, content):
+            return record, content
+        return _record(source, next(prepare_all(self.study, [source], 1)))
+
+    def finish(self) -> Path:
+        """Make the complete generation durable, then give it the name that puts it in use."""
+        old = current_generation(self.folder)
+        number = int(old.name.rpartition("-")[2]) + 1 if old else 1
+        complete = self.folder / f"generation-{number:08d}"  # so many that names sort as numbers
+        with storage_checked(self.folder):
+            os.fsync(self._samples.fileno())
+            os.fsync(self._index.fileno())
+            sync_folder(self.building)
+            self.building.rename(complete)
+            sync_folder(self.folder)
+        return complete
+
+    def _resume(self, sources: Sequence[Source]) -> int:
+        """Keep the intact beginning of `building` if it is that of `sources`; return its length."""
+        self.building.mkdir(exist_ok=True)
+        records = self._intact_records(self.building)
+        keys = [(source.participant, source.scan, source.stamp) for source in sources]
+        retried = [record.status == "failed" for record in records]
+        if any(retried) or [record.key for record in records] != keys[: len(records)]:
+            shutil.rmtree(self.folder / "interrupted", ignore_errors=True)
+            self.building.rename(self.folder / "interrupted")
+            self.building.mkdir()
+            return 0
+        _cut(self.building / INDEX, self._length_of(records))
+        _cut(self.building / SAMPLES, self._bytes_of(records))
+        self._bytes = self._bytes_of(records)
+        self._ready = {r.sha256: r.scan for r in reversed(records) if r.status == "ready"}
+        return len(records)
+
+    def _lend(self, generation: Path) -> None:
+        offset = 0
+        for record in read_index(generation):
+            if record.status in ("ready", "left out"):
+                self._lent[record.key] = (record, generation / SAMPLES, offset)
+            offset += record.n * self._row
+
+    def _intact_records(self, generation: Path) -> list[Record]:
+        """The longest beginning of an index whose samples are all there, byte for byte."""
+        records: list[Record] = []
+        if not (generation / SAMPLES).is_file():
+            return records
+        with (generation / SAMPLES).open("rb") as stream:
+            for record in read_index(generation):
+                if not _intact(record, stream.read(record.n * self._row)):
+                    break
+                records.append(record)
+        return records
+
+    def _bytes_of(self, records: Sequence[Record]) -> int:
+        return sum(record.n for record in records) * self._row
+
+    def _length_of(self, records: Sequence[Record]) -> int:
+        """Bytes of the first lines of the index, one for each of `records`."""
+        path = self.building / INDEX
+        if not path.is_file():
+            return 0
+        lines = path.read_bytes().split(b"\n")[: len(records)]
+        return sum(len(line) + 1 for line in lines)
+
+
+def _intact(record: Record, content: bytes) -> bool:
+    return record.n == 0 or hashlib.sha256(content).hexdigest() == record.sha256
+
+
+def _changed(record: Record, **changes: Any) -> Record:
+    return Record(**{**asdict(record), **changes})
+
+
+def _cut(path: Path, length: int) -> None:
+    with path.open("ab") as stream:
+        stream.truncate(length)
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    """Write all of `content`: an unbuffered file may take it in parts, as on a disk that fills."""
+    view = memoryview(content)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def _write_quality(
+    generation: Path, records: Sequence[Record], findings: Sequence[Finding]
+) -> None:
+    """The human's table: everything that is odd or left out, one line each."""
+    lines = [("scan", "status", "problem")]
+    lines += [(f.what, "left out" if f.left_out else "noted", f.problem) for f in findings]
+    for record in records:
+        if record.status != "ready" or record.notes:
+            status = "noted" if record.status == "ready" else record.status
+            lines.append((record.scan, status, "; ".join(record.notes)))
+    text = "".join("\t".join(_one_line(cell) for cell in line) + "\n" for line in lines)
+    path = generation / QUALITY
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_atomically(path, text.encode())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,136 @@
+"""Sources are prepared in several processes, and come back in the order they were given."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import catalogue
+from common.errors import ScanError
+from common.seams import Prepared, Source
+from common.study import Study
+
+_FIRST: Final = 4  # scans prepared here to learn what one costs
+_START_S: Final = 1.2  # measured: until a first worker has imported what it needs
+_MOST: Final = 16
+_AHEAD: Final = 3  # results waiting for each worker: enough to hide one slow scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What preparing one source gave: samples (n, *shape), or why there are none."""
+
+    status: str
+    samples: NDArray[np.generic] | None = None
+    notes: tuple[str, ...] = ()
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def prepare_all(
+    study: Study, sources: Sequence[Source], workers: int | None
+) -> Generator[Outcome, None, None]:
+    """Outcomes of `sources`, in order; closing the generator ends the processes."""
+    if workers == 1:
+        yield from _here(study, sources)
+    elif workers:
+        yield from _elsewhere(study, sources, workers)
+    else:
+        began = time.perf_counter()
+        yield from _here(study, sources[:_FIRST])
+        left, cores = sources[_FIRST:], _cores()
+        here_s = (time.perf_counter() - began) / _FIRST * len(left)
+        if cores > 1 and here_s > 2 * (here_s / cores + _START_S):
+            yield from _elsewhere(study, left, min(cores, len(left)))
+        else:
+            yield from _here(study, left)
+
+
+def _here(study: Study, sources: Sequence[Source]) -> Iterator[Outcome]:
+    for source in sources:
+        yield prepare_one(study.data.kind, study.data, study.shape, source)  # type: ignore[attr-defined]
+
+
+def _elsewhere(study: Study, sources: Sequence[Source], count: int) -> Iterator[Outcome]:
+    start = 0
+    while start < len(sources):
+        with closing(_until_broken(study, sources[start:], count)) as outcomes:
+            for outcome in outcomes:
+                yield outcome
+                start += 1
+        if start < len(sources):
+            # a process died, of its scan or of another's: the one that is due is tried alone
+            alone = list(_until_broken(study, sources[start : start + 1], 1))
+            died = Outcome(status="failed", notes=("the process that read it died",))
+            yield alone[0] if alone else died
+            start += 1
+
+
+def prepare_one(kind: str, data: Any, shape: tuple[int, ...], source: Source) -> Outcome:
+    """Prepare one source and check what comes back; whatever goes wrong is told, not raised."""
+    try:
+        loaded = catalogue.load("kinds", kind)
+        prepared: Prepared = loaded.prepare(data, source)
+        samples = np.ascontiguousarray(prepared.samples)
+        _check(prepared, samples, np.dtype(loaded.dtype), shape)
+    except ScanError as error:
+        return Outcome(status="left out", notes=(str(error),))
+    except Exception as error:  # noqa: BLE001  one bad scan must never stop a site
+        return Outcome(status="failed", notes=(f"{type(error).__name__}: {error}",))
+    return Outcome(
+        status="ready", samples=samples, notes=prepared.notes, labels=dict(prepared.labels)
+    )
+
+
+def _check(
+    prepared: Prepared, samples: NDArray[np.generic], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> None:
+    """Hold a kind, which may be another package's, to what its seam promises."""
+    if samples.dtype != dtype or samples.shape[1:] != shape:
+        raise ScanError(f"prepared to {samples.dtype} {samples.shape[1:]}, not {dtype} {shape}")
+    if not len(samples):
+        raise ScanError("prepared to no samples")
+    if any(len(cells) != len(samples) for cells in prepared.labels.values()):
+        raise ScanError(f"prepared to {len(samples)} samples with another number of labels")
+    if not np.isfinite(samples).all():
+        raise ScanError("prepared to values that are not finite")
+
+
+def _until_broken(
+    study: Study, sources: Sequence[Source], count: int
+) -> Generator[Outcome, None, None]:
+    """Outcomes in order, fewer than sources if a process died."""
+    kind: str = study.data.kind  # type: ignore[attr-defined]
+    # forkserver, not fork: the caller may hold threads and a GPU
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["client.data.workers", f"common.kinds.{kind}"])
+    pool = ProcessPoolExecutor(count, mp_context=context)
+    waiting: deque[Future[Outcome]] = deque()
+    shape, upcoming = study.shape, iter(sources)
+    try:
+        for source in upcoming:
+            waiting.append(pool.submit(prepare_one, kind, study.data, shape, source))
+            if len(waiting) >= count * _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        return
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return min(_MOST, len(os.sched_getaffinity(0)))
+    return min(_MOST, os.cpu_count() or 1)

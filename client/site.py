@@ -1,0 +1,108 @@
+"""The hospital's own file: where its data are, what its columns mean, what it allows.
+
+It never leaves the site, and it may only tighten what a study asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, SerializeAsAny
+
+from common import catalogue
+from common.errors import SettingError
+from common.settings import Table, checked, read_toml
+from common.study import Name
+
+OrderKind = Literal["census", "train", "finetune", "evaluate"]
+
+
+class Column(Table):
+    """Where a target's labels are and what the site's codes mean in the study's words."""
+
+    column: str = Field(description="Column of the site's table that holds the target.")
+    codes: dict[str, str] = Field(
+        {}, description="Site code to study class, such as {F = 'female'}; empty: same words."
+    )
+    missing: tuple[str, ...] = Field(
+        ("", "n/a", "N/A", "NA", "NaN", "nan", "-9999", "-9999.0"),
+        description="Entries that mean: not known.",
+    )
+    factor: float = Field(1.0, description="Multiplied in, to reach the study's unit.")
+
+
+class Device(Table):
+    """What the site computes on."""
+
+    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if any.")
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="CPU threads of training; 0 takes the machine's cores."
+    )
+    compile: bool = Field(False, description="Compile the network (torch.compile).")
+
+
+class Policy(Table):
+    """What the site allows, whatever a study asks."""
+
+    minimum_cohort: Annotated[int, Field(ge=1)] = Field(
+        10, description="Fewest usable participants for the site to take part at all."
+    )
+    minimum_support: Annotated[int, Field(ge=1)] = Field(
+        10, description="Fewest participants behind any number that leaves the site."
+    )
+    orders: tuple[OrderKind, ...] = Field(
+        ("census", "train", "finetune", "evaluate"), description="Kinds of order it carries out."
+    )
+
+
+class Site(Table):
+    """One hospital."""
+
+    name: Name = Field(description="The site's name, as in the study.")
+    role: Literal["train", "heldout"] = Field(
+        description="train: contributes to weights. heldout: only judges."
+    )
+    folder: str = Field(
+        ".callosum", description="Where prepared data and cached reports are kept."
+    )
+    data: SerializeAsAny[BaseModel] = Field(description="Where the data are.")
+    targets: dict[str, Column] = Field({}, description="How columns map to targets.")
+    device: Device = Field(Device(), description="What it computes on.")
+    policy: Policy = Field(Policy(), description="What it allows.")
+    file: Path = Field(Path("site.toml"), exclude=True, description="The file itself; not a key.")
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths of the file start from."""
+        return self.file.parent
+
+    @property
+    def state(self) -> Path:
+        """Folder that Callosum writes to at this site."""
+        return self.root / self.folder
+
+
+def load_site(path: Path) -> Site:
+    """Read and check a site file.
+
+    Raises
+    ------
+    SettingError
+        Naming every fault with its key, line and remedy.
+    """
+    table = read_toml(path)
+    if "file" in table:
+        raise SettingError(f"file is not a known key ({path})")
+    data = table.get("data")
+    if isinstance(data, dict):
+        kind = data.get("kind")
+        if not isinstance(kind, str):
+            known = ", ".join(catalogue.names("kinds"))
+            raise SettingError(f"data.kind is missing; installed: {known} ({path})")
+        try:
+            model = catalogue.load("kinds", kind).Site
+        except SettingError as error:
+            raise SettingError(f"data.kind: {error} ({path})") from None
+        table["data"] = checked(model, data, file=path, at="data")
+    return checked(Site, {**table, "file": path}, file=path)

@@ -1,0 +1,49 @@
+"""A multilayer perceptron over regional volumes, thicknesses or any other table of features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.backbones.linear import Standardise
+from common.normalisation import normalisation as normalisation_layer
+from common.settings import Table
+
+Width = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Mlp(nn.Module):
+    """Columns (B, F) to features (B, hidden[-1])."""
+
+    class Settings(Table):
+        """Keys of `[backbone]`."""
+
+        name: Literal["mlp"] = Field(description="This backbone.")
+        hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = Field(
+            (64, 32), description="Width of each layer."
+        )
+        dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+            0.1, description="Dropout after each layer."
+        )
+
+    def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
+        super().__init__()
+        if len(shape) != 1:
+            raise ValueError(f"mlp takes tables of features; data.shape gives {list(shape)}")
+        self.standardise = Standardise(shape[0])
+        widths = [shape[0], *settings.hidden]
+        layers: list[nn.Module] = []
+        for narrow, wide in zip(widths, widths[1:], strict=False):
+            layers += [
+                nn.Linear(narrow, wide),
+                normalisation_layer(normalisation, wide, 1),
+                nn.ReLU(),
+                nn.Dropout(settings.dropout),
+            ]
+        self.layers = nn.Sequential(*layers)
+        self.features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.standardise(x))  # type: ignore[no-any-return]

@@ -1,0 +1,57 @@
+"""The names a study may use for a backbone, an objective or a data kind, and where each lives.
+
+Adding one is one new file and one line here. Software installed beside Callosum adds its own through
+entry points (groups `callosum.backbones`, `callosum.objectives`, `callosum.kinds`), so a hospital
+runs only code that it has installed itself; a name in a study never causes an import from elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final, Literal
+
+from common.errors import SettingError
+
+Shelf = Literal["backbones", "objectives", "kinds"]
+
+_OURS: Final[dict[Shelf, dict[str, str]]] = {
+    "backbones": {
+        "linear": "common.backbones.linear:Linear",
+        "mlp": "common.backbones.mlp:Mlp",
+        "sfcn": "common.backbones.sfcn:Sfcn",
+    },
+    "objectives": {
+        "multitask": "common.objectives.multitask:Multitask",
+    },
+    "kinds": {
+        "features": "common.kinds.features:Features",
+        "t1w": "common.kinds.t1w:T1w",
+    },
+}
+
+
+def names(shelf: Shelf) -> list[str]:
+    """All names on a shelf: ours first, then those of installed packages."""
+    installed = {point.name for point in entry_points(group=f"callosum.{shelf}")}
+    return [*_OURS[shelf], *sorted(installed - set(_OURS[shelf]))]
+
+
+def load(shelf: Shelf, name: str) -> Any:
+    """The class that `name` stands for.
+
+    Raises
+    ------
+    SettingError
+        If nothing of that name is installed; the message lists what is.
+    """
+    if name in _OURS[shelf]:
+        module, _, attribute = _OURS[shelf][name].partition(":")
+        return getattr(import_module(module), attribute)
+    for point in entry_points(group=f"callosum.{shelf}"):
+        if point.name == name:
+            return point.load()
+    near = difflib.get_close_matches(name, names(shelf), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"installed: {', '.join(names(shelf))}"
+    raise SettingError(f'{shelf[:-1]} "{name}" is not installed; {hint}')

@@ -1,0 +1,106 @@
+"""Everything that can go wrong, as one tree with documented exit codes and site codes.
+
+CallosumError                 exit 1    anything below; the message is for people
+├── SettingError              exit 3    a study, site or command-line value is missing, unknown or wrong
+├── DataError                 exit 4    a site's scans, tables or labels cannot be used
+│   └── ScanError                       one scan cannot be used; the others go on
+├── FolderError               exit 5    a run, site or output folder belongs to something else
+├── QuorumError               exit 6    too few sites answered a round
+├── StorageError              exit 7    the disk is full or cannot be written
+├── LineageError              exit 8    a site took part in what it should judge
+└── Refusal                   (a code)  a site or the coordinator declines one order or one report
+
+Two faces: a message may name paths and is for the log of whoever owns them; what crosses between
+sites is only a `Refusal`'s code and the fixed sentence that `SENTENCES` holds for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class CallosumError(Exception):
+    """Base of all errors that Callosum raises on purpose."""
+
+    exit_code: int = 1
+
+
+class SettingError(CallosumError):
+    """A value in a study file, site file or on the command line is missing, unknown or wrong."""
+
+    exit_code = 3
+
+
+class DataError(CallosumError):
+    """A site's scans, tables or labels cannot be used."""
+
+    exit_code = 4
+
+
+class ScanError(DataError):
+    """One scan cannot be used; it is named in the site's log and left out."""
+
+
+class FolderError(CallosumError):
+    """A folder holds something else than what was expected, or another version of it."""
+
+    exit_code = 5
+
+
+class QuorumError(CallosumError):
+    """Fewer sites gave a usable answer than the study's quorum."""
+
+    exit_code = 6
+
+
+class StorageError(CallosumError):
+    """The disk is full, or a file cannot be written."""
+
+    exit_code = 7
+
+
+class LineageError(CallosumError):
+    """A site contributed to a backbone that it is asked to judge, or the other way round."""
+
+    exit_code = 8
+
+
+INTERRUPTED: Final = 130  # as shells report SIGINT; the same command resumes
+
+SENTENCES: Final[dict[str, str]] = {
+    # refused by a site
+    "STUDY_UNKNOWN": "The order names a study that this site has not approved.",
+    "ROLE": "The order asks a held-out site to contribute, or a training site to judge.",
+    "POLICY": "The site's policy does not allow this kind of order.",
+    "COHORT_TOO_SMALL": "Fewer participants are usable than the site's policy requires.",
+    "NO_DATA": "The site has no usable data for this order.",
+    "ORDER_MALFORMED": "The order does not have the form that this site understands.",
+    "SITE_FAILED": "The site could not carry out the order; its own log says why.",
+    "DISK_FULL": "The site's disk is full; its own log says where.",
+    "EGRESS": "The site's egress gate held the report back; its own log says why.",
+    # refused by the coordinator
+    "STRANGER": "The report comes from a site that was not asked.",
+    "STALE": "The report answers another order or round.",
+    "DUPLICATE": "The site has answered this order already.",
+    "REPORT_MALFORMED": "The report does not have the agreed form.",
+    "ARRAYS_MISNAMED": "The arrays are not the ones asked for.",
+    "ARRAYS_MISSHAPEN": "An array has another shape than asked for.",
+    "ARRAYS_MISTYPED": "An array has another type than asked for.",
+    "NOT_FINITE": "An array or number is infinite or not a number.",
+    "SUPPORT": "A count of scans or labels is negative, missing or not a whole number.",
+    "NO_ANSWER": "The site did not answer within the time limit.",
+    "TRANSPORT": "The message could not be delivered or answered.",
+}
+
+
+class Refusal(CallosumError):
+    """One order or report is declined, with a code from `SENTENCES`.
+
+    `detail` stays with whoever raised it (it may name paths); only code and sentence travel.
+    """
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        self.code = code
+        self.sentence = SENTENCES[code]
+        self.detail = detail
+        super().__init__(f"{code}: {detail or self.sentence}")

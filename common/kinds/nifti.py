@@ -1,0 +1,240 @@
+"""One NIfTI file from a hospital: header first, voxels only if the header is credible."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+import nibabel
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from common.errors import ScanError
+
+_MOST_VOXELS: Final = 2**28  # 640 cubed; whole heads at 0.4 mm have 2**27
+_FEWEST_ALONG_AXIS: Final = 8
+_SPACING_MM: Final = (0.1, 20.0)
+_DEFLATE: Final = 1032  # gzip cannot shrink further than this
+_CORNER_MM: Final = 5.0  # tilt below this is what registration tools leave between the two forms
+
+_UNREADABLE = (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What the header of a usable scan says.
+
+    affine: (4, 4) float64, voxel indices (i, j, k) to world mm, RAS+. shape: (X, Y, Z) voxels.
+    notes: what a person should know. unsure: the orientation is guessed or contradicted.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    affine: NDArray[np.float64]
+    offset: int
+    slope: float
+    intercept: float
+    notes: tuple[str, ...]
+    unsure: bool
+
+
+def read_header(path: Path) -> Header:
+    """Check everything that can be told without reading voxels.
+
+    Raises
+    ------
+    ScanError
+        With what was found and what was needed.
+    """
+    _not_a_stand_in(path)
+    try:
+        image: Any = nibabel.load(path)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        shape, dtype = tuple(int(n) for n in image.shape), np.dtype(image.get_data_dtype())
+        # nibabel clears both in the header of a loaded image; the array keeps them
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        offset = int(image.dataobj.offset)
+    except _UNREADABLE as error:
+        raise ScanError(f"its header cannot be read: {_short(error)}") from None
+    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is derived from it
+        found = type(image).__name__.removesuffix("Image")
+        raise ScanError(f"it is a {found} file; one NIfTI file (.nii, .nii.gz) is needed")
+    spatial = _three_axes(shape)
+    if dtype.kind not in "iuf":
+        raise ScanError(f"its voxels are {_kind_of(dtype)}; real numbers are needed")
+    _credible_size(path, spatial, dtype, offset)
+    _usable_affine(affine)
+    notes, unsure = _orientation_notes(image, spatial)
+    return Header(
+        path=path,
+        shape=spatial,
+        dtype=dtype,
+        affine=affine,
+        offset=offset,
+        slope=slope,
+        intercept=intercept,
+        notes=notes,
+        unsure=unsure,
+    )
+
+
+def read_voxels(header: Header) -> NDArray[np.float32]:
+    """Voxels (X, Y, Z) float32 in the file's axis order, with the header's scaling applied.
+
+    Raises
+    ------
+    ScanError
+        If the file ends early, is damaged, or holds NaN, infinity or one value throughout.
+    """
+    needed = math.prod(header.shape) * header.dtype.itemsize
+    try:
+        with _opened(header.path) as stream:
+            stream.seek(header.offset)
+            content = stream.read(needed)
+            # reading on to the end makes gzip compare its checksum: nibabel stops before it
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ScanError(f"its file is cut off or damaged: {_short(error)}") from None
+    if len(content) < needed:
+        raise ScanError(f"its file is cut off: {len(content):,} of {needed:,} bytes of voxels")
+    stored = np.frombuffer(content, dtype=header.dtype).reshape(header.shape, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):
+        voxels = stored.astype(np.float32)
+        if (header.slope, header.intercept) != (1.0, 0.0):
+            voxels *= np.float32(header.slope)
+            voxels += np.float32(header.intercept)
+    _usable_voxels(voxels)
+    return voxels
+
+
+def _not_a_stand_in(path: Path) -> None:
+    size = path.stat().st_size
+    if size == 0:
+        raise ScanError("its file is empty (0 bytes); fetch the data set's content")
+    if size < 1024:
+        with path.open("rb") as stream:
+            start = stream.read(1024)
+        if b"annex/objects" in start or b"git-lfs" in start:
+            raise ScanError(
+                "its file is a git-annex or LFS pointer, not the image; fetch it (datalad get)"
+            )
+
+
+def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    found = " x ".join(str(n) for n in shape)
+    if any(n < 1 for n in shape):
+        raise ScanError(f"its header says {found} voxels; at least one along each axis is needed")
+    if any(n > 1 for n in shape[3:]):
+        raise ScanError(f"it has {found} voxels, a series; one volume is needed")
+    x, y, z = (*shape[:3], 1, 1, 1)[:3]
+    spatial = (x, y, z)
+    if min(spatial) < _FEWEST_ALONG_AXIS:
+        raise ScanError(
+            f"it has {found} voxels; a volume of at least {_FEWEST_ALONG_AXIS} along each axis "
+            "is needed"
+        )
+    return spatial
+
+
+def _credible_size(
+    path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int
+) -> None:
+    """Refuse a header that promises more than the file can hold, before anything is allocated."""
+    voxels, size = math.prod(shape), path.stat().st_size
+    if voxels > _MOST_VOXELS:
+        raise ScanError(f"its header says {voxels:,} voxels; at most {_MOST_VOXELS:,} are read")
+    needed = offset + voxels * dtype.itemsize
+    if offset < 0 or needed > (size * _DEFLATE if _compressed(path) else size):
+        raise ScanError(
+            f"its header says {needed:,} bytes; the file of {size:,} cannot hold them (cut off, "
+            "or a false header)"
+        )
+
+
+def _usable_affine(affine: NDArray[np.float64]) -> None:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ScanError("its header's affine is not finite; a place in mm for each voxel is needed")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = _SPACING_MM
+    if spacing.min() < low or spacing.max() > high:
+        found = " x ".join(f"{step:.3g}" for step in spacing)
+        raise ScanError(f"its voxels are {found} mm; {low:g} to {high:g} mm are needed")
+    # volume of the voxel over that of a box with its edges: 1 for right angles, 0 if flat
+    if abs(np.linalg.det(affine[:3, :3])) < 0.3 * spacing.prod():
+        raise ScanError("its header's affine is singular or sheared flat; three axes are needed")
+    if np.abs(affine[:3, 3]).max() > 5000:
+        raise ScanError("its header places it more than 5 m from the scanner's centre")
+
+
+def _orientation_notes(image: Any, shape: tuple[int, int, int]) -> tuple[tuple[str, ...], bool]:
+    header = image.header
+    q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
+    axes = _axes(image.affine)
+    if not q_code and not s_code:
+        return (f"orientation unknown (qform and sform codes are 0); taken as {axes}",), True
+    if not q_code or not s_code:
+        return (), False
+    try:
+        qform = np.asarray(image.get_qform(), dtype=np.float64)
+    except _UNREADABLE:
+        return ("its qform cannot be read; the sform is used",), True
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    between = (qform - image.affine)[:3]  # of affines: the difference of the places they lead to
+    places = between[:, :3] @ (corners * (np.array(shape) - 1)).T + between[:, 3:]
+    apart = np.linalg.norm(places, axis=0).max()
+    if apart <= _CORNER_MM:
+        return (), False
+    found = f"qform ({_axes(qform)}) and sform ({axes}) disagree by {apart:.0f} mm"
+    return (f"{found}; the sform is used",), True
+
+
+def _axes(affine: NDArray[np.float64]) -> str:
+    codes = aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    return "".join(code or "?" for code in codes)
+
+
+def _usable_voxels(voxels: NDArray[np.float32]) -> None:
+    low, high = float(voxels.min()), float(voxels.max())  # NaN and infinity show in either
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = int(voxels.size - np.isfinite(voxels).sum())
+        raise ScanError(f"{bad:,} of its {voxels.size:,} voxels are NaN or infinite")
+    if low == high:
+        raise ScanError(f"all its voxels are {low:g}; an image is needed")
+
+
+def _compressed(path: Path) -> bool:
+    return path.name.endswith(".gz")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path, "rb") if _compressed(path) else path.open("rb"))
+
+
+def _kind_of(dtype: np.dtype[Any]) -> str:
+    return {"c": "complex", "V": "colours (RGB)", "b": "truth values"}.get(dtype.kind, str(dtype))
+
+
+def _short(error: Exception) -> str:
+    """The first sentence of a library's message, without the path that it may repeat."""
+    return (str(error).split("\n")[0] or type(error).__name__)[:160]

@@ -1,0 +1,50 @@
+"""Normalisation layers by policy, and which arrays belong to them.
+
+`average` sends everything; `silobn` keeps running statistics at their site; `fedbn` lets each site
+keep its own batch normalisation whole; `groupnorm` has no statistics to disagree about.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Policy = Literal["average", "silobn", "fedbn", "groupnorm"]
+
+_BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def normalisation(policy: str, channels: int, dimensions: int) -> nn.Module:
+    """A normalisation layer over `channels` for (B, C) or (B, C, ...) input."""
+    if policy == "groupnorm":
+        return nn.GroupNorm(math.gcd(channels, 8), channels)
+    return _BATCH[dimensions](channels)
+
+
+def batch_normalisation_arrays(network: nn.Module) -> tuple[set[str], set[str]]:
+    """Names in `network.state_dict()` of batch normalisation's (affine arrays, statistics)."""
+    affine: set[str] = set()
+    statistics: set[str] = set()
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm):
+            affine |= {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+            statistics |= {f"{name}.{key}" for key, _ in module.named_buffers(recurse=False)}
+    return affine, statistics
+
+
+def start_statistics_afresh(network: nn.Module) -> list[_BatchNorm]:
+    """Reset running statistics to be re-estimated as the plain mean over the batches that follow."""
+    layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average: every batch counts alike
+        layer.train()
+    return layers
+
+
+def global_average(x_BCXYZ: Tensor) -> Tensor:
+    """Mean over all places: (B, C, ...) to (B, C)."""
+    return x_BCXYZ.flatten(2).mean(2)

@@ -1,0 +1,99 @@
+"""Several targets from one backbone, each counted only where a label exists (Leonardsen et al. 2025).
+
+L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
+loss on (y - centre) / scale for regression, binary or softmax cross-entropy for classes. The
+published weights are not known; each target's `weight` is the study's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.seams import FROZEN, LABELS, SCANS, Terms
+from common.settings import Table
+from common.study import Target
+
+
+class Multitask(nn.Module):
+    """A backbone with one linear head for each target."""
+
+    class Settings(Table):
+        """Keys of `[objective]`."""
+
+        name: Literal["multitask"] = Field(description="This objective.")
+        targets: tuple[str, ...] = Field(
+            (), description="Targets to learn; empty: all that no fine-tuning task is about."
+        )
+        regression_loss: Literal["huber", "squared"] = Field(
+            "huber", description="Loss of regression targets on (value - centre) / scale."
+        )
+
+    def __init__(
+        self, settings: Settings, backbone: Any, targets: Mapping[str, Target]
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.targets = dict(targets)
+        self.weights = {name: target.weight for name, target in targets.items()}
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(backbone.features, target.outputs) for name, target in targets.items()}
+        )
+
+    def owner(self, name: str) -> str:
+        """Heads belong to whoever holds their labels, the standardiser to nobody, the rest to all."""
+        if name.startswith("heads."):
+            return LABELS + name.split(".")[1]
+        return FROZEN if ".standardise." in name else SCANS
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Raw outputs (B, outputs) of each head."""
+        features_BF = self.backbone(x)
+        return {name: head(features_BF) for name, head in self.heads.items()}
+
+    def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]:
+        """Loss of every sample for every target; labels are (B,), NaN where missing."""
+        return {
+            name: self._terms(self.targets[name], output.float(), labels[name])
+            for name, output in self(x).items()
+        }
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]:
+        """Values in the target's unit (B,), probability of the positive class (B,), or (B, K)."""
+        return {
+            name: _prediction(self.targets[name], output.float())
+            for name, output in self(x).items()
+        }
+
+    def _terms(self, target: Target, output: Tensor, label_B: Tensor) -> Terms:
+        counted = ~torch.isnan(label_B)
+        # a missing label is replaced before the loss: NaN * 0 would still be NaN in its gradient
+        known = torch.where(counted, label_B, torch.zeros_like(label_B))
+        if target.kind == "regression":
+            wanted = torch.where(counted, (known - target.centre) / target.scale, known)
+            loss = functional.huber_loss if self.settings.regression_loss == "huber" else _squared
+            values = loss(output[:, 0], wanted, reduction="none")
+        elif target.kind == "binary":
+            weight = torch.tensor(target.positive_weight, device=output.device)
+            values = functional.binary_cross_entropy_with_logits(
+                output[:, 0], known, reduction="none", pos_weight=weight
+            )
+        else:
+            values = functional.cross_entropy(output, known.long(), reduction="none")
+        return Terms(values=values, counted=counted)
+
+
+def _squared(output: Tensor, wanted: Tensor, reduction: str) -> Tensor:
+    return functional.mse_loss(output, wanted, reduction=reduction) / 2  # as Huber near zero
+
+
+def _prediction(target: Target, output: Tensor) -> Tensor:
+    if target.kind == "regression":
+        return output[:, 0] * target.scale + target.centre
+    return torch.sigmoid(output[:, 0]) if target.kind == "binary" else torch.softmax(output, 1)

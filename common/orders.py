@@ -1,0 +1,134 @@
+"""Orders and reports: all that a site can be asked for and answer, as data and never as code.
+
+An order's id is a digest of its content, so asking again after a crash is the same order, and a
+site that answered it sends the same report without working twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from common.errors import SENTENCES, Refusal
+from common.settings import Table
+from common.study import Init, Name, canonical
+
+PROTOCOL: Final = 1  # raised when either end would misread the other
+
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+Model = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,80}$")]  # becomes a folder
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Order(Table):
+    """One request to one site.
+
+    census: how many scans, participants and labels are there, and the columns' sums.
+    train: train the given arrays for one round; the report holds the trained arrays.
+    finetune: learn `task` from the given backbone; the report holds measurements only.
+    evaluate: judge the given arrays as `model`; the report holds measurements only.
+    """
+
+    protocol: Literal[1] = PROTOCOL
+    kind: Literal["census", "train", "finetune", "evaluate"]
+    study: Hex = Field(description="Digest of the study.")
+    run: Hex = Field(description="Name of the run, drawn when it was opened.")
+    site: Name
+    round: Annotated[int, Field(ge=0, le=10_000)] = 0
+    model: Model = "federated"
+    task: str = ""
+    init: Init = "transfer"
+    lineage: tuple[Name, ...] = Field((), description="Sites that contributed to the arrays.")
+    against: tuple[Model, ...] = Field((), description="Models judged earlier, to compare with.")
+    constants: dict[Label, float] = Field({}, description="Training sites' mean of each target.")
+    arrays: Hex = Field(description="Digest of the arrays sent along.")
+
+    @property
+    def id(self) -> str:
+        """Digest of all of the above."""
+        return hashlib.sha256(canonical(self.model_dump(mode="json"))).hexdigest()
+
+
+class Measurement(Table):
+    """One number with its n, as it will stand in results.csv."""
+
+    phase: Label
+    task: str = ""
+    target: Label
+    model: Label
+    init: str = ""
+    site: Name
+    role: Literal["train", "heldout"]
+    metric: Label
+    value: float | None = Field(description="None where too few participants stand behind it.")
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n_participants: Count
+    n_scans: Count
+    repeat: int = 0
+
+
+class Report(Table):
+    """A site's answer to one order; the arrays travel beside it."""
+
+    protocol: Literal[1] = PROTOCOL
+    order: Hex
+    site: Name
+    kind: Literal["census", "train", "finetune", "evaluate"]
+    round: Annotated[int, Field(ge=0, le=10_000)] = 0
+    refusal: str = Field("", description="A code of `common.errors.SENTENCES`, or nothing.")
+    support: dict[Label, Count] = Field(
+        {}, description="Scans and labels behind the arrays, by group."
+    )
+    counts: dict[Label, tuple[float, ...]] = Field({}, description="Mergeable sums, by name.")
+    measurements: tuple[Measurement, ...] = ()
+    cohort: str = Field("", description="Fingerprint of the site's prepared data.")
+    seconds: float = Field(0.0, ge=0)
+
+
+def refuse(order: Order, code: str) -> Report:
+    """The report that declines `order`; nothing but the code leaves."""
+    return Report(
+        order=order.id, site=order.site, kind=order.kind, round=order.round, refusal=code
+    )
+
+
+def read_order(text: str | bytes) -> Order:
+    """An order from its JSON text, or `Refusal("ORDER_MALFORMED")`."""
+    try:
+        return Order.model_validate_json(text)
+    except ValidationError as error:
+        raise Refusal("ORDER_MALFORMED", str(error)) from None
+
+
+def read_report(text: str | bytes) -> Report:
+    """A report from its JSON text, or `Refusal` with the code that fits."""
+    try:
+        report = Report.model_validate_json(text)
+    except ValidationError as error:
+        places = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
+        types = {fault["type"] for fault in error.errors()}
+        if "finite_number" in types:
+            raise Refusal("NOT_FINITE", str(error)) from None
+        raise Refusal("SUPPORT" if places == {"support"} else "REPORT_MALFORMED", str(error)) from (
+            None
+        )
+    if report.refusal and report.refusal not in SENTENCES:
+        raise Refusal("REPORT_MALFORMED", f"unknown code {report.refusal!r}")
+    return report
+
+
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of named arrays, in name order."""
+    hasher = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        hasher.update(canonical([name, array.dtype.str, list(array.shape)]))
+        hasher.update(array.data)
+    return hasher.hexdigest()

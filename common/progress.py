@@ -1,0 +1,93 @@
+"""Progress bars for people, plain lines for logs: whatever lasts is seen to move.
+
+On a terminal every open task is one bar; elsewhere a task that took two seconds or more leaves one
+line behind, so that a log of a night's run stays readable.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_WORTH_A_LINE_S: Final = 2.0
+
+console = Console(stderr=True, highlight=False)
+_lock = threading.Lock()
+_open = 0
+_bars = Progress(
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+    console=console,
+    transient=True,
+)
+
+
+@contextmanager
+def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Show a task of `total` steps (None: not known yet); call what comes back once a step."""
+    if not console.is_terminal:
+        with _lines(title, total) as advance:
+            yield advance
+        return
+    task = _start(title, total)
+    try:
+        yield lambda: _bars.advance(task)
+    finally:
+        _stop(task)
+
+
+def say(text: str) -> None:
+    """One line for people, beside any bars."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def _start(title: str, total: int | None) -> TaskID:
+    global _open  # noqa: PLW0603  one display for the process: rich allows no second
+    with _lock:
+        _open += 1
+        if _open == 1:
+            _bars.start()
+        return _bars.add_task(title, total=total)
+
+
+def _stop(task: TaskID) -> None:
+    global _open  # noqa: PLW0603
+    with _lock:
+        _bars.remove_task(task)
+        _open -= 1
+        if _open == 0:
+            _bars.stop()
+
+
+@contextmanager
+def _lines(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    began, done = time.monotonic(), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+
+    yield advance
+    seconds = time.monotonic() - began
+    if seconds >= _WORTH_A_LINE_S:
+        of = "" if total is None else f" of {total}"
+        print(f"{title}: {done}{of} in {seconds:.1f} s", file=sys.stderr, flush=True)

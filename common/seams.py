@@ -1,0 +1,139 @@
+"""The three places where the science grows: what a backbone, an objective and a data kind must offer.
+
+Tensor letters: B samples in a batch, F features of a sample, C channels, X Y Z voxels along
+R(ight), A(nterior), S(uperior). `common/README.md` works one example of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.settings import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCANS = "scans"  # group of arrays that are averaged by the scans a site used
+LABELS = "labels/"  # "labels/sex": averaged by the labels of `sex` that a site holds
+SITE = "site"  # arrays that never leave their site
+FROZEN = "frozen"  # arrays that nobody trains: sent, never returned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """One term of a loss, kept apart by sample so that any reduction stays possible.
+
+    Averaging over the counted samples gives the ordinary loss; differentiating sample by sample
+    gives the per-participant gradients that private training clips.
+
+    values: (B,) float32, the loss of each sample; anything finite where `counted` is false.
+    counted: (B,) bool, true where the sample contributes.
+    """
+
+    values: Tensor
+    counted: Tensor
+
+
+class Backbone(Protocol):
+    """A `torch.nn.Module` from prepared samples (B, *shape) to features (B, F)."""
+
+    Settings: ClassVar[type[Table]]
+    features: int
+
+    def __init__(self, settings: Any, shape: tuple[int, ...], normalisation: str) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """A `torch.nn.Module` that holds a backbone under the name `backbone`, and what it is trained by.
+
+    `owner(name)` says what an array of `state_dict()` is averaged by: `SCANS`, `LABELS + target`,
+    or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other.
+    """
+
+    Settings: ClassVar[type[Table]]
+    weights: Mapping[str, float]
+
+    def __init__(self, settings: Any, backbone: Any, targets: Mapping[str, Any]) -> None: ...
+
+    def owner(self, name: str) -> str: ...
+
+    def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]: ...
+
+    def predict(self, x: Tensor) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One thing on a site's disk that becomes samples: a scan, a run, a row of a table.
+
+    `scan` names it for people (never leaves the site); `stamp` changes when its content may have;
+    `row` holds the site's own columns as text; `payload` is whatever the kind needs to read it and
+    must survive a trip to a worker process.
+    """
+
+    participant: str
+    scan: str
+    stamp: str
+    row: Mapping[str, str]
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something about one file or row that a person at the site should know."""
+
+    what: str
+    problem: str
+    left_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a kind found at a site: usable sources in a stable order, and what was wrong."""
+
+    sources: tuple[Source, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The samples of one source: (n, *shape) in the kind's dtype, with notes for the quality report.
+
+    `labels` holds labels that belong to a sample rather than to a participant, as text by the
+    site's column name (the cognitive state of a volume, say); each list has n entries.
+    """
+
+    samples: NDArray[np.generic]
+    notes: tuple[str, ...] = ()
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+class Kind(Protocol):
+    """How files become samples; the same code at every site, told apart by settings alone.
+
+    `Study` are the keys of the study's `[data]`, `Site` those of the site file's `[data]`.
+    """
+
+    Study: ClassVar[type[Table]]
+    Site: ClassVar[type[Table]]
+    dtype: ClassVar[str]
+
+    @staticmethod
+    def shape(study: Any) -> tuple[int, ...]: ...
+
+    @staticmethod
+    def find(study: Any, site: Any, root: Path) -> Found: ...
+
+    @staticmethod
+    def prepare(study: Any, source: Source) -> Prepared: ...
+
+    @staticmethod
+    def regions(study: Any, site: Any, root: Path) -> Iterator[tuple[str, NDArray[np.float64]]]: ...

@@ -1,0 +1,142 @@
+"""A TOML file becomes one checked, frozen value, or an error that says what to change and where."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import SettingError
+
+_LARGEST_FILE = 4 << 20  # bytes; a study with a million feature names is a mistake, not a study
+
+
+class Table(BaseModel):
+    """One table of a settings file: frozen, and closed to keys that nobody documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; say which file and line is at fault when it cannot be read."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise SettingError(f"{path} is larger than 4 MiB; this is not a settings file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{path} is not valid TOML: {error}") from None
+
+
+def checked(model: type[Checked], table: object, *, file: Path, at: str = "") -> Checked:
+    """Check `table` against `model`; all faults at once, each with key, line and remedy.
+
+    `at` is the dotted place of the table inside the file, e.g. ``"backbone"``.
+    """
+    if not isinstance(table, dict):
+        raise SettingError(f"{at or 'the file'} must be a table of keys ({file})")
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        faults = [_sentence(fault, model, table, file, at) for fault in error.errors()]
+        raise SettingError("\n".join(faults)) from None
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every documented key below `model` as (dotted key, default, description)."""
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        dotted = f"{prefix}{name}"
+        if inner is not None:
+            many = get_origin(field.annotation) is not None  # a mapping or a list of tables
+            yield from keys(inner, f"{dotted}.NAME." if many else f"{dotted}.")
+            continue
+        default = "required" if field.is_required() else _toml(field.get_default(call_default_factory=True))
+        yield dotted, default, field.description or ""
+
+
+def line_of(file: Path, dotted: str) -> str:
+    """`, line 31` for the key `dotted` in `file`, or nothing where it cannot be told."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    *tables, key = dotted.split(".")
+    current: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+        if header:
+            current = header.group(1).replace('"', "").split(".")
+            if current == [*tables, key]:
+                return f", line {number}"
+        elif re.match(rf'\s*"?{re.escape(key)}"?\s*=', line) and _same(current, tables):
+            return f", line {number}"
+    return ""
+
+
+def _same(current: list[str], wanted: list[str]) -> bool:
+    return current == [part for part in wanted if not part.isdigit()]
+
+
+def _sentence(
+    fault: Any, model: type[BaseModel], table: dict[str, Any], file: Path, at: str
+) -> str:
+    places = [str(place) for place in fault["loc"]]
+    dotted = ".".join([*([at] if at else []), *places])
+    where = f"({file}{line_of(file, dotted)})"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, [str(place) for place in fault["loc"]][:-1])
+        near = difflib.get_close_matches(places[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"{dotted} is not a known key; {hint} {where}"
+    if fault["type"] == "missing":
+        return f"{dotted} is missing; it is required {where}"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    if not places or isinstance(found, dict):
+        return f"{dotted + ': ' if dotted else ''}{message} {where}"
+    return f"{dotted} is {_toml(found)}; {message[0].lower()}{message[1:]} {where}"
+
+
+def _known_keys(model: type[BaseModel], places: list[str]) -> list[str]:
+    here: type[BaseModel] = model
+    for place in places:
+        field = here.model_fields.get(place)
+        inner = _inner_model(field.annotation) if field else None
+        if inner is not None:
+            here = inner
+    return list(here.model_fields)
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation if annotation.model_fields else None
+    for argument in getattr(annotation, "__args__", ()):
+        inner = _inner_model(argument)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        return f'"{shown}"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in list(value)[:8]) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in list(value.items())[:8]) + "}"
+    return str(value)

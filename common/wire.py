@@ -1,0 +1,136 @@
+"""Orders and reports on Flower's wire and on disk: JSON text beside named arrays, nothing else.
+
+What comes in is untrusted: sizes, types and names are checked before anything is believed, and any
+fault is a `Refusal` with a code. Arrays are plain numbers in C order; no pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from common.durable import write_atomically
+from common.errors import FolderError, Refusal
+from common.arrays import Arrays
+from common.orders import Order, Report, read_order, read_report
+
+_TEXT: Final = "callosum"  # the record that holds the JSON text
+_ARRAYS: Final = "arrays"
+_LONGEST_TEXT: Final = 64 << 20  # bytes; a report with 10,000 measurements stays far below
+_MOST_ARRAYS: Final = 100_000
+_TYPES: Final = frozenset({"float32", "float64", "float16", "int64", "int32"})
+
+
+def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Named arrays as Flower carries them; make it once for a round and pack it for every site."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+
+
+def pack(message: Order | Report, arrays: ArrayRecord) -> RecordDict:
+    """An order or report as a Flower record."""
+    text = message.model_dump_json()
+    return RecordDict({_TEXT: ConfigRecord({"json": text}), _ARRAYS: arrays})
+
+
+def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
+    """The order in a Flower record, or `Refusal`."""
+    return read_order(_text(content, "ORDER_MALFORMED")), _arrays(content, "ORDER_MALFORMED")
+
+
+def unpack_report(content: RecordDict) -> tuple[Report, Arrays]:
+    """The report in a Flower record, or `Refusal`."""
+    return read_report(_text(content, "REPORT_MALFORMED")), _arrays(content, "REPORT_MALFORMED")
+
+
+def spool(path: Path, report: Report, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Keep a report and its arrays in one file, whole or not at all."""
+    write_arrays(path, arrays, {"report": report.model_dump_json()})
+
+
+def read_spooled(path: Path) -> Report:
+    """The report of a spooled file; its arrays are read one by one through `open_arrays`."""
+    with open_arrays(path) as file:
+        return read_report(file.metadata()["report"])
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Named arrays and text as safetensors: the same content gives the same bytes."""
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    text = json.dumps(dict(metadata), sort_keys=True)
+    # one metadata entry: safetensors writes several in an order that differs from run to run
+    write_atomically(path, save(ordered, {"json": text}))
+
+
+class open_arrays:  # noqa: N801  reads as the context manager it is
+    """A safetensors file, one array at a time.
+
+    Raises
+    ------
+    FolderError
+        If the file is not one that Callosum wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> open_arrays:
+        try:
+            self._file = safe_open(str(self._path), framework="numpy")
+            self._metadata: dict[str, str] = json.loads((self._file.metadata() or {})["json"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise FolderError(f"{self._path} is damaged or not Callosum's: {error}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._file
+
+    def metadata(self) -> dict[str, str]:
+        """The text kept beside the arrays."""
+        return self._metadata
+
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = self._file.get_tensor(name)
+        return array
+
+    def all(self) -> Arrays:
+        """Every array at once."""
+        return {name: self[name] for name in self.names()}
+
+
+def _text(content: RecordDict, code: str) -> str:
+    record = content.config_records.get(_TEXT)
+    text = record.get("json") if record is not None else None
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        raise Refusal(code, "the text record is missing, too long or no text")
+    return text
+
+
+def _arrays(content: RecordDict, code: str) -> Arrays:
+    record = content.array_records.get(_ARRAYS)
+    if record is None or len(record) > _MOST_ARRAYS:
+        raise Refusal(code, "the array record is missing or holds too many arrays")
+    return {name: _array(name, array, code) for name, array in record.items()}
+
+
+def _array(name: str, array: Array, code: str) -> NDArray[Any]:
+    try:
+        found = array.numpy()  # Flower reads with allow_pickle=False
+    except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
+        raise Refusal(code, f"array {name!r} cannot be read: {error}") from None
+    if str(found.dtype) not in _TYPES:
+        raise Refusal("ARRAYS_MISTYPED", f"array {name!r} is {found.dtype}")
+    return found

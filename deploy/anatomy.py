@@ -1,0 +1,389 @@
+"""Synthetic heads: MNI tissue maps, regions and modes of variation, and the warp that renders one.
+
+The generator follows one rule: a low-rank dictionary of modes drives age, sex and the other
+phenotypes *and* the disease, so that what a network learns from the former can help with the
+latter; part of the disease is a change of contrast that no regional volume sees.
+
+Letters in shapes: R regions, J modes, M voxels near the brain, X Y Z the grid (RAS). Sums over
+regions and voxels are einsum, not @: BLAS rounds differently with another number of threads, and
+a seed promises the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from nilearn import datasets
+from scipy import ndimage
+from scipy.cluster.vq import kmeans2
+
+from common.errors import SettingError
+
+Floats = npt.NDArray[np.float64]
+Volume = npt.NDArray[np.float32]
+
+MODES: Final = 10
+LOG_SCALE: Final = 0.055  # turns a mode's unit into a region's log-scale
+DISEASE_COSINE: Final = 0.45  # how much of the disease is the direction of ageing
+_CORTICAL_PAIRS: Final = 18
+_CORTICAL_WIDTH_MM: Final = 17.0
+_DICTIONARY_SEED: Final = 20_250_101  # anatomy is the same for every site and every study seed
+
+# Centres of the left member of each special pair (mm, MNI, as +-x) and its kernel width (mm).
+_SPECIAL: Final[dict[str, tuple[tuple[float, float, float], float]]] = {
+    "hippocampus": ((-26.0, -20.0, -15.0), 11.0),
+    "frontal_ventricle": ((-10.0, -5.0, 22.0), 13.0),
+    "posterior_ventricle": ((-14.0, -38.0, 16.0), 12.0),
+}
+# Where the disease darkens grey matter without changing its volume: hippocampus, temporal lobe.
+_TEXTURE_CENTRES: Final = ((-26.0, -20.0, -15.0), (-46.0, -10.0, -26.0))
+_TEXTURE_WIDTH_MM: Final = 14.0
+
+_BRAIN_CENTRE_MM: Final = (0.0, -17.0, 5.0)  # middle of the bounding box of the MNI brain mask
+_FIELD_OF_VIEW_MM: Final = (160, 192, 160)  # holds that box with 7 mm or more to spare
+_MARGIN_MM: Final = 9.0  # the largest heads reach about this far beyond the template
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regions:
+    """Centres and Gaussian widths of R regions; left and right members are mirror images."""
+
+    names: tuple[str, ...]
+    centres_mm: Floats  # (R, 3), MNI world
+    widths_mm: Floats  # (R,)
+    volumes_mm3: Floats  # (R,), template tissue under the kernel: fluid in ventricles, else grey
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Modes:
+    """Directions in the space of region log-scales, in units of `LOG_SCALE`.
+
+    `dictionary` is (R, J); all others are (R,). `disease` shares the dictionary and the direction
+    of ageing with the phenotypes; `disease_apart` has the same norm and shares neither.
+    """
+
+    dictionary: Floats
+    age: Floats
+    sex: Floats
+    bmi: Floats
+    fluid_intelligence: Floats
+    neuroticism: Floats
+    handedness: Floats
+    disease: Floats
+    disease_apart: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anatomy:
+    """A template head on one grid, with all that rendering needs precomputed.
+
+    Attributes
+    ----------
+    affine
+        (4, 4) voxel to MNI millimetres, RAS, isotropic.
+    tissues
+        (3, X, Y, Z) float32 shares of grey matter, white matter and cerebrospinal fluid.
+    brain
+        (X, Y, Z) bool, the template's brain mask.
+    near
+        (X, Y, Z) bool, the M voxels that any head may reach; all others stay 0.
+    voxels
+        (3, M) float32 grid coordinates of those voxels.
+    warp
+        (R, 3 M) float32, displacement in voxels for a log-scale of 1, flattened (axis, voxel).
+    spread
+        (3, M) float32, displacement in voxels for a change of head size of 1.
+    texture
+        (M,) float32, where the disease darkens grey matter, at most 1.
+    polynomial
+        (6, M) float32 smooth fields that make up a receive bias.
+    """
+
+    spacing_mm: float
+    affine: Floats
+    tissues: Volume
+    brain: npt.NDArray[np.bool_]
+    near: npt.NDArray[np.bool_]
+    voxels: Volume
+    warp: Volume
+    spread: Volume
+    texture: Volume
+    polynomial: Volume
+    regions: Regions
+    modes: Modes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y and z."""
+        x, y, z = self.brain.shape
+        return x, y, z
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What one person's scans have in common."""
+
+    log_scales: Floats  # (R,)
+    size: float  # relative deviation of the head's diameter
+    age_z: float  # (age - 50) / 18
+    thinning: float  # share of grey matter that is lost to fluid
+    texture: float  # darkening of grey matter where the texture kernel is 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scanner:
+    """What one site's scans have in common."""
+
+    gamma: float
+    grey_shift: float
+    white_shift: float
+    bias: Floats  # (6,) coefficients of the log receive bias
+    blur_voxels: float
+    noise: float  # sd of each channel of the Rician noise; white matter is about 0.9
+    zoom: float  # relative error of the scanner's millimetre
+
+
+def build_anatomy(spacing_mm: float, shape: tuple[int, int, int] | None = None) -> Anatomy:
+    """Resample the bundled MNI maps to a grid centred on the brain, and precompute the kernels.
+
+    Parameters
+    ----------
+    spacing_mm
+        Edge of a voxel, 2 to 16 mm.
+    shape
+        Voxels along x, y, z; by default the fewest that hold the brain, in multiples of 4.
+
+    Raises
+    ------
+    SettingError
+        Where the grid is too fine, too coarse or too small for the brain.
+    """
+    if not 2.0 <= spacing_mm <= 16.0:
+        raise SettingError(f"spacing_mm is {spacing_mm}; it must be from 2 to 16")
+    x, y, z = (int(-(-extent // (4 * spacing_mm)) * 4) for extent in _FIELD_OF_VIEW_MM)
+    shape = shape or (x, y, z)
+    if any(
+        n * spacing_mm < 0.9 * extent for n, extent in zip(shape, _FIELD_OF_VIEW_MM, strict=True)
+    ):
+        raise SettingError(f"shape is {shape}; at {spacing_mm} mm the brain needs {(x, y, z)}")
+    affine = _grid(spacing_mm, shape)
+    fine, fine_affine = _fine_tissues()
+    tissues = _resample(fine, fine_affine, affine, shape)
+    regions = _find_regions(fine, fine_affine)
+    brain = tissues.sum(0) >= 0.5
+    near = ndimage.binary_dilation(brain, iterations=max(1, round(_MARGIN_MM / spacing_mm)))
+    voxels = np.argwhere(near)  # (M, 3)
+    world = _world(affine, voxels)
+    warp = _warp(regions, world) / spacing_mm  # (R, 3, M)
+    return Anatomy(
+        spacing_mm=spacing_mm,
+        affine=affine,
+        tissues=tissues,
+        brain=brain,
+        near=near,
+        voxels=np.ascontiguousarray(voxels.T, dtype=np.float32),
+        warp=warp.reshape(len(warp), -1).astype(np.float32),
+        spread=((world - _BRAIN_CENTRE_MM).T / spacing_mm).astype(np.float32),
+        texture=_texture(world),
+        polynomial=_polynomial(world),
+        regions=regions,
+        modes=_draw_modes(_sensitivity(tissues, near, warp)),
+    )
+
+
+def render(anatomy: Anatomy, head: Head, scanner: Scanner, random: np.random.Generator) -> Volume:
+    """Image one head with one scanner: (X, Y, Z) float32, arbitrary units, 0 outside the brain.
+
+    Position (a shift of sd 1 mm) and noise come from `random`; all else is fixed by the arguments.
+    """
+    grey, white, fluid = _tissues_of(anatomy, head, scanner, random)
+    brain = grey + white + fluid >= 0.5
+    image = grey * (0.58 + scanner.grey_shift - 0.012 * head.age_z - head.texture * anatomy.texture)
+    image += white * (0.90 + scanner.white_shift - 0.02 * head.age_z)
+    image += 0.18 * fluid
+    np.maximum(image, 0.0, out=image)
+    image **= np.float32(scanner.gamma)
+    image *= np.exp(np.einsum("k,km->m", scanner.bias.astype(np.float32), anatomy.polynomial))
+    if scanner.blur_voxels > 0.05:  # below, the discrete kernel is the identity
+        image = ndimage.gaussian_filter(_volume(anatomy, image), scanner.blur_voxels)[anatomy.near]
+    channels = np.float32(scanner.noise) * random.standard_normal((2, image.size), np.float32)
+    image = np.hypot(image + channels[0], channels[1])
+    return _volume(anatomy, np.where(brain, image, np.float32(0)))
+
+
+def standardise(volume: Volume) -> Volume:
+    """Zero mean and unit sd over the brain (the voxels above 0); 0 outside it."""
+    brain = volume > 0
+    inside = volume[brain]
+    result = np.zeros_like(volume)
+    result[brain] = (inside - inside.mean()) / inside.std()
+    return result
+
+
+def _tissues_of(
+    anatomy: Anatomy, head: Head, scanner: Scanner, random: np.random.Generator
+) -> tuple[Volume, Volume, Volume]:
+    """Sample the template where each voxel near this head comes from: three (M,) shares."""
+    shift = random.normal(0.0, 1.0 / anatomy.spacing_mm, (3, 1)).astype(np.float32)
+    moved = np.einsum("r,rm->m", head.log_scales.astype(np.float32), anatomy.warp)
+    moved = moved.reshape(anatomy.voxels.shape)
+    moved += np.float32(head.size + scanner.zoom) * anatomy.spread
+    source = anatomy.voxels - moved + shift
+    grey, white, fluid = (
+        ndimage.map_coordinates(tissue, source, order=1, prefilter=False)
+        for tissue in anatomy.tissues
+    )
+    lost = np.float32(head.thinning) * grey
+    return grey - lost, white, fluid + lost
+
+
+def _volume(anatomy: Anatomy, values: Volume) -> Volume:
+    volume = np.zeros(anatomy.shape, np.float32)
+    volume[anatomy.near] = values
+    return volume
+
+
+def _grid(spacing_mm: float, shape: tuple[int, int, int]) -> Floats:
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = _BRAIN_CENTRE_MM - spacing_mm * (np.array(shape) - 1) / 2
+    return affine
+
+
+def _world(affine: Floats, voxels: npt.NDArray[np.int64]) -> Floats:
+    """Millimetres (M, 3) of coordinates (M, 3) on a RAS grid."""
+    return np.asarray(voxels * np.diag(affine)[:3] + affine[:3, 3])
+
+
+def _fine_tissues() -> tuple[Volume, Floats]:
+    """Grey matter, white matter and fluid of the bundled template at 1 mm."""
+    image = datasets.load_mni152_gm_template(resolution=1)
+    mask = np.asarray(datasets.load_mni152_brain_mask(resolution=1).dataobj) > 0
+    grey = np.asarray(image.dataobj, dtype=np.float32) * mask
+    white = np.asarray(datasets.load_mni152_wm_template(resolution=1).dataobj, np.float32) * mask
+    white = np.minimum(white, 1 - grey)
+    return np.stack([grey, white, mask - grey - white]), np.asarray(image.affine, np.float64)
+
+
+def _resample(
+    fine: Volume, fine_affine: Floats, affine: Floats, shape: tuple[int, int, int]
+) -> Volume:
+    """Average (C, x, y, z) over each voxel of the new grid, as a scanner does; both are RAS."""
+    for axis in range(3):
+        step, spacing = fine_affine[axis, axis], affine[axis, axis]
+        old = fine_affine[axis, 3] + step * np.arange(fine.shape[axis + 1])
+        new = affine[axis, 3] + spacing * np.arange(shape[axis])
+        apart = np.abs(new[:, None] - old)
+        overlap = np.clip((spacing + step) / 2 - apart, 0, step) / spacing
+        moved = np.moveaxis(fine, axis + 1, 1)
+        averaged = np.einsum("no,co...->cn...", overlap.astype(np.float32), moved)
+        fine = np.moveaxis(averaged, 1, axis + 1)
+    return np.ascontiguousarray(fine)
+
+
+def _find_regions(fine: Volume, affine: Floats) -> Regions:
+    """Cluster the left cortex into 18 parts, mirror them, and add the special centres."""
+    every = 6  # mm, of the 1 mm maps: the grid that will be rendered plays no part
+    grey, fluid = (fine[tissue, ::every, ::every, ::every] for tissue in (0, 2))
+    world = _world(affine, every * np.argwhere(grey + fluid > 0))
+    cortex = world[grey[grey + fluid > 0] > 0.5]
+    left = kmeans2(cortex[cortex[:, 0] < -2], _CORTICAL_PAIRS, minit="++", iter=50, seed=0)[0]
+    left = left[np.lexsort(left.round().T)]  # from below to above
+    pairs = np.concatenate([left, [centre for centre, _ in _SPECIAL.values()]])
+    widths = [_CORTICAL_WIDTH_MM] * _CORTICAL_PAIRS + [mm for _, mm in _SPECIAL.values()]
+    names = [f"cortex_{n + 1:02d}" for n in range(_CORTICAL_PAIRS)] + list(_SPECIAL)
+    centres_mm, widths_mm = np.concatenate([pairs, pairs * (-1, 1, 1)]), np.array(widths * 2)
+    kernels = _kernels(world, centres_mm, widths_mm)
+    in_grey, in_fluid = (
+        np.einsum("rm,m->r", kernels, tissue[grey + fluid > 0]) for tissue in (grey, fluid)
+    )
+    return Regions(
+        names=tuple(f"{side}_{name}" for side in ("left", "right") for name in names),
+        centres_mm=centres_mm,
+        widths_mm=widths_mm,
+        volumes_mm3=every**3 * np.where(_special("ventricle") > 0, in_fluid, in_grey),
+    )
+
+
+def _kernels(world: Floats, centres_mm: Floats, widths_mm: Floats) -> Floats:
+    """Gaussians of shape (R, M) around (R, 3) centres at (M, 3) points."""
+    squared = ((world - centres_mm[:, None]) ** 2).sum(-1)
+    return np.asarray(np.exp(-squared / (2 * widths_mm[:, None] ** 2)))
+
+
+def _warp(regions: Regions, world: Floats) -> Floats:
+    """Displacement (R, 3, M) in mm for a log-scale of 1: away from each region's centre."""
+    away = world - regions.centres_mm[:, None]  # (R, M, 3)
+    kernels = _kernels(world, regions.centres_mm, regions.widths_mm)
+    return np.moveaxis(away * kernels[..., None], -1, 1)
+
+
+def _texture(world: Floats) -> Volume:
+    centres = np.array(_TEXTURE_CENTRES)
+    both = np.concatenate([centres, centres * (-1, 1, 1)])
+    kernels = _kernels(world, both, np.full(len(both), _TEXTURE_WIDTH_MM))
+    return np.asarray(kernels.max(0), np.float32)
+
+
+def _polynomial(world: Floats) -> Volume:
+    """Six fields of order 1 and 2 over the head, about -1 to 1 at its surface."""
+    unit = ((world - _BRAIN_CENTRE_MM) / 80.0).T
+    return np.concatenate([unit, unit**2 - 0.33]).astype(np.float32)
+
+
+def _sensitivity(tissues: Volume, near: npt.NDArray[np.bool_], warp: Floats) -> Floats:
+    """First-order change (R, M) of a noiseless image for a log-scale of 1 of each region."""
+    image = np.einsum("c,cxyz->xyz", np.array([0.58, 0.90, 0.18]), tissues)
+    gradient = np.stack([slope[near] for slope in np.gradient(image)])  # (3, M) per voxel
+    return np.asarray((warp * gradient).sum(1))
+
+
+def _draw_modes(sensitivity: Floats) -> Modes:
+    random = np.random.default_rng(_DICTIONARY_SEED)
+    pairs = _CORTICAL_PAIRS + len(_SPECIAL)
+    even, odd = 0.85 * random.normal(size=(pairs, MODES)), 0.5 * random.normal(size=(pairs, MODES))
+    dictionary = np.concatenate([even + odd, even - odd])
+    dictionary /= dictionary.std(0)
+    weights = random.normal(size=(MODES, 7))
+    age, sex, bmi, fluid, neuroticism, handedness, disease = np.einsum(
+        "rj,jt->tr", dictionary, weights / np.linalg.norm(weights, axis=0)
+    )
+    hippocampus, ventricles = _special("hippocampus"), _special("ventricle")
+    age = -0.8 * np.abs(age) * (1 - hippocampus - ventricles) - 1.6 * hippocampus + 2.2 * ventricles
+    own = _unit(0.7 * disease - 2 * hippocampus + ventricles)
+    disease = DISEASE_COSINE * _unit(age) + np.sqrt(1 - DISEASE_COSINE**2) * own
+    apart = _apart(random.normal(size=2 * pairs), np.column_stack([dictionary, age]), sensitivity)
+    norm = np.sqrt(2 * pairs)
+    return Modes(
+        dictionary=dictionary,
+        age=age,
+        sex=sex,
+        bmi=bmi,
+        fluid_intelligence=fluid,
+        neuroticism=neuroticism,
+        handedness=handedness,
+        disease=norm * _unit(disease),
+        disease_apart=norm * _unit(apart),
+    )
+
+
+def _apart(direction: Floats, shared: Floats, sensitivity: Floats) -> Floats:
+    """Remove from `direction` (R,) what it has in common with `shared` (R, K).
+
+    Orthogonal twice: as log-scales, and as changes of the image, where kernels of neighbouring
+    regions overlap and orthogonal log-scales can look alike.
+    """
+    metric = np.einsum("rm,sm->rs", sensitivity, sensitivity)
+    basis = np.linalg.qr(np.column_stack([shared, metric @ shared]))[0]
+    return np.asarray(direction - basis @ (basis.T @ direction))
+
+
+def _special(name: str) -> Floats:
+    one_side = [0.0] * _CORTICAL_PAIRS + [float(name in special) for special in _SPECIAL]
+    return np.array(one_side * 2)
+
+
+def _unit(vector: Floats) -> Floats:
+    return np.asarray(vector / np.linalg.norm(vector))

@@ -1,0 +1,137 @@
+"""`callosum`: the coordinator's command line, with everything that stands up a federation."""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import command
+from common.progress import say, track
+from server import cli as server_cli
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Hospitals train brain-imaging networks together; every scan stays where it is. "
+    "Exit codes: 0 done, 2 usage, 3 settings, 4 data, 5 folder, 6 quorum, 7 disk, 8 lineage, "
+    "130 stopped (the same command resumes).",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(server_cli.study_app, name="study")
+app.command()(server_cli.show)
+app.command()(server_cli.report)
+
+RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the hospitals and the run.")] = Path("demo"),
+    participants: Annotated[int, typer.Option(help="Participants in each hospital.", min=20)] = 150,
+) -> None:
+    """Five synthetic hospitals: four train together, each fine-tunes, the fifth judges."""
+    from common.study import load_study
+    from deploy.local import fix_allocator
+
+    fix_allocator(sys.orig_argv)
+    with as_file(files("deploy") / "studies" / "demo.toml") as study_file:
+        study = load_study(study_file)
+        _write_hospitals(
+            out / "hospitals",
+            names=[*study.sites.train, *study.sites.heldout],
+            heldout=study.sites.heldout,
+            participants=participants,
+            spacing_mm=8.0,
+            strength=1.0,
+            seed=study.seed,
+        )
+        _simulate(study_file, out / "hospitals", out / "run")
+
+
+@app.command()
+def simulate(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    sites: Annotated[Path, typer.Option(help="Folder whose site.toml files are the sites.")],
+    out: Annotated[Path, typer.Option(help="Run folder; the same one resumes.")],
+) -> None:
+    """Run a whole study on this machine; after any interruption the same command resumes."""
+    from deploy.local import fix_allocator
+
+    fix_allocator(sys.orig_argv)
+    _simulate(study, sites, out)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    site: Annotated[Path, typer.Option(help='A site file with role = "heldout".')],
+) -> None:
+    """Judge a finished run's models on a site that took no part; results.csv gains its rows."""
+    from deploy.local import evaluate_site, fix_allocator
+    from server.report import format_tables, write_report
+    from server.run import read_run
+
+    fix_allocator(sys.orig_argv)
+    evaluate_site(run, site)
+    print(format_tables(read_run(run)))
+    print(f"report: {write_report(read_run(run))}")
+
+
+@app.command()
+def hospitals(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    names: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
+        "amber,birch,cedar,delta,elm"
+    ),
+    heldout: Annotated[str, typer.Option(help="Which of them are held out.")] = "elm",
+    participants: Annotated[int, typer.Option(help="Participants in each.", min=1)] = 150,
+    spacing_mm: Annotated[float, typer.Option(help="Edge of a voxel in mm.", min=1, max=16)] = 8.0,
+    strength: Annotated[
+        float, typer.Option(help="Scanner differences: 0 none, 1 usual, 2 hard.", min=0, max=5)
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="All chance comes from it.", min=0)] = 0,
+) -> None:
+    """Write synthetic hospitals to disk: BIDS folders with T1w scans, phenotypes and site files."""
+    _write_hospitals(
+        out,
+        names=[name.strip() for name in names.split(",") if name.strip()],
+        heldout=[name.strip() for name in heldout.split(",") if name.strip()],
+        participants=participants,
+        spacing_mm=spacing_mm,
+        strength=strength,
+        seed=seed,
+    )
+    print(f"hospitals: {out}")
+
+
+def main() -> None:
+    """Entry point of `callosum`."""
+    command.run(app, "callosum")
+
+
+def _write_hospitals(out: Path, *, names: list[str], participants: int, **settings: object) -> None:
+    from deploy.hospitals import write_hospitals
+
+    with track("writing hospitals, participants", len(names) * participants) as advance:
+        write_hospitals(
+            out,
+            names=names,
+            participants=participants,
+            advance=advance,
+            **settings,  # type: ignore[arg-type]
+        )
+
+
+def _simulate(study: Path, sites: Path, out: Path) -> None:
+    from deploy.local import pictures, simulate
+    from server.report import format_tables, write_report
+
+    run = simulate(study, sites, out)
+    page = write_report(run, pictures(run.study, sites))
+    print(format_tables(run))
+    say(f"results: {run.folder / 'results.csv'}")
+    print(f"report: {page}")

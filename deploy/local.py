@@ -1,0 +1,336 @@
+"""The whole federation in one process: Flower's ServerApp over a Grid that calls agents directly.
+
+For demos, simulations, tests and leave-one-site-out studies, wherever one person may read all data.
+ServerApp, strategy, orders, checks and agents are those of a real deployment; only the network is
+missing. Message contents are copied, so no site can reach another's arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from client.agent import Agent
+from client.data.cohort import Cohort, empty_cohort, open_cohort
+from client.data.prepare import prepare
+from client.site import Policy, Site, load_site
+from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
+from common.progress import say, track
+from common.study import Study, load_study
+from common.wire import array_record, pack, read_spooled, unpack_order
+from server.app import Phases, app
+from server.census import POOLED
+from server.report import Picture
+from server.results import write_results
+from server.rounds import Exchange
+from server.run import Run, open_run, read_run
+
+_log = getLogger("callosum.local")
+_SERVER_NODE: Final = 1
+_ALLOCATOR: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+class LocalGrid(Grid):
+    """A Flower Grid whose nodes are agents in this process; one works at each pull."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.nodes = {agent.site.name: 100 + i for i, agent in enumerate(agents)}
+        self._agents = {self.nodes[agent.site.name]: agent for agent in agents}
+        self._waiting: dict[str, Message] = {}
+        self._sent = 0
+        # Flower's Message asks who is speaking; outside its own processes nobody has said
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
+
+    def set_run(self, run: FlowerRun) -> None:
+        """A local grid belongs to no SuperLink run."""
+
+    @property
+    def run(self) -> FlowerRun:
+        """A local grid belongs to no SuperLink run."""
+        raise NotImplementedError
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Flower's older way to make a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """One node for each agent."""
+        return list(self._agents)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages; nothing works until it is pulled."""
+        pushed = []
+        for message in messages:
+            self._sent += 1
+            message_id = f"local-{self._sent}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self._waiting[message_id] = message
+            pushed.append(message_id)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Let the next asked agent work, and return its reply."""
+        wanted = set(message_ids)
+        for message_id in list(self._waiting):
+            if message_id in wanted:
+                return [self._answer(self._waiting.pop(message_id))]
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push all, pull all."""
+        pushed = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while arrived := list(self.pull_messages(pushed)):
+            replies += arrived
+        return replies
+
+    def _answer(self, message: Message) -> Message:
+        agent = self._agents[message.metadata.dst_node_id]
+        order, arrays = unpack_order(message.content)
+        report, sent = agent.answer(order, arrays)
+        return Message(pack(report, array_record(sent)), reply_to=message)
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """The samples of several sites as if they were one array, read where they lie."""
+
+    parts: tuple[NDArray[Any], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        return (sum(len(part) for part in self.parts), *self.parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[Any]:
+        ends = np.cumsum([len(part) for part in self.parts])
+        found = np.empty((len(chosen), *self.shape[1:]), dtype=self.parts[0].dtype)
+        which = np.searchsorted(ends, chosen, side="right")
+        for number, part in enumerate(self.parts):
+            here = which == number
+            found[here] = part[chosen[here] - (ends[number] - len(part))]
+        return found
+
+
+def simulate(study_file: Path, sites: Path, out: Path) -> Run:
+    """Run a study over every site file below `sites`; the same call resumes.
+
+    Raises
+    ------
+    CallosumError
+        Whatever keeps the run from going on; nothing done so far is lost.
+    """
+    study = load_study(study_file)
+    found = find_sites(study, sites)
+    with open_run(out, study, study_file):
+        pass  # refuse a foreign folder before hours of preparing
+    agents = [open_agent(study, site) for site in found]
+    if study.comparisons.pooled:
+        agents += _pooled_agent(study, agents, out)
+    run_phases(agents, out)
+    return read_run(out)
+
+
+def run_phases(agents: Sequence[Agent], folder: Path) -> None:
+    """Drive an opened run folder's phases over `agents`, through Flower's ServerApp."""
+    _pin_threads(agents)
+    grid = LocalGrid(agents)
+    context = Context(
+        run_id=1,
+        node_id=_SERVER_NODE,
+        node_config={},
+        state=RecordDict(),
+        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes)},
+    )
+    app(grid, context)
+
+
+def find_sites(study: Study, folder: Path) -> list[Site]:
+    """The site files below `folder` that the study names, each with the role the study gives it.
+
+    Raises
+    ------
+    SettingError
+        If two files claim one name, a named site has no file, or a role contradicts the study.
+    """
+    named = {
+        **dict.fromkeys(study.sites.train, "train"),
+        **dict.fromkeys(study.sites.heldout, "heldout"),
+    }
+    found: dict[str, Site] = {}
+    files = [folder] if folder.is_file() else sorted(folder.rglob("site*.toml"))
+    for file in files:
+        site = load_site(file)
+        if site.name not in named:
+            continue
+        if site.name in found:
+            raise SettingError(
+                f"{file} and {found[site.name].file} both claim the name {site.name}; rename one"
+            )
+        if site.role != named[site.name]:
+            raise SettingError(
+                f'{site.name} is to be "{named[site.name]}" in the study, but its own file says '
+                f'role = "{site.role}" ({file}); the site decides'
+            )
+        found[site.name] = site
+    missing = sorted(named.keys() - found.keys())
+    if missing:
+        raise SettingError(
+            f"no site file below {folder} has the name {', '.join(missing)}; "
+            f"found: {', '.join(sorted(found)) or 'none'}"
+        )
+    return [found[name] for name in named]
+
+
+def open_agent(study: Study, site: Site) -> Agent:
+    """Prepare a site's data and stand its agent up; one unusable site does not stop the others."""
+    try:
+        with track(f"{site.name}: preparing, scans") as advance:
+            prepare(study, site, advance=advance)
+        cohort = open_cohort(study, site)
+    except DataError as error:
+        say(f"{site.name} cannot take part: {error}")
+        return Agent(site, study, empty_cohort(study))
+    left_out = [finding for finding in cohort.findings if finding.left_out]
+    if left_out:
+        say(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
+            f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
+    return Agent(site, study, cohort)
+
+
+def fix_allocator(argv: Sequence[str]) -> None:
+    """Start this program again with glibc told to keep its buffers.
+
+    3D convolutions map and unmap theirs at every step otherwise, which costs a third of the time;
+    the weights are the same to the bit.
+    """
+    if os.name != "posix" or all(name in os.environ for name in _ALLOCATOR):
+        return
+    os.environ.update(dict.fromkeys(_ALLOCATOR, str(1 << 30)))
+    os.execvpe(argv[0], list(argv), os.environ)  # noqa: S606  our own command line again
+
+
+def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agent]:
+    """All training data in one place, as one more training site."""
+    training = [
+        agent for agent in agents if agent.site.role == "train" and len(agent.cohort.participants)
+    ]
+    if len(training) < 2:
+        return []
+    cohorts = [agent.cohort for agent in training]
+    cohort = Cohort(
+        samples=Stacked(tuple(cohort.samples for cohort in cohorts)),  # type: ignore[arg-type]
+        participants=tuple(p for cohort in cohorts for p in cohort.participants),
+        scans=tuple(scan for cohort in cohorts for scan in cohort.scans),
+        labels={
+            name: np.concatenate([cohort.labels[name] for cohort in cohorts])
+            for name in study.targets
+        },
+        regions=None,
+        findings=(),
+        contents=tuple(content for cohort in cohorts for content in cohort.contents),
+    )
+    site = training[0].site.model_copy(
+        update={
+            "name": POOLED,
+            "policy": Policy(),
+            "folder": str((out / ".pooled").resolve()),
+        }
+    )
+    return [Agent(site, study, cohort)]
+
+
+def _pin_threads(agents: Sequence[Agent]) -> None:
+    """One thread count for the process: more threads than cores doubles the time of a step."""
+    asked = {agent.site.device.threads for agent in agents} - {0}
+    torch.set_num_threads(min(asked) if asked else os.cpu_count() or 1)
+
+
+def evaluate_site(folder: Path, site_file: Path) -> None:
+    """Judge a finished run's models on one more site, which must have taken no part in them.
+
+    Raises
+    ------
+    LineageError
+        If the site's role, name or scans say that it contributed.
+    FolderError
+        If the run is not finished.
+    """
+    run, site = read_run(folder), load_site(site_file)
+    if site.role != "heldout":
+        raise LineageError(f'{site_file} says role = "{site.role}"; only a held-out site can judge')
+    if site.name in run.study.sites.train:
+        raise LineageError(f"{site.name} is a training site of {run.study.name}; it cannot judge")
+    unfinished = [branch.model for branch in run.branches() if not branch.final.exists()]
+    if unfinished:
+        raise FolderError(f"{folder} is not finished ({', '.join(unfinished)}); simulate it first")
+    agent = open_agent(run.study, site)
+    _pin_threads([agent])
+    grid = LocalGrid([agent])
+    with open_run(folder, run.study):
+        exchange = Exchange(grid, grid.nodes, run.study.sites.time_limit_s)
+        phases = Phases(run, exchange, grid, grid.nodes)
+        outcome = phases.census_of([site.name])
+        if site.name not in outcome.reports:
+            code = outcome.refused[site.name]
+            raise DataError(f"{site.name} cannot judge: {code}: {SENTENCES[code]}")
+        training = {
+            name: read_spooled(folder / "census" / f"{name}.safetensors")
+            for name in run.study.sites.train
+            if (folder / "census" / f"{name}.safetensors").exists()
+        }
+        phases.judge([site.name], training | outcome.reports)
+        write_results(run)
+
+
+def pictures(study: Study, folder: Path, most: int = 3) -> list[Picture]:
+    """Three slices of one scan of each of the first sites whose data set says that it is synthetic.
+
+    A real scan is never shown, whoever asks: the data set itself must name the generator.
+    """
+    found: list[Picture] = []
+    for site in find_sites(study, folder):
+        if len(found) == most or len(study.shape) != 3 or not _is_synthetic(site):
+            continue
+        cohort = open_cohort(study, site)
+        if len(cohort):
+            volume = np.asarray(cohort.samples[0], dtype=np.float32)
+            middle = [length // 2 for length in volume.shape]
+            slices = tuple(volume.take(middle[axis], axis=axis) for axis in range(3))
+            found.append(Picture(site=site.name, caption="a synthetic participant", slices=slices))
+    return found
+
+
+def _is_synthetic(site: Site) -> bool:
+    root = getattr(site.data, "root", None)
+    try:
+        text = (site.root / str(root) / "dataset_description.json").read_text()
+        made_by = [entry.get("Name") for entry in json.loads(text).get("GeneratedBy", [])]
+    except (OSError, ValueError, AttributeError):
+        return False
+    return "callosum hospitals" in made_by

@@ -1,0 +1,198 @@
+"""Flower's ServerApp: opens the run and drives its phases, each of which resumes by itself.
+
+census -> federated rounds -> comparisons -> fine-tuning -> out-of-site evaluation -> results.csv.
+Run config: `run` is the run folder, `nodes` a JSON object from site name to Flower node id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.arrays import Arrays
+from common.errors import SENTENCES, DataError, LineageError, QuorumError
+from common.network import Plan, arrays_of, build, plan_of, seed_of
+from common.orders import Order, Report, digest_of
+from common.progress import say
+from common.study import Study
+from common.wire import array_record
+from server.census import POOLED, constants, standardised, summarise
+from server.results import write_results
+from server.rounds import Exchange, Outcome, Rounds
+from server.run import Branch, Checkpoint, Run, load_checkpoint, open_run, read_run, write_json
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study of a run folder over Flower's grid."""
+    folder = Path(str(context.run_config["run"]))
+    nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
+    study = read_run(folder).study
+    with open_run(folder, study) as run:
+        Phases(run, Exchange(grid, nodes, study.sites.time_limit_s), grid, nodes).all()
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The phases of one run, in order."""
+
+    run: Run
+    exchange: Exchange
+    grid: Grid
+    nodes: dict[str, int]
+
+    def all(self) -> None:
+        """Everything the study asks for; what is done already is not done again."""
+        study = self.run.study
+        census = self._take_census()
+        able = [site for site in study.sites.train if site in census]
+        self._pretrain(self.run.federated, study.sites.train, study.quorum, census)
+        for branch, sites in self._comparisons(census, able):
+            self._pretrain(branch, sites, len(sites), census)
+        self._finetune(able)
+        self.judge([site for site in study.sites.heldout if site in census], census)
+        write_results(self.run)
+
+    def judge(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
+        """Let each of `sites` evaluate every model; none of them may have contributed to any.
+
+        Raises
+        ------
+        LineageError
+            If a site, or its very scans under another name, took part in training.
+        """
+        study = self.run.study
+        training = [census[site] for site in study.sites.train if site in census]
+        for branch in self.run.branches():
+            final = load_checkpoint(branch.final, study)
+            for site in sites:
+                _took_no_part(site, census[site], final, branch.model)
+            orders = self._orders(
+                "evaluate",
+                sites,
+                final.arrays,
+                final,
+                model=branch.model,
+                against=() if branch == self.run.federated else ("federated",),
+                constants=constants(study, training),
+            )
+            folder = self.run.folder / "evaluation" / branch.model
+            self._ask(orders, final.arrays, folder, {}, f"evaluating {branch.model}: sites")
+
+    def census_of(self, sites: Sequence[str]) -> Outcome:
+        """Ask `sites` what they hold."""
+        folder = self.run.folder / "census"
+        return self._ask(self._orders("census", sites, {}), {}, folder, {}, "census: sites")
+
+    def _take_census(self) -> dict[str, Report]:
+        """What every site holds; a site that cannot take part is named, not fatal."""
+        study = self.run.study
+        names = [*study.sites.train, *study.sites.heldout]
+        outcome = self.census_of([*names, POOLED] if POOLED in self.nodes else names)
+        write_json(self.run.folder / "census.json", summarise(study, outcome))
+        able = [site for site in study.sites.train if site in outcome.reports]
+        if len(able) < study.quorum:
+            codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
+            raise QuorumError(
+                f"{len(able)} of {len(study.sites.train)} training sites can take part, the quorum "
+                f"is {study.quorum}; {codes}. Mend those sites or lower sites.quorum"
+            )
+        _targets_are_held(study, [outcome.reports[site] for site in able])
+        return outcome.reports
+
+    def _pretrain(
+        self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
+    ) -> None:
+        if branch.final.exists():
+            return
+        study = self.run.study
+        reports = [census[site] for site in sites if site in census]
+        network = build(study, seed=seed_of(study.seed, "initial"))
+        initial = standardised(arrays_of(network), reports, self.run.folder / "census")
+        strategy = Rounds(
+            self.run,
+            branch,
+            self.exchange,
+            sites=[report.site for report in reports],
+            quorum=quorum,
+            plan=plan_of(network, study.aggregation.normalisation),
+            cohorts=sorted(report.cohort for report in reports),
+            members={POOLED: study.sites.train},
+        )
+        strategy.start(self.grid, array_record(initial), num_rounds=study.pretraining.rounds)
+
+    def _comparisons(
+        self, census: Mapping[str, Report], able: Sequence[str]
+    ) -> list[tuple[Branch, tuple[str, ...]]]:
+        """Rival models: one for each training site that can take part, and one of pooled data."""
+        wanted, found = self.run.study.comparisons, []
+        if wanted.single_site and len(able) > 1:
+            found += [(self.run.comparison(f"single-{site}"), (site,)) for site in able]
+        if wanted.pooled and POOLED in census and len(able) > 1:
+            found.append((self.run.comparison(POOLED), (POOLED,)))
+        return found
+
+    def _finetune(self, sites: Sequence[str]) -> None:
+        """Each task at each training site, from the federated backbone and from its rivals."""
+        final = load_checkpoint(self.run.federated.final, self.run.study)
+        for task in self.run.study.finetuning:
+            for init in task.inits:
+                orders = self._orders(
+                    "finetune", sites, final.arrays, final, task=task.name, init=init
+                )
+                folder = self.run.folder / "finetuning" / task.name / init
+                title = f"fine-tuning {task.name}, {init}: sites"
+                self._ask(orders, final.arrays, folder, {}, title)
+
+    def _ask(
+        self, orders: Sequence[Order], arrays: Arrays, folder: Path, plan: Plan, title: str
+    ) -> Outcome:
+        outcome = self.exchange.ask(orders, arrays, folder, plan, title)
+        for site, code in sorted(outcome.refused.items()):
+            say(f"{title.partition(':')[0]}: {site} did not take part: {code}: {SENTENCES[code]}")
+        return outcome
+
+    def _orders(
+        self,
+        kind: str,
+        sites: Sequence[str],
+        arrays: Arrays,
+        final: Checkpoint | None = None,
+        **more: object,
+    ) -> list[Order]:
+        """The same order for each of `sites`, about the arrays that will be sent along."""
+        common = {
+            "kind": kind,
+            "study": self.run.study.digest,
+            "run": self.run.id,
+            "lineage": final.contributors if final else (),
+            "arrays": digest_of(arrays),
+            **more,
+        }
+        return [Order.model_validate({**common, "site": site}) for site in sites]
+
+
+def _took_no_part(site: str, report: Report, final: Checkpoint, model: str) -> None:
+    if site in final.contributors:
+        raise LineageError(f"{site} contributed to {model} and cannot judge it")
+    if report.cohort in final.cohorts:
+        raise LineageError(
+            f"the scans of {site} are those of a training site of {model} under another name"
+        )
+
+
+def _targets_are_held(study: Study, reports: Sequence[Report]) -> None:
+    """A target that no training site holds would leave its head as it was drawn."""
+    for name in study.pretraining_targets:
+        if not any(report.support.get(f"labels/{name}", 0) for report in reports):
+            raise DataError(
+                f'no training site holds labels of "{name}"; remove the target from the study or '
+                f"map its column in a site file ([targets.{name}])"
+            )

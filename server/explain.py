@@ -1,0 +1,59 @@
+"""A study in words: what each site will be asked to do, what will be compared, what will travel."""
+
+from __future__ import annotations
+
+from common.network import build, plan_of
+from common.study import Study
+
+
+def explain(study: Study) -> str:
+    """Sentences about a checked study; builds its network once to count what travels."""
+    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    numbers = {name: _size(rule.shape) for name, rule in plan.items()}
+    travelling = sum(numbers[name] for name, rule in plan.items() if rule.travels)
+    settings, sites = study.pretraining, study.sites
+    lines = [
+        f"study {study.name}, digest {study.digest}",
+        f"data: {study.data.kind}, one sample is {'x'.join(map(str, study.shape))}",  # type: ignore[attr-defined]
+        f"pretraining targets: {', '.join(_target(study, name) for name in study.pretraining_targets)}",
+        f"network: {study.backbone.name} with {sum(numbers.values()):,} numbers in "  # type: ignore[attr-defined]
+        f"{len(plan)} arrays; {travelling * 4 / 1e6:.2f} MB travel from each site in each round",
+        f"sites that train: {', '.join(sites.train)}; a round counts with {study.quorum} of them",
+        f"sites that judge: {', '.join(sites.heldout) or 'none'}",
+        f"{settings.rounds} rounds, each {settings.local_epochs} pass(es) in batches of "
+        f"{settings.batch_size} with {settings.optimiser} at {settings.learning_rate}",
+        f"aggregation: {study.aggregation.server_optimiser}, normalisation "
+        f"{study.aggregation.normalisation}"
+        + (f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""),
+        f"comparisons: {', '.join(_comparisons(study)) or 'none'}",
+    ]
+    lines += [
+        f"fine-tuning {task.name}: each training site learns {task.target} by "
+        f"{', '.join(task.inits)}, {len(task.learning_rates) * len(task.weight_decays)} settings"
+        for task in study.finetuning
+    ]
+    share = 1 - study.splits.test - study.splits.validation
+    lines.append(
+        f"participants: {share:.0%} train, {study.splits.validation:.0%} choose, "
+        f"{study.splits.test:.0%} are kept for fine-tuning's test"
+    )
+    return "\n".join(lines)
+
+
+def _target(study: Study, name: str) -> str:
+    target = study.targets[name]
+    about = target.unit if target.kind == "regression" else " or ".join(target.classes)
+    return f"{name} ({about or target.kind})"
+
+
+def _comparisons(study: Study) -> list[str]:
+    wanted = study.comparisons
+    single = [f"one model for each of {len(study.sites.train)} sites"] if wanted.single_site else []
+    return [*single, *(["one of pooled data (local engine only)"] if wanted.pooled else [])]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

@@ -1,0 +1,279 @@
+"""One folder for one execution of a study, written so that a crash at any instant loses nothing.
+
+RUN/
+  study.toml           the coordinator's file as it was
+  study.json           the same, resolved and checked
+  provenance.json      run id, study digest, versions
+  census/              what each site holds
+  rounds/0001/         replies/SITE.safetensors, record.json
+  checkpoints/         0001.safetensors ..., final.safetensors
+  comparisons/MODEL/   rounds and checkpoints of a rival model
+  finetuning/, evaluation/   reports of those orders
+  results.csv, report.html
+
+Every file is written whole or not at all. A round is finished once its checkpoint stands; until then
+the same command takes it up from its replies, which are removed two rounds later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from common.arrays import Arrays
+from common.durable import write_atomically
+from common.errors import FolderError
+from common.network import Plan, Rule
+from common.study import Study, parse_study
+from common.wire import open_arrays, write_arrays
+
+FORMAT: Final = 1
+_KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
+_VERSIONS: Final = ("callosum", "flwr", "torch", "numpy", "safetensors", "pydantic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Global arrays after a round, with what they came from."""
+
+    round: int
+    arrays: Arrays
+    state: Arrays
+    contributors: tuple[str, ...]
+    cohorts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Rounds and checkpoints of one model; the run's own folder, or one comparison's."""
+
+    folder: Path
+    model: str
+
+    def round(self, number: int) -> Path:
+        """Folder of one round."""
+        return self.folder / "rounds" / f"{number:04d}"
+
+    @property
+    def final(self) -> Path:
+        """The finished model."""
+        return self.folder / "checkpoints" / "final.safetensors"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Records of all finished rounds, first to last."""
+        found = sorted(self.folder.glob("rounds/*/record.json"))
+        return [json.loads(path.read_text()) for path in found]
+
+    def save(self, checkpoint: Checkpoint, study: Study, plan: Plan, *, last: bool) -> None:
+        """Write a checkpoint; the last one becomes `final.safetensors`, without optimiser state."""
+        path = self.final if last else self._path(checkpoint.round)
+        arrays = {f"model/{name}": array for name, array in checkpoint.arrays.items()}
+        if not last:
+            arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
+        write_arrays(path, arrays, _describe(checkpoint, study, plan, self.model))
+        for old in self._numbered()[:-_KEPT_CHECKPOINTS]:
+            old.unlink()
+        for reply in self.round(checkpoint.round - _KEPT_CHECKPOINTS).glob("replies/*.safetensors"):
+            reply.unlink()
+
+    def latest(self, study: Study) -> Checkpoint | None:
+        """The newest checkpoint, or None before the first round."""
+        if self.final.exists():
+            return load_checkpoint(self.final, study)
+        numbered = self._numbered()
+        return load_checkpoint(numbered[-1], study) if numbered else None
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "checkpoints" / f"{number:04d}.safetensors"
+
+    def _numbered(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("[0-9]*.safetensors"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """An opened run folder; hold it through `open_run` so that one process works in it."""
+
+    folder: Path
+    id: str
+    study: Study
+
+    @property
+    def federated(self) -> Branch:
+        """The federated model's branch."""
+        return Branch(self.folder, "federated")
+
+    def comparison(self, model: str) -> Branch:
+        """A rival model's branch."""
+        return Branch(self.folder / "comparisons" / model, model)
+
+    def branches(self) -> list[Branch]:
+        """The federated branch and every comparison that has begun."""
+        found = sorted(path.name for path in (self.folder / "comparisons").glob("*"))
+        return [self.federated, *(self.comparison(name) for name in found)]
+
+
+@contextmanager
+def open_run(folder: Path, study: Study, source: Path | None = None) -> Iterator[Run]:
+    """Create or resume the run of `study` in `folder`, for this process alone.
+
+    Raises
+    ------
+    FolderError
+        If the folder holds another study, another version's run, foreign files, or a live run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if foreign and not (folder / "study.json").exists():
+        raise FolderError(f"{folder} holds {foreign[0]} and is no run; choose an empty folder")
+    with _alone(folder):
+        if not (folder / "provenance.json").exists():
+            _create(folder, study, source)
+        run = read_run(folder)
+        _same_study(run, study)
+        yield run
+
+
+def read_run(folder: Path) -> Run:
+    """Open a run folder for reading."""
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text())
+        table = json.loads((folder / "study.json").read_text())
+    except FileNotFoundError as error:
+        raise FolderError(f"{folder} is not a run: {error.filename} is missing") from None
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{folder} cannot be read as a run: {error}") from None
+    found = provenance.get("format")
+    if found != FORMAT:
+        raise FolderError(
+            f"{folder} is a run of format {found}, this version reads {FORMAT}; "
+            f"use callosum {provenance.get('versions', {}).get('callosum', '?')} or a new folder"
+        )
+    return Run(
+        folder=folder, id=provenance["run"], study=parse_study(table, folder / "study.json")
+    )
+
+
+def load_checkpoint(path: Path, study: Study) -> Checkpoint:
+    """Read a checkpoint of `study`; another study's is refused.
+
+    Raises
+    ------
+    FolderError
+        If the file is damaged or belongs to another study.
+    """
+    with open_arrays(path) as file:
+        about = json.loads(file.metadata()["checkpoint"])
+        if about["study"] != study.digest:
+            raise FolderError(f"{path} belongs to another study ({about['name']})")
+        arrays = file.all()
+    return Checkpoint(
+        round=about["round"],
+        arrays=_below("model/", arrays),
+        state=_below("state/", arrays),
+        contributors=tuple(about["contributors"]),
+        cohorts=tuple(about["cohorts"]),
+    )
+
+
+def read_plan(path: Path) -> Plan:
+    """The rules of a checkpoint's arrays."""
+    with open_arrays(path) as file:
+        rules = json.loads(file.metadata()["checkpoint"])["plan"]
+    return {name: Rule(**{**rule, "shape": tuple(rule["shape"])}) for name, rule in rules.items()}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write readable JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _below(prefix: str, arrays: Mapping[str, Any]) -> Arrays:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _describe(checkpoint: Checkpoint, study: Study, plan: Plan, model: str) -> dict[str, str]:
+    """Metadata without times or ids: the same training gives the same file."""
+    about = {
+        "format": FORMAT,
+        "study": study.digest,
+        "name": study.name,
+        "model": model,
+        "round": checkpoint.round,
+        "contributors": sorted(checkpoint.contributors),
+        "cohorts": sorted(checkpoint.cohorts),
+        "plan": {name: rule.as_json() for name, rule in plan.items()},
+    }
+    return {"checkpoint": json.dumps(about, sort_keys=True)}
+
+
+def _create(folder: Path, study: Study, source: Path | None) -> None:
+    # study.json first: from then on the folder is known as a run, whatever happens next
+    write_json(folder / "study.json", study.model_dump(mode="json"))
+    if source is not None:
+        write_atomically(folder / "study.toml", source.read_bytes())
+    versions = {name: _version(name) for name in _VERSIONS} | {"python": platform.python_version()}
+    write_json(
+        folder / "provenance.json",
+        {
+            "format": FORMAT,
+            "run": secrets.token_hex(32),
+            "study": study.digest,
+            "versions": versions,
+        },
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _same_study(run: Run, study: Study) -> None:
+    if run.study.digest == study.digest:
+        return
+    changed = _differences(run.study.model_dump(mode="json"), study.model_dump(mode="json"))
+    raise FolderError(
+        f"{run.folder} was started with another version of the study; changed: "
+        f"{', '.join(changed[:5])}. Give a new --out, or restore the study "
+        f"({run.folder / 'study.toml'} is as it was)"
+    )
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        return found
+    return [] if old == new else [f"{at} (was {old}, is {new})"]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel lets go of it however the process ends."""
+    try:
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be written: {error}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderError(f"another process is working in {folder}; wait for it") from None
+        yield
+

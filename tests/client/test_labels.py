@@ -1,0 +1,152 @@
+"""Cells of a site's table become labels in the study's terms, or are named and left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.data.labels import Labels, read_labels
+from client.site import Column
+from common.errors import DataError, SettingError
+from common.study import Target
+
+AGE = Target(kind="regression", unit="years", low=0, high=120)
+SEX = Target(kind="binary", classes=("female", "male"))
+STAGE = Target(kind="categorical", classes=("none", "mild", "severe"))
+
+
+def read(target: Target, cells: list[str], **column: Any) -> tuple[list[float], list[str]]:
+    """Labels and problems of one column."""
+    found = all_of({"it": target}, {"it": Column(column="c", **column)}, cells)
+    return found.values["it"].tolist(), [finding.problem for finding in found.findings]
+
+
+def all_of(targets: dict[str, Target], columns: dict[str, Column], cells: list[str]) -> Labels:
+    rows = [{"c": cell} for cell in cells]
+    return read_labels(targets, columns, rows, [f"scan {n}" for n in range(len(rows))])
+
+
+@given(st.lists(st.floats(0, 120, allow_nan=False), min_size=1, max_size=20))
+def test_numbers_are_read_in_their_own_unit(ages: list[float]) -> None:
+    """Neither centred nor scaled: those are constants of the study, applied in training."""
+    labels, problems = read(AGE, [repr(age) for age in ages])
+    np.testing.assert_array_equal(np.float32(labels), np.float32(ages))
+    assert not problems
+
+
+@given(st.lists(st.sampled_from(["n/a", "", "NA", "-9999", "-9999.00", " nan "]), min_size=1))
+def test_missing_entries_are_unknown_and_no_finding(cells: list[str]) -> None:
+    """Absence is normal; a -9999 that trains as an age is a classic."""
+    labels, problems = read(AGE, cells)
+    assert np.isnan(labels).all()
+    assert not problems
+
+
+def test_a_factor_leads_to_the_studys_unit() -> None:
+    """Months here, years there; the bounds are the study's."""
+    labels, problems = read(AGE, ["480", "1452"], factor=1 / 12)
+    assert labels[0] == pytest.approx(40)
+    assert np.isnan(labels[1])
+    assert "121 is outside 0 to 120 years" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("forty", "not a number"),
+        ("39,5", "decimal point as ."),
+        ("inf", "not a number"),
+        ("1e400", "outside"),
+        ("-1", "outside"),
+        ("1_0", "not a number"),
+        ("4" * 5000, "outside"),
+    ],
+)
+def test_a_cell_that_is_no_age_is_named_and_left_out(cell: str, problem: str) -> None:
+    """The row is named, the others stay, nothing crashes."""
+    found = all_of({"age": AGE}, {"age": Column(column="c")}, ["30", cell])
+    assert found.values["age"][0] == 30
+    assert np.isnan(found.values["age"][1])
+    (finding,) = found.findings
+    assert problem in finding.problem
+    assert finding.what == 'scan 1, column "c"'
+    assert len(finding.problem) < 200
+
+
+def test_codes_lead_to_the_studys_classes() -> None:
+    """However the site spells them; the second class is the positive one."""
+    labels, problems = read(SEX, ["F", "M", "n/a"], codes={"M": "male", "F": "female"})
+    np.testing.assert_array_equal(labels, [0, 1, np.nan])
+    assert not problems
+
+
+@pytest.mark.parametrize("written", ["1", "1.0", "01", " 1 ", "1.00"])
+@pytest.mark.parametrize("code", ["1", "1.0"])
+def test_numbers_as_codes_match_however_they_are_written(written: str, code: str) -> None:
+    """A column with one missing entry turns 1 into 1.0 in many a program."""
+    labels, _ = read(SEX, [written, "-1"], codes={code: "male", "-1": "female"})
+    assert labels == [1, 0]
+
+
+def test_without_codes_the_words_are_the_classes() -> None:
+    """Exactly; a near miss is a question to the site, not an answer."""
+    labels, problems = read(STAGE, ["none", "severe", "Mild", "moderate"])
+    np.testing.assert_array_equal(labels, [0, 2, np.nan, np.nan])
+    assert 'did you mean "mild"?' in problems[0]
+    assert "there are: none, mild, severe" in problems[1]
+
+
+def test_codes_of_an_unknown_class_are_a_mistake_of_the_site_file() -> None:
+    """Guessing would swap classes at one site only, which no metric shows."""
+    with pytest.raises(SettingError, match=r'M stands for "mal".*did you mean "male"\?'):
+        read(SEX, ["M"], codes={"M": "mal"})
+    with pytest.raises(SettingError, match="is a number"):
+        read(AGE, ["30"], codes={"30": "old"})
+    with pytest.raises(SettingError, match="one code"):
+        read(SEX, ["1"], codes={"1": "male", "1.0": "female"})
+
+
+def test_a_column_that_is_not_there_is_an_error_with_the_nearest_name() -> None:
+    """All labels silently missing would look like a site without that target."""
+    with pytest.raises(DataError, match=r'"aeg".*did you mean "age"\?'):
+        read_labels({"age": AGE}, {"age": Column(column="aeg")}, [{"age": "1", "sex": "F"}], ["a"])
+
+
+def test_a_target_without_a_column_is_unknown_for_everyone() -> None:
+    """A site that never asked for it still takes part in the others."""
+    found = all_of({"age": AGE, "sex": SEX}, {"age": Column(column="c")}, ["30", "40"])
+    assert np.isnan(found.values["sex"]).all()
+    assert found.values["sex"].shape == (2,)
+    assert found.values["sex"].dtype == np.float32
+
+
+def test_a_target_that_the_study_lacks_is_noted() -> None:
+    """Perhaps another study's; perhaps a typing mistake that hides all labels."""
+    found = all_of({"age": AGE}, {"agee": Column(column="c")}, ["30"])
+    assert 'did you mean "age"?' in found.findings[0].problem
+
+
+def test_one_cell_is_complained_of_once() -> None:
+    """A scan of a thousand volumes has one age, not a thousand wrong ones."""
+    rows = [{"c": "x"}] * 3
+    found = read_labels({"age": AGE}, {"age": Column(column="c")}, rows, ["scan"] * 3)
+    assert len(found.findings) == 1
+
+
+def test_rows_without_any_table_have_no_labels() -> None:
+    """The absent table was reported where it was looked for."""
+    found = read_labels({"age": AGE}, {"age": Column(column="age")}, [{}, {}], ["a", "b"])
+    assert np.isnan(found.values["age"]).all()
+
+
+@given(st.lists(st.text(max_size=12), max_size=12))
+def test_no_cell_can_crash_a_site(cells: list[str]) -> None:
+    """Whatever people type, a label is in range or unknown."""
+    for target in (AGE, SEX, STAGE):
+        labels, _ = read(target, cells)
+        top = 120 if target.kind == "regression" else len(target.classes) - 1
+        assert all(np.isnan(label) or 0 <= label <= top for label in labels)

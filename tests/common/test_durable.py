@@ -1,0 +1,121 @@
+"""A file is the old one or the new one, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import durable
+from common.durable import append_line, write_atomically
+from common.errors import StorageError
+
+
+@contextmanager
+def disk_that_ends_at(size: int) -> Iterator[None]:
+    """Let the kernel refuse to grow any file beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def killed_at(step: int, work: Callable[[], None]) -> bool:
+    """Run `work` in a child that kills itself at its step-th fsync or rename; true if it died."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def dying(call: Callable[..., object]) -> Callable[..., object]:
+            def wrapped(*args: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*args)
+
+            return wrapped
+
+        durable.os.fsync = dying(os.fsync)  # type: ignore[assignment]
+        durable.os.replace = dying(os.replace)  # type: ignore[assignment]
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+@given(old=st.binary(max_size=300), new=st.binary(max_size=300))
+def test_the_new_content_replaces_the_old(
+    tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes
+) -> None:
+    """Any bytes, shorter or longer than what was there: nothing of the old file shines through."""
+    path = tmp_path_factory.mktemp("durable") / "file"
+    write_atomically(path, old)
+    write_atomically(path, new)
+    assert path.read_bytes() == new
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_keeps_the_old_content_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    """A coordinator's checkpoint must survive the disk that the next one did not fit on."""
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with disk_that_ends_at(1000), pytest.raises(StorageError, match=r"file cannot.*free space"):
+        write_atomically(path, b"n" * 5000)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Not every failure is a full disk; all of them are storage."""
+    with pytest.raises(StorageError, match="absent"):
+        write_atomically(tmp_path / "absent" / "file", b"")
+
+
+def test_a_kill_at_any_step_leaves_one_whole_content(tmp_path: Path) -> None:
+    """SIGKILL before each fsync and rename: what is read is all old or all new."""
+    path = tmp_path / "file"
+    old, new = b"old" * 10_000, b"new" * 20_000
+    step = 1
+    write_atomically(path, old)
+    while killed_at(step, lambda: write_atomically(path, new)):
+        assert path.read_bytes() in (old, new)
+        step += 1
+    assert step == 4  # the file's fsync, the rename, the folder's fsync
+    assert path.read_bytes() == new
+
+
+def test_the_file_gets_the_permissions_that_the_umask_asks_for(tmp_path: Path) -> None:
+    """A temporary file readable by its owner alone would lock a group out of its own results."""
+    old = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_lines_are_appended_after_a_torn_one(tmp_path: Path) -> None:
+    """A crash in the middle of a line may cost that line, never the next one."""
+    path = tmp_path / "lines"
+    append_line(path, "first")
+    with path.open("ab") as stream:
+        stream.write(b"tor")
+    append_line(path, "second é")
+    assert path.read_text(encoding="utf-8").splitlines() == ["first", "tor", "second é"]
+
+
+def test_a_line_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    """It would be read back as two."""
+    with pytest.raises(ValueError, match="line break"):
+        append_line(tmp_path / "lines", f"a\n{random.random()}")
