@@ -17,9 +17,10 @@ import numpy as np
 
 from client.data.cohort import Cohort
 from client.egress import inspect
-from client.evaluation import evaluate
+from client.evaluation import Judge
 from client.finetuning import finetune
 from client.kept import Kept
+from client.linear import choose, fit, regional_features
 from client.site import Site
 from client.training import choose_device, learning_rate, train, validation_counts
 from common.arrays import Arrays
@@ -30,7 +31,7 @@ from common.seams import LABELS, SCANS
 from common.study import Study
 
 _log = getLogger("callosum.site")
-_ROLES = {"train": "train", "finetune": "train", "evaluate": "heldout"}
+_ROLES = {"train": "train", "finetune": "train", "linear": "train", "evaluate": "heldout"}
 
 
 @lru_cache(maxsize=2)
@@ -93,14 +94,20 @@ class Agent:
             return self._census(order)
         if order.kind == "train":
             return self._train(order, arrays)
+        if order.kind == "linear":
+            return self._report(order), self._linear()
         network, plan = _network(self.study)
         personal = {**arrays, **self._kept(order).own_arrays(order.model)}
         if order.kind == "finetune":
             rows = finetune(self.study, self.site, self.cohort, order, personal)
         else:
-            load_arrays(network, personal)
-            folder = self._kept(order).folder
-            rows = evaluate(self.study, self.site, self.cohort, order, network, folder)
+            judge = Judge(self.study, self.site, self.cohort, order, self._kept(order).folder)
+            if order.model.endswith("-linear"):
+                rows, counts = judge.linear(arrays)
+            else:
+                load_arrays(network, personal)
+                rows, counts = judge.network(network)
+            return self._report(order, measurements=tuple(rows), counts=counts), {}
         return self._report(order, measurements=tuple(rows)), {}
 
     def _census(self, order: Order) -> tuple[Report, Arrays]:
@@ -152,6 +159,20 @@ class Agent:
             group: n for group, n in self._support(training, names).items() if group in groups
         }
         return self._report(order, support=support, counts=counts | losses.counts()), sent
+
+    def _linear(self) -> Arrays:
+        """Penalised linear models of all pretraining targets; validation participants choose."""
+        study, features = self.study, regional_features(self.cohort)
+        sent: Arrays = {}
+        for name, target in study.pretraining_targets.items():
+            label = self.cohort.labels[name]
+            parts = [self.cohort.indices(split, study.splits) for split in ("train", "validation")]
+            fitted, held = (part[~np.isnan(label[part])] for part in parts)
+            if len(fitted) < 2 or (target.kind != "regression" and len(set(label[fitted])) < 2):
+                continue
+            strength = choose(target, features, label, [(fitted, held)]) if len(held) else 1.0
+            sent |= fit(target, features, label, fitted, strength).arrays(name)
+        return sent
 
     def _support(self, indices: np.ndarray[Any, Any], targets: list[str]) -> dict[str, int]:
         labels = {

@@ -6,6 +6,8 @@ model predicted is kept at the site, so that the next model is compared on the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +15,97 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
-from client.linear import Features, backbone_features, choose, fit, regional_features
+from client.linear import (
+    Features,
+    LinearModel,
+    backbone_features,
+    choose,
+    fit,
+    regional_features,
+)
 from client.measuring import difference, measure
 from client.site import Site
 from client.training import choose_device, predict, reestimate_statistics
-from common.errors import LineageError, Refusal
-from common.network import seed_of
+from common import metrics
+from common.arrays import Arrays
+from common.errors import Refusal
+from common.network import forget_own_heads, seed_of
 from common.orders import Measurement, Order
 from common.study import Study, Target
 from common.wire import open_arrays, write_arrays
+
+Judgement = tuple[list[Measurement], dict[str, tuple[float, ...]]]
 
 _FOLDS = 5
 _WITH_HEAD = ("federated", "pooled")  # a head on every single-site model would tell little
 
 
-def evaluate(
-    study: Study, site: Site, cohort: Cohort, order: Order, network: Any, folder: Path
-) -> list[Measurement]:
-    """Measure every pretraining target that the site has labels for."""
-    if site.name in order.lineage:
-        raise LineageError(f"{site.name} contributed to {order.model}")
-    device = choose_device(site.device.kind)
-    everyone = np.arange(len(cohort.participants))
-    reestimated = study.evaluation.statistics == "reestimated"
-    if reestimated or study.aggregation.normalisation == "silobn":
-        reestimate_statistics(network, cohort, everyone, device)
-    predicted = predict(network, cohort, everyone, device)
-    kept = {name: values.astype(np.float32) for name, values in predicted.items()}
-    write_arrays(folder / "predictions" / f"{order.model}.safetensors", kept, {})
-    rows: list[Measurement] = []
-    for name, values in predicted.items():
-        labelled = everyone[~np.isnan(cohort.labels[name])]
-        if len(labelled) < 2:
-            continue
-        rows += measure(study, site, cohort, order, name, labelled, values[labelled])
-        for rival in order.against:
-            theirs = _kept(folder, rival, name)
-            if theirs is not None and theirs.shape == values.shape:
-                rows += difference(
-                    study, site, cohort, order, name, labelled, values[labelled],
-                    theirs[labelled], rival,
-                )  # fmt: skip
-    if order.model == "federated":
-        rows += _baselines(study, site, cohort, order)
-    if study.evaluation.head and order.model in _WITH_HEAD:
-        features = backbone_features(network, cohort, device)
-        rows += _own_head(study, site, cohort, order, features, f"{order.model}+head")
-    return rows
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """One held-out site about to judge one model; `folder` keeps what models predicted here."""
+
+    study: Study
+    site: Site
+    cohort: Cohort
+    order: Order
+    folder: Path
+
+    def network(self, network: Any) -> Judgement:
+        """Judge a network that holds the order's arrays."""
+        study, cohort = self.study, self.cohort
+        device = choose_device(self.site.device.kind)
+        everyone = np.arange(len(cohort.participants))
+        reestimated = study.evaluation.statistics == "reestimated"
+        if reestimated or study.aggregation.normalisation == "silobn":
+            reestimate_statistics(network, cohort, everyone, device)
+        forget_own_heads(network)
+        told = predict(network, cohort, everyone, device)
+        rows, counts = self._predictions(
+            {name: values for name, values in told.items() if np.isfinite(values).all()}
+        )
+        if self.order.model == "federated":
+            rows += _baselines(study, self.site, cohort, self.order)
+        if study.evaluation.head and self.order.model in _WITH_HEAD:
+            features = backbone_features(network, cohort, device)
+            name = f"{self.order.model}+head"
+            rows += _own_head(study, self.site, cohort, self.order, features, name)
+        return rows, counts
+
+    def linear(self, arrays: Arrays) -> Judgement:
+        """Judge linear models on this site's regional measures."""
+        features = regional_features(self.cohort)
+        everyone = np.arange(len(self.cohort.participants))
+        predicted = {}
+        for name, target in self.study.pretraining_targets.items():
+            if f"linear/{name}/centre" not in arrays:
+                continue
+            model = LinearModel.from_arrays(name, target, arrays)
+            if len(model.centre) != features.shape[1]:
+                raise Refusal("NO_DATA", "this site's regional measures are not the model's")
+            predicted[name] = model.predict(features, everyone)
+        return self._predictions(predicted)
+
+    def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Judgement:
+        """Measure predictions of all samples, alone and against rivals; keep them for the next."""
+        kept = {name: values.astype(np.float32) for name, values in predicted.items()}
+        write_arrays(self.folder / "predictions" / f"{self.order.model}.safetensors", kept, {})
+        rows: list[Measurement] = []
+        counts: dict[str, tuple[float, ...]] = {}
+        for name, values in predicted.items():
+            labelled = np.flatnonzero(~np.isnan(self.cohort.labels[name]))
+            if len(labelled) < 2:
+                continue
+            found = (self.study, self.site, self.cohort, self.order, name, labelled)
+            rows += measure(*found, values[labelled])
+            for rival in self.order.against:
+                theirs = _kept(self.folder, rival, name)
+                if theirs is not None and theirs.shape == values.shape:
+                    rows += difference(*found, values[labelled], theirs[labelled], rival)
+            if rows and rows[-1].n_participants >= self.site.policy.minimum_support:
+                label = self.cohort.labels[name]
+                sums = metrics.counts(self.study.targets[name], label, values)
+                counts[f"evaluation/{name}"] = tuple(sums.tolist())
+        return rows, counts
 
 
 def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measurement]:

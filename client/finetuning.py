@@ -21,7 +21,7 @@ from client.training import choose_device, predict, train
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import build, load_arrays, seed_of
+from common.network import build, carried_over, load_arrays, seed_of
 from common.orders import Measurement, Order
 from common.progress import track
 from common.study import FineTuning, Study, Target
@@ -132,7 +132,7 @@ def _deep(
                 seed=seed_of(study.seed, "finetune", site.name, task.name),
             )
             if order.init == "transfer":
-                load_arrays(network, _backbone(arrays))
+                load_arrays(network, carried_over(network, arrays, task.target))
             train(
                 network,
                 cohort,
@@ -157,10 +157,6 @@ def _grid(task: FineTuning) -> Iterator[Cell]:
     for rate in task.learning_rates:
         for decay in task.weight_decays:
             yield Cell(rate=rate, weight_decay=decay)
-
-
-def _backbone(arrays: Arrays) -> Arrays:
-    return {name: array for name, array in arrays.items() if name.startswith("backbone.")}
 
 
 def _score(

@@ -32,7 +32,7 @@ class Kept:
             return None
         try:
             with open_arrays(path) as file:
-                report, arrays = read_report(file.metadata()["report"]), file.all()
+                report, arrays = read_report(file.text("report")), file.all()
         except (FolderError, Refusal):
             return None  # damaged: work again; the same seed gives the same bits
         return (report, arrays) if report.order == order.id else None

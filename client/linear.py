@@ -13,42 +13,57 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
 from client.training import autocast
 from common import metrics
+from common.arrays import Arrays
 from common.errors import Refusal
 from common.study import Target
 
 Features = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+_PARTS: Final = ("centre", "scale", "coefficients", "intercepts")
 STRENGTHS: Final = tuple(10.0**power for power in np.linspace(-4, 2, 9))  # C: weak penalty last
 _BLOCKS: Final = 6  # a side, where a site has no regional volumes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinearModel:
-    """A fitted model with the centre and scale of its features."""
+    """A fitted linear model: plain numbers, so that it can be sent and judged like any other.
+
+    centre, scale: (F,) of the features. coefficients: (F, K) and intercepts: (K,) with K = 1 but for
+    categorical targets, where a class that the fit never saw has intercept -1e9: never predicted.
+    """
 
     target: Target
-    model: Any
     centre: Features
     scale: Features
+    coefficients: Features
+    intercepts: Features
 
     def predict(self, features: Features, indices: Indices) -> NDArray[np.float64]:
         """Values in the target's unit (N,), probabilities (N,) or (N, K)."""
         x = (features[indices] - self.centre) / self.scale
-        if self.target.kind == "regression":
-            return self.model.predict(x)  # type: ignore[no-any-return]
-        chances = self.model.predict_proba(x)
-        if self.target.kind == "binary":
-            return chances[:, 1]  # type: ignore[no-any-return]
-        whole = np.zeros((len(x), len(self.target.classes)))
-        whole[:, self.model.classes_.astype(int)] = chances
-        return whole
+        score: NDArray[np.float64] = x @ self.coefficients + self.intercepts
+        if self.target.kind == "categorical":
+            return softmax(score, axis=1)  # type: ignore[no-any-return]
+        return score[:, 0] if self.target.kind == "regression" else expit(score[:, 0])  # type: ignore[no-any-return]
+
+    def arrays(self, name: str) -> Arrays:
+        """The model as named arrays, to be read back by `from_arrays`."""
+        return {f"linear/{name}/{part}": getattr(self, part) for part in _PARTS}
+
+    @staticmethod
+    def from_arrays(name: str, target: Target, arrays: Arrays) -> LinearModel:
+        """The model that `arrays(name)` described."""
+        return LinearModel(
+            target=target, **{part: arrays[f"linear/{name}/{part}"] for part in _PARTS}
+        )
 
 
 def fit(
@@ -59,12 +74,18 @@ def fit(
     centre, scale = x.mean(0), x.std(0)
     scale[scale <= 1e-9 * np.maximum(np.abs(centre), 1e-12)] = 1.0
     if target.kind == "regression":
-        model: Any = Ridge(alpha=1 / c)
-        y = y.astype(np.float64)
+        ridge = Ridge(alpha=1 / c).fit((x - centre) / scale, y.astype(np.float64))
+        coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
     else:
-        model = LogisticRegression(C=c, max_iter=2000)
-        y = y.astype(int)
-    return LinearModel(target, model.fit((x - centre) / scale, y), centre, scale)
+        logistic = LogisticRegression(C=c, max_iter=2000).fit((x - centre) / scale, y.astype(int))
+        coefficients, intercepts = _classes(target, logistic)
+    return LinearModel(
+        target=target,
+        centre=centre,
+        scale=scale,
+        coefficients=coefficients,
+        intercepts=intercepts,
+    )
 
 
 def choose(
@@ -93,11 +114,13 @@ def regional_features(cohort: Cohort) -> Features:
     """Regional volumes where the site has them for every scan, else the scan in coarse blocks."""
     if cohort.regions is not None and np.isfinite(cohort.regions).all():
         return cohort.regions
+    everyone = np.arange(len(cohort.participants))
     if len(cohort.samples.shape) == 2:
-        return np.asarray(cohort.samples, dtype=np.float64)
+        return np.asarray(cohort.samples[everyone], dtype=np.float64)
     if len(cohort.samples.shape) != 4:
         raise Refusal("NO_DATA", "this kind of data has no regions for a linear model")
-    return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in cohort.samples])
+    one_by_one = (cohort.samples[everyone[i : i + 1]][0] for i in everyone)
+    return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in one_by_one])
 
 
 def backbone_features(network: Any, cohort: Cohort, device: torch.device) -> Features:
@@ -110,6 +133,20 @@ def backbone_features(network: Any, cohort: Cohort, device: torch.device) -> Fea
             with autocast(device):
                 found.append(network.backbone(batch.x).float().cpu().numpy())
     return np.concatenate(found).astype(np.float64)
+
+
+def _classes(target: Target, model: LogisticRegression) -> tuple[Features, Features]:
+    """Coefficients (F, K) and intercepts (K,) for the target's own K outputs."""
+    if target.kind == "binary":
+        return model.coef_.T, model.intercept_
+    seen = model.classes_.astype(int)
+    coefficients = np.zeros((model.coef_.shape[1], len(target.classes)))
+    intercepts = np.full(len(target.classes), -1e9)
+    if len(seen) == 2:  # scikit-learn then fits one logit instead of a softmax
+        coefficients[:, seen[1]], intercepts[seen] = model.coef_[0], [0.0, model.intercept_[0]]
+    else:
+        coefficients[:, seen], intercepts[seen] = model.coef_.T, model.intercept_
+    return coefficients, intercepts
 
 
 def _blocks(sample: NDArray[np.float64]) -> NDArray[np.float64]:

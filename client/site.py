@@ -13,9 +13,8 @@ from pydantic import BaseModel, Field, SerializeAsAny
 from common import catalogue
 from common.errors import SettingError
 from common.settings import Table, checked, read_toml
+from common.orders import OrderKind
 from common.study import Name
-
-OrderKind = Literal["census", "train", "finetune", "evaluate"]
 
 
 class Column(Table):

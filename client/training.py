@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from client.data.cohort import Cohort
 from client.data.loading import Batch, batches, shuffled, split_evenly
 from common import metrics
+from common.errors import Refusal
+from common.network import rest_frozen_layers
 from common.normalisation import start_statistics_afresh
 from common.seams import Terms
 from common.study import Pretraining, Target
@@ -102,6 +104,7 @@ def train(  # noqa: PLR0913  the loop's whole setting, each by name
     All chance, order and dropout alike, comes from `seed`.
     """
     network.to(device, memory_format=_format(cohort)).train()
+    rest_frozen_layers(network)
     anchors = _anchors(network) if settings.proximal_mu else []
     optimiser = _optimiser(network, settings, rate)
     generator = np.random.default_rng(seed)
@@ -109,7 +112,7 @@ def train(  # noqa: PLR0913  the loop's whole setting, each by name
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for _ in range(epochs):
-            order = shuffled(indices, batch_size, generator)
+            order = _order(network, indices, batch_size, generator)
             for batch in batches(cohort, order, device):
                 losses.add(_step(network, batch, optimiser, settings, anchors))
     return losses
@@ -153,7 +156,7 @@ def reestimate_statistics(
 ) -> None:
     """Set normalisation statistics from a site's own scans; labels play no part."""
     network.to(device, memory_format=_format(cohort)).eval()
-    layers = start_statistics_afresh(network)
+    layers = start_statistics_afresh(network.backbone)  # heads are not run below
     with torch.inference_mode():
         for batch in batches(cohort, split_evenly(indices, 64), device):
             network.backbone(batch.x)
@@ -175,6 +178,22 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
+
+
+def _order(
+    network: Any, indices: NDArray[np.int64], batch_size: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """An epoch's batches; for a coupled loss whole ones, each epoch leaving others out.
+
+    A loss over pairs of a batch grows with the batch: batches of a site's own size would make its
+    update another in scale.
+    """
+    if not getattr(network, "coupled", False):
+        return shuffled(indices, batch_size, generator)
+    whole = len(indices) // batch_size
+    if not whole:
+        raise Refusal("NO_DATA", f"{len(indices)} training samples, a batch takes {batch_size}")
+    return np.split(generator.permutation(indices)[: whole * batch_size], whole)
 
 
 def _counted(term: Terms) -> Tensor:

@@ -8,6 +8,7 @@ site, where scores are at hand, `exact` is. Intervals resample participants, nev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -175,6 +176,14 @@ def _auc(y: Floats, p: Floats, weights_RN: Floats) -> Repeats:
     wins = (positive * (below + negative / 2)).sum(1)
     found: Repeats = wins / (positive.sum(1) * negative.sum(1))
     return found
+
+
+def mae_interval(sums: Counts, confidence: float) -> tuple[float, float]:
+    """Normal interval of a mean absolute error from the sums of a regression target."""
+    n, absolute, squared = (float(value) for value in sums[:3])
+    deviation = max(squared / n - (absolute / n) ** 2, 0.0) ** 0.5
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * deviation / n**0.5
+    return absolute / n - half, absolute / n + half
 
 
 def primary(target: Target) -> str:

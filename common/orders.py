@@ -20,6 +20,7 @@ from common.study import Init, Name, canonical
 
 PROTOCOL: Final = 1  # raised when either end would misread the other
 
+OrderKind = Literal["census", "train", "finetune", "linear", "evaluate"]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 Model = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,80}$")]  # becomes a folder
@@ -32,11 +33,12 @@ class Order(Table):
     census: how many scans, participants and labels are there, and the columns' sums.
     train: train the given arrays for one round; the report holds the trained arrays.
     finetune: learn `task` from the given backbone; the report holds measurements only.
-    evaluate: judge the given arrays as `model`; the report holds measurements only.
+    linear: fit penalised linear models to regional measures; the report holds their coefficients.
+    evaluate: judge the given arrays as `model`; the report holds measurements and mergeable counts.
     """
 
     protocol: Literal[1] = PROTOCOL
-    kind: Literal["census", "train", "finetune", "evaluate"]
+    kind: OrderKind
     study: Hex = Field(description="Digest of the study.")
     run: Hex = Field(description="Name of the run, drawn when it was opened.")
     site: Name
@@ -80,7 +82,7 @@ class Report(Table):
     protocol: Literal[1] = PROTOCOL
     order: Hex
     site: Name
-    kind: Literal["census", "train", "finetune", "evaluate"]
+    kind: OrderKind
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     refusal: str = Field("", description="A code of `common.errors.SENTENCES`, or nothing.")
     support: dict[Label, Count] = Field(
@@ -128,7 +130,7 @@ def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, types, shapes and bytes of named arrays, in name order."""
     hasher = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         hasher.update(canonical([name, array.dtype.str, list(array.shape)]))
         hasher.update(array.data)
     return hasher.hexdigest()

@@ -33,7 +33,7 @@ class Terms:
     gives the per-participant gradients that private training clips.
 
     values: (B,) float32, the loss of each sample; anything finite where `counted` is false.
-    counted: (B,) bool, true where the sample contributes.
+    counted: (B,) bool, true where the sample contributes; the loop divides by how many do.
     """
 
     values: Tensor
@@ -41,10 +41,18 @@ class Terms:
 
 
 class Backbone(Protocol):
-    """A `torch.nn.Module` from prepared samples (B, *shape) to features (B, F)."""
+    """A `torch.nn.Module` from prepared samples (B, *shape) to features (B, F).
+
+    features: F, what heads are sized by.
+    shape: of one sample; `common.network.build` sets it, for objectives that reconstruct samples.
+
+    A backbone may have `owner(name)`, the group of each of its own arrays; without it the objective
+    decides. Adapters on a frozen base say there which is which.
+    """
 
     Settings: ClassVar[type[Table]]
     features: int
+    shape: tuple[int, ...]
 
     def __init__(self, settings: Any, shape: tuple[int, ...], normalisation: str) -> None: ...
 
@@ -55,10 +63,18 @@ class Objective(Protocol):
     """A `torch.nn.Module` that holds a backbone under the name `backbone`, and what it is trained by.
 
     `owner(name)` says what an array of `state_dict()` is averaged by: `SCANS`, `LABELS + target`,
-    or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other.
+    or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other. `predict`
+    answers for targets alone; without heads it answers nothing. An objective that learns from
+    labels has a key `targets` in its `Settings`.
+
+    Two things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
+    of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:
+    a site's own task is learnt by this objective too, its target beside the pretraining targets.
     """
 
     Settings: ClassVar[type[Table]]
+    coupled: ClassVar[bool]
+    finetunes: ClassVar[bool]
     weights: Mapping[str, float]
 
     def __init__(self, settings: Any, backbone: Any, targets: Mapping[str, Any]) -> None: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -14,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.errors import SettingError
 
 _LARGEST_FILE = 4 << 20  # bytes; a study with a million feature names is a mistake, not a study
+_BARE = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
+_KEY = rf"{_BARE}(?:\s*\.\s*{_BARE})*"
+_HEADER = re.compile(rf"\s*(\[\[?)\s*({_KEY})\s*\]\]?\s*(?:#.*)?$")
+_ENTRY = re.compile(rf"\s*({_KEY})\s*=")
 
 
 class Table(BaseModel):
@@ -30,12 +35,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise SettingError(f"{path} is larger than 4 MiB; this is not a settings file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise SettingError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # not only TOMLDecodeError: a number of 5,000 digits
         raise SettingError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -47,7 +54,8 @@ def checked(model: type[Checked], table: object, *, file: Path, at: str = "") ->
     if not isinstance(table, dict):
         raise SettingError(f"{at or 'the file'} must be a table of keys ({file})")
     try:
-        return model.model_validate(table)
+        # strict: a file that says seed = "3" or rounds = true means something else than its reader
+        return model.model_validate(_with_tuples(table), strict=True)
     except ValidationError as error:
         faults = [_sentence(fault, model, table, file, at) for fault in error.errors()]
         raise SettingError("\n".join(faults)) from None
@@ -67,26 +75,47 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
 
 
 def line_of(file: Path, dotted: str) -> str:
-    """`, line 31` for the key `dotted` in `file`, or nothing where it cannot be told."""
+    """`, line 31` for the key `dotted` in `file`, else for the nearest table around it, or nothing."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         return ""
-    *tables, key = dotted.split(".")
-    current: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
-        if header:
-            current = header.group(1).replace('"', "").split(".")
-            if current == [*tables, key]:
-                return f", line {number}"
-        elif re.match(rf'\s*"?{re.escape(key)}"?\s*=', line) and _same(current, tables):
+    places = _places(lines)
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        number = places.get(".".join(parts[:length]))
+        if number is not None:
             return f", line {number}"
     return ""
 
 
-def _same(current: list[str], wanted: list[str]) -> bool:
-    return current == [part for part in wanted if not part.isdigit()]
+def _places(lines: list[str]) -> dict[str, int]:
+    """Line number of every key and table header, by dotted name; entries of [[x]] are x.0, x.1."""
+    places: dict[str, int] = {}
+    table, entries = "", Counter[str]()
+    for number, line in enumerate(lines, start=1):
+        header, entry = _HEADER.match(line), _ENTRY.match(line)
+        if header:
+            table = _plain(header.group(2))
+            if header.group(1) == "[[":
+                entries[table] += 1
+                table = f"{table}.{entries[table] - 1}"
+            places.setdefault(table, number)
+        elif entry:
+            name = _plain(entry.group(1))
+            places.setdefault(f"{table}.{name}" if table else name, number)
+    return places
+
+
+def _plain(key: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in key.split("."))
+
+
+def _with_tuples(value: Any) -> Any:
+    """TOML and JSON have lists where our values have tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _sentence(
@@ -94,7 +123,10 @@ def _sentence(
 ) -> str:
     places = [str(place) for place in fault["loc"]]
     dotted = ".".join([*([at] if at else []), *places])
-    where = f"({file}{line_of(file, dotted)})"
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    # a check of a whole table begins its message with the key that is at fault
+    about = f"{dotted}.{message.split()[0]}" if dotted else message.split()[0]
+    where = f"({file}{line_of(file, about)})"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, [str(place) for place in fault["loc"]][:-1])
         near = difflib.get_close_matches(places[-1], known, n=1, cutoff=0.5)
@@ -102,9 +134,10 @@ def _sentence(
         return f"{dotted} is not a known key; {hint} {where}"
     if fault["type"] == "missing":
         return f"{dotted} is missing; it is required {where}"
-    message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
-    if not places or isinstance(found, dict):
+    if fault["type"] in ("model_type", "dict_type"):
+        message = "a table of keys is needed"
+    elif not places or isinstance(found, dict):
         return f"{dotted + ': ' if dotted else ''}{message} {where}"
     return f"{dotted} is {_toml(found)}; {message[0].lower()}{message[1:]} {where}"
 

@@ -43,16 +43,17 @@ class Target(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        listed = f"classes is [{', '.join(self.classes)}]"
         if self.kind == "regression" and self.classes:
-            raise ValueError("a regression target has no classes")
+            raise ValueError(f"{listed}; a regression target has none")
         if self.kind == "binary" and len(self.classes) != 2:
-            raise ValueError("a binary target needs two classes, the positive one last")
+            raise ValueError(f"{listed}; a binary target needs two, the positive one last")
         if self.kind == "categorical" and len(self.classes) < 3:
-            raise ValueError("a categorical target needs three or more classes")
+            raise ValueError(f"{listed}; a categorical target needs three or more")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes must differ from each other")
+            raise ValueError(f"{listed}; classes must differ from each other")
         if self.low >= self.high:
-            raise ValueError("low must be below high")
+            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be below")
         return self
 
     @property
@@ -102,7 +103,9 @@ class Aggregation(Table):
     @model_validator(mode="after")
     def _plain_average(self) -> Self:
         if self.server_optimiser == "fedavg" and self.learning_rate != 1.0:
-            raise ValueError("fedavg takes learning_rate = 1; use fedavgm for another")
+            raise ValueError(
+                f"learning_rate is {self.learning_rate:g}; fedavg takes 1, use fedavgm for another"
+            )
         return self
 
 
@@ -123,11 +126,12 @@ class Sites(Table):
     @model_validator(mode="after")
     def _roles_are_apart(self) -> Self:
         if not self.train:
-            raise ValueError("at least one site must train")
+            raise ValueError("train is []; at least one site must train")
         everyone = [*self.train, *self.heldout]
         twice = sorted({site for site in everyone if everyone.count(site) > 1})
-        if "pooled" in everyone:
-            raise ValueError('no site may be called "pooled"; the pooled model has that name')
+        taken = sorted({"pooled", "all"} & set(everyone))
+        if taken:
+            raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
         if twice:
             raise ValueError(f"{', '.join(twice)} is listed twice; a site has one name and one role")
         if self.quorum > len(self.train):
@@ -145,7 +149,10 @@ class Splits(Table):
     @model_validator(mode="after")
     def _some_are_left(self) -> Self:
         if self.validation + self.test >= 0.95:
-            raise ValueError("validation and test leave fewer than 5 % of participants to train")
+            raise ValueError(
+                f"validation is {self.validation:g} and test is {self.test:g}; "
+                "they leave fewer than 5 % of participants to train"
+            )
         return self
 
 
@@ -167,14 +174,14 @@ class FineTuning(Table):
     name: Name = Field(description="Name of the task.")
     target: str = Field(description="The target that is learnt.")
     inits: tuple[Init, ...] = Field(
-        ("transfer", "frozen", "scratch", "linear"), description="What is compared."
+        ("transfer", "frozen", "scratch", "linear"), description="What is compared.", min_length=1
     )
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Passes in fine-tuning.")
     learning_rates: tuple[Rate, ...] = Field(
-        (3e-4, 1e-3), description="Grid of learning rates; validation chooses."
+        (3e-4, 1e-3), description="Grid of learning rates; validation chooses.", min_length=1
     )
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1e-3,), description="Grid of weight decays; validation chooses."
+        (1e-3,), description="Grid of weight decays; validation chooses.", min_length=1
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Scans in a step.")
 
@@ -202,7 +209,7 @@ class Study(Table):
     name: Name = Field(description="Name of the study.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="All chance comes from it.")
     data: SerializeAsAny[BaseModel] = Field(description="What a sample is.")
-    targets: dict[str, Target] = Field(description="What is predicted.")
+    targets: dict[Name, Target] = Field(description="What is predicted.")
     backbone: SerializeAsAny[BaseModel] = Field(description="The shared network.")
     objective: SerializeAsAny[BaseModel] = Field(description="What pretraining minimises.")
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
@@ -215,14 +222,20 @@ class Study(Table):
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Self:
-        for task in self.finetuning:
+        names = [task.name for task in self.finetuning]
+        for number, task in enumerate(self.finetuning):
             if task.target not in self.targets:
                 raise ValueError(
-                    f'finetuning task "{task.name}" has target "{task.target}"; '
+                    f'finetuning.{number}.target is "{task.target}"; '
                     f"the study's targets are {', '.join(self.targets)}"
                 )
-        if not self.pretraining_targets:
-            raise ValueError("every target belongs to a fine-tuning task; none is left to pretrain")
+            if task.name in names[:number]:
+                raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+        if not self.pretraining_targets and self.learns_from_labels:
+            raise ValueError(
+                f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
+                "that no fine-tuning task is about, or objective.targets must list it"
+            )
         return self
 
     @property
@@ -230,7 +243,8 @@ class Study(Table):
         """Targets of pretraining: the objective's list, else all that no task is about."""
         listed = getattr(self.objective, "targets", ())
         tasks = {task.target for task in self.finetuning}
-        names = listed or [name for name in self.targets if name not in tasks]
+        # sorted: the file's order of tables is not part of the digest, so it must change no bit
+        names = listed or sorted(name for name in self.targets if name not in tasks)
         unknown = [name for name in names if name not in self.targets]
         if unknown:
             raise ValueError(
@@ -238,6 +252,11 @@ class Study(Table):
                 f"the study's targets are {', '.join(self.targets)}"
             )
         return {name: self.targets[name] for name in names}
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether pretraining needs labels; an objective that does has a key `targets`."""
+        return "targets" in type(self.objective).model_fields
 
     @property
     def kind(self) -> Any:

@@ -7,12 +7,15 @@ fault is a `Refusal` with a code. Arrays are plain numbers in C order; no pickle
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -31,7 +34,7 @@ _TYPES: Final = frozenset({"float32", "float64", "float16", "int64", "int32"})
 
 def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Named arrays as Flower carries them; make it once for a round and pack it for every site."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(a, order="C")) for name, a in arrays.items()})
 
 
 def pack(message: Order | Report, arrays: ArrayRecord) -> RecordDict:
@@ -58,14 +61,14 @@ def spool(path: Path, report: Report, arrays: Mapping[str, NDArray[Any]]) -> Non
 def read_spooled(path: Path) -> Report:
     """The report of a spooled file; its arrays are read one by one through `open_arrays`."""
     with open_arrays(path) as file:
-        return read_report(file.metadata()["report"])
+        return read_report(file.text("report"))
 
 
 def write_arrays(
     path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
 ) -> None:
     """Named arrays and text as safetensors: the same content gives the same bytes."""
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     text = json.dumps(dict(metadata), sort_keys=True)
     # one metadata entry: safetensors writes several in an order that differs from run to run
     write_atomically(path, save(ordered, {"json": text}))
@@ -86,29 +89,41 @@ class open_arrays:  # noqa: N801  reads as the context manager it is
     def __enter__(self) -> open_arrays:
         try:
             self._file = safe_open(str(self._path), framework="numpy")
-            self._metadata: dict[str, str] = json.loads((self._file.metadata() or {})["json"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise FolderError(f"{self._path} is damaged or not Callosum's: {error}") from None
+            metadata = json.loads((self._file.metadata() or {})["json"])
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+            raise self._damaged(error) from None
+        if not isinstance(metadata, dict):
+            raise self._damaged("its metadata is no table")
+        self._metadata: dict[str, Any] = metadata
         return self
 
     def __exit__(self, *_: object) -> None:
         del self._file
 
-    def metadata(self) -> dict[str, str]:
-        """The text kept beside the arrays."""
-        return self._metadata
+    def text(self, name: str) -> str:
+        """One of the texts kept beside the arrays."""
+        found = self._metadata.get(name)
+        if not isinstance(found, str):
+            raise self._damaged(f"it holds no {name}")
+        return found
 
     def names(self) -> list[str]:
         """Names of the arrays."""
         return list(self._file.keys())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = self._file.get_tensor(name)
+        try:
+            array: NDArray[Any] = self._file.get_tensor(name)
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise self._damaged(error) from None
         return array
 
     def all(self) -> Arrays:
         """Every array at once."""
         return {name: self[name] for name in self.names()}
+
+    def _damaged(self, why: object) -> FolderError:
+        return FolderError(f"{self._path} is damaged or not Callosum's: {why}")
 
 
 def _text(content: RecordDict, code: str) -> str:
@@ -128,9 +143,22 @@ def _arrays(content: RecordDict, code: str) -> Arrays:
 
 def _array(name: str, array: Array, code: str) -> NDArray[Any]:
     try:
-        found = array.numpy()  # Flower reads with allow_pickle=False
+        _promises_what_it_holds(array)
+        found: object = array.numpy()  # Flower reads with allow_pickle=False
     except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
         raise Refusal(code, f"array {name!r} cannot be read: {error}") from None
+    if not isinstance(found, np.ndarray):  # NumPy opens a zip archive as something else
+        raise Refusal(code, f"array {name!r} is no array")
     if str(found.dtype) not in _TYPES:
         raise Refusal("ARRAYS_MISTYPED", f"array {name!r} is {found.dtype}")
     return found
+
+
+def _promises_what_it_holds(array: Array) -> None:
+    """Refuse a header that asks for more memory than bytes were sent."""
+    stream = BytesIO(array.data)
+    if read_magic(stream) != (1, 0):  # what NumPy writes for every type that may travel
+        raise ValueError("another version of the npy format")
+    shape, _, dtype = read_array_header_1_0(stream)
+    if math.prod(shape) * dtype.itemsize != len(array.data) - stream.tell():
+        raise ValueError(f"its header says {dtype}{shape}, it has {len(array.data)} bytes")

@@ -108,6 +108,22 @@ def hospitals(
     print(f"hospitals: {out}")
 
 
+@app.command()
+def sites(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    pattern: Annotated[Path, typer.Option(help="Site file without name, role and rows.")],
+    data: Annotated[Path, typer.Option(help="Folder that the pattern's paths start from.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the site files to.")],
+    by: Annotated[str, typer.Option(help="Column that names the site.")] = "site",
+) -> None:
+    """Make one site file for each site of a data set that holds several."""
+    from common.study import load_study
+    from deploy.site_files import write_site_files
+
+    written = write_site_files(load_study(study), pattern, data, by, out)
+    print(f"{len(written)} site files in {out}")
+
+
 def main() -> None:
     """Entry point of `callosum`."""
     command.run(app, "callosum")

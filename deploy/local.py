@@ -258,7 +258,7 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
     site = training[0].site.model_copy(
         update={
             "name": POOLED,
-            "policy": Policy(),
+            "policy": Policy(orders=("census", "train", "linear")),
             "folder": str((out / ".pooled").resolve()),
         }
     )

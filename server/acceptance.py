@@ -28,7 +28,7 @@ def accept(order: Order, plan: Plan, report: Report, arrays: Arrays) -> None:
     if order.kind == "train":
         _support_is_whole(report, plan)
         _arrays_fit(plan, arrays)
-    elif order.kind != "census" and arrays:
+    elif order.kind not in ("census", "linear") and arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_finite(arrays)
 

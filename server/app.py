@@ -20,7 +20,7 @@ from common.network import Plan, arrays_of, build, plan_of, seed_of
 from common.orders import Order, Report, digest_of
 from common.progress import say
 from common.study import Study
-from common.wire import array_record
+from common.wire import array_record, open_arrays
 from server.census import POOLED, constants, standardised, summarise
 from server.results import write_results
 from server.rounds import Exchange, Outcome, Rounds
@@ -56,6 +56,8 @@ class Phases:
         self._pretrain(self.run.federated, study.sites.train, study.quorum, census)
         for branch, sites in self._comparisons(census, able):
             self._pretrain(branch, sites, len(sites), census)
+        if POOLED in census:
+            self._ask(self._orders("linear", [POOLED], {}), {}, self.run.linear, {}, "linear: sites")
         self._finetune(able)
         self.judge([site for site in study.sites.heldout if site in census], census)
         write_results(self.run)
@@ -74,17 +76,32 @@ class Phases:
             final = load_checkpoint(branch.final, study)
             for site in sites:
                 _took_no_part(site, census[site], final, branch.model)
-            orders = self._orders(
-                "evaluate",
-                sites,
-                final.arrays,
-                final,
-                model=branch.model,
-                against=() if branch == self.run.federated else ("federated",),
-                constants=constants(study, training),
-            )
-            folder = self.run.folder / "evaluation" / branch.model
-            self._ask(orders, final.arrays, folder, {}, f"evaluating {branch.model}: sites")
+            self._judge_one(branch.model, final.arrays, final.contributors, sites, training)
+        linear = self.run.linear / f"{POOLED}.safetensors"
+        if linear.exists():
+            with open_arrays(linear) as file:
+                arrays = file.all()
+            self._judge_one(f"{POOLED}-linear", arrays, study.sites.train, sites, training)
+
+    def _judge_one(
+        self,
+        model: str,
+        arrays: Arrays,
+        lineage: Sequence[str],
+        sites: Sequence[str],
+        training: Sequence[Report],
+    ) -> None:
+        orders = self._orders(
+            "evaluate",
+            sites,
+            arrays,
+            lineage=tuple(lineage),
+            model=model,
+            against=() if model == "federated" else ("federated",),
+            constants=constants(self.run.study, training),
+        )
+        folder = self.run.folder / "evaluation" / model
+        self._ask(orders, arrays, folder, {}, f"evaluating {model}: sites")
 
     def census_of(self, sites: Sequence[str]) -> Outcome:
         """Ask `sites` what they hold."""
@@ -96,7 +113,7 @@ class Phases:
         study = self.run.study
         names = [*study.sites.train, *study.sites.heldout]
         outcome = self.census_of([*names, POOLED] if POOLED in self.nodes else names)
-        write_json(self.run.folder / "census.json", summarise(study, outcome))
+        write_json(self.run.folder / "census.json", summarise(study, outcome.reports, outcome.refused))
         able = [site for site in study.sites.train if site in outcome.reports]
         if len(able) < study.quorum:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
@@ -104,7 +121,8 @@ class Phases:
                 f"{len(able)} of {len(study.sites.train)} training sites can take part, the quorum "
                 f"is {study.quorum}; {codes}. Mend those sites or lower sites.quorum"
             )
-        _targets_are_held(study, [outcome.reports[site] for site in able])
+        if study.learns_from_labels:
+            _targets_are_held(study, [outcome.reports[site] for site in able])
         return outcome.reports
 
     def _pretrain(
@@ -145,7 +163,12 @@ class Phases:
         for task in self.run.study.finetuning:
             for init in task.inits:
                 orders = self._orders(
-                    "finetune", sites, final.arrays, final, task=task.name, init=init
+                    "finetune",
+                    sites,
+                    final.arrays,
+                    lineage=final.contributors,
+                    task=task.name,
+                    init=init,
                 )
                 folder = self.run.folder / "finetuning" / task.name / init
                 title = f"fine-tuning {task.name}, {init}: sites"
@@ -164,7 +187,6 @@ class Phases:
         kind: str,
         sites: Sequence[str],
         arrays: Arrays,
-        final: Checkpoint | None = None,
         **more: object,
     ) -> list[Order]:
         """The same order for each of `sites`, about the arrays that will be sent along."""
@@ -172,7 +194,6 @@ class Phases:
             "kind": kind,
             "study": self.run.study.digest,
             "run": self.run.id,
-            "lineage": final.contributors if final else (),
             "arrays": digest_of(arrays),
             **more,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +12,20 @@ from common.arrays import Arrays
 from common.orders import Report
 from common.study import Study
 from common.wire import open_arrays
-from server.rounds import Outcome, merged
 
 POOLED: Final = "pooled"  # all training data in one place, where the coordinator holds them
 
 
-def summarise(study: Study, outcome: Outcome) -> dict[str, Any]:
+def summarise(
+    study: Study, reports: Mapping[str, Report], refused: Mapping[str, str]
+) -> dict[str, Any]:
     """Each site's role and counts, or the code of its refusal, for `census.json`."""
     lines: dict[str, Any] = {}
     for site in [*study.sites.train, *study.sites.heldout]:
         role = "train" if site in study.sites.train else "heldout"
-        report = outcome.reports.get(site)
+        report = reports.get(site)
         held = dict(sorted(report.support.items())) if report else {}
-        lines[site] = {"role": role, "refused": outcome.refused.get(site, ""), "held": held}
+        lines[site] = {"role": role, "refused": refused.get(site, ""), "held": held}
     return lines
 
 
@@ -72,3 +73,15 @@ def _sums(reports: Sequence[Report], folder: Path) -> tuple[Any, Any, float]:
             squares = squares + file["columns/squares"]
             n += float(file["columns/n"][0])
     return total, squares, n
+
+
+def merged(reports: Iterable[Report], prefix: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Sum the counts that start with `prefix` over sites, by what follows it."""
+    total: dict[str, np.ndarray[Any, Any]] = {}
+    for report in reports:
+        for name, sums in report.counts.items():
+            if name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                array = np.array(sums, dtype=np.float64)
+                total[key] = total[key] + array if key in total else array
+    return total

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from common.durable import write_atomically
-from common.orders import Measurement
+from common import metrics
+from common.orders import Measurement, Report
 from common.wire import read_spooled
+from server.census import merged
 from server.run import Run
 
+TOGETHER: Final = "all"  # in the column `site`: every held-out site's scans at once
 COLUMNS: Final = tuple(Measurement.model_fields)
 
 
@@ -23,7 +26,58 @@ def measurements(run: Run) -> list[Measurement]:
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]
     rows = [row for file in files for row in read_spooled(file).measurements]
-    return sorted(rows, key=_place)
+    return sorted([*rows, *together(run)], key=_place)
+
+
+def together(run: Run) -> list[Measurement]:
+    """Each model over all held-out sites at once, from their merged counts.
+
+    Scans of all sites are ranked together, so an AUC also pays for scores that differ by site.
+    The interval of a mean absolute error is normal, from its own sum of squares.
+    """
+    rows = []
+    for folder in sorted((run.folder / "evaluation").glob("*")):
+        reports = [read_spooled(file) for file in sorted(folder.glob("*.safetensors"))]
+        if len(reports) < 2:
+            continue
+        for name, sums in merged(reports, "evaluation/").items():
+            people = sum(_people(report, name, folder.name) for report in reports)
+            rows += _rows_together(run, name, folder.name, sums, people)
+    return rows
+
+
+def _rows_together(
+    run: Run, name: str, model: str, sums: metrics.Counts, people: int
+) -> list[Measurement]:
+    target = run.study.targets[name]
+    n = metrics.n_of(target, sums)
+    found = metrics.ratios(target, sums)
+    bounds: tuple[float | None, float | None] = (None, None)
+    if target.kind == "regression":
+        bounds = metrics.mae_interval(sums, run.study.evaluation.confidence)
+    return [
+        Measurement(
+            phase="evaluate",
+            target=name,
+            model=model,
+            site=TOGETHER,
+            role="heldout",
+            metric=metric,
+            value=value,
+            ci_low=bounds[0] if metric == "mae" else None,
+            ci_high=bounds[1] if metric == "mae" else None,
+            n_participants=people,
+            n_scans=n,
+        )
+        for metric, value in found.items()
+    ]
+
+
+def _people(report: Report, name: str, model: str) -> int:
+    """Participants behind a site's counts; 0 where it withheld them."""
+    if f"evaluation/{name}" not in report.counts:
+        return 0
+    return max(row.n_participants for row in report.measurements if (row.target, row.model) == (name, model))
 
 
 def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:

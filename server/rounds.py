@@ -15,7 +15,6 @@ from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -30,6 +29,7 @@ from common.study import Study
 from common.wire import array_record, open_arrays, pack, read_spooled, spool, unpack_report
 from server.acceptance import accept
 from server.aggregation import Contribution, aggregate
+from server.census import merged
 from server.run import Branch, Checkpoint, Run, write_json
 
 _log = getLogger("callosum.server")
@@ -310,18 +310,6 @@ class Rounds(Strategy):
             "seconds": round(seconds, 3),
         }
         write_json(self._branch.round(number) / "record.json", record)
-
-
-def merged(reports: Iterable[Report], prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Sum the counts that start with `prefix` over sites, by what follows it."""
-    total: dict[str, np.ndarray[Any, Any]] = {}
-    for report in reports:
-        for name, sums in report.counts.items():
-            if name.startswith(prefix):
-                key = name.removeprefix(prefix)
-                array = np.array(sums, dtype=np.float64)
-                total[key] = total[key] + array if key in total else array
-    return total
 
 
 def validation(study: Study, reports: Iterable[Report]) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ RUN/
   rounds/0001/         replies/SITE.safetensors, record.json
   checkpoints/         0001.safetensors ..., final.safetensors
   comparisons/MODEL/   rounds and checkpoints of a rival model
-  finetuning/, evaluation/   reports of those orders
+  linear/, finetuning/, evaluation/   reports of those orders
   results.csv, report.html
 
 Every file is written whole or not at all. A round is finished once its checkpoint stands; until then
@@ -115,6 +115,11 @@ class Run:
         """A rival model's branch."""
         return Branch(self.folder / "comparisons" / model, model)
 
+    @property
+    def linear(self) -> Path:
+        """Linear models fitted to pooled data."""
+        return self.folder / "linear"
+
     def branches(self) -> list[Branch]:
         """The federated branch and every comparison that has begun."""
         found = sorted(path.name for path in (self.folder / "comparisons").glob("*"))
@@ -171,7 +176,7 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
         If the file is damaged or belongs to another study.
     """
     with open_arrays(path) as file:
-        about = json.loads(file.metadata()["checkpoint"])
+        about = json.loads(file.text("checkpoint"))
         if about["study"] != study.digest:
             raise FolderError(f"{path} belongs to another study ({about['name']})")
         arrays = file.all()
@@ -187,7 +192,7 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
 def read_plan(path: Path) -> Plan:
     """The rules of a checkpoint's arrays."""
     with open_arrays(path) as file:
-        rules = json.loads(file.metadata()["checkpoint"])["plan"]
+        rules = json.loads(file.text("checkpoint"))["plan"]
     return {name: Rule(**{**rule, "shape": tuple(rule["shape"])}) for name, rule in rules.items()}
 
 

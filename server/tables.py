@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from common import metrics
 from common.errors import FolderError
@@ -41,7 +38,6 @@ METRIC_NAMES: Final = {
     "balanced_accuracy": "balanced accuracy",
 }
 _SINGLE: Final = "single-"
-_WIDTH: Final = 100  # columns of a terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,27 +187,13 @@ def sentence(cell: Cell, digits: int, *, signed: bool = False) -> str:
     value = shown(cell.value, digits, signed=signed)
     if cell.low is None or cell.high is None:
         return value
-    low, high = (shown(end, digits, signed=signed) for end in (cell.low, cell.high))
+    low, high = (shown(end, digits) for end in (cell.low, cell.high))
     return f"{value} ({low} to {high})"
 
 
-def format_tables(run: Run) -> str:
-    """The out-of-site comparison and the fine-tuning tables as plain text, 100 columns wide."""
-    rows, study = read_results(run), run.study
-    percent = f"{100 * study.evaluation.confidence:g} %"
-    stream = io.StringIO()
-    console = Console(
-        file=stream, width=_WIDTH, markup=False, highlight=False, emoji=False, color_system=None
-    )
-    compared = comparisons(study, rows)
-    if not compared:
-        console.print("out of site: no held-out site has judged this run")
-    for comparison in compared:
-        console.print(_terminal_comparison(comparison, percent))
-    for table in task_tables(study, rows):
-        console.print(_terminal_task(table, percent))
-    # rich pads every line to the full width
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+def cell_of(row: Measurement) -> Cell:
+    """A measurement's value and interval."""
+    return Cell(value=row.value, low=row.ci_low, high=row.ci_high)
 
 
 def of_metric(comparison: Comparison | TaskTable) -> str:
@@ -241,21 +223,17 @@ def _comparison(site: str, name: str, target: Target, rows: Sequence[Measurement
 
 
 def _line(row: Measurement, site: str, target: Target, paired: Measurement | None) -> Line:
-    difference = _cell(paired) if paired else None
+    difference = cell_of(paired) if paired else None
     return Line(
         model=row.model,
         title=_title(row.model, site),
         group=_group(row.model),
-        cell=_cell(row),
+        cell=cell_of(row),
         participants=row.n_participants,
         scans=row.n_scans,
         difference=difference,
         verdict=_verdict(target, difference),
     )
-
-
-def _cell(row: Measurement) -> Cell:
-    return Cell(value=row.value, low=row.ci_low, high=row.ci_high)
 
 
 def _verdict(target: Target, difference: Cell | None) -> Verdict:
@@ -274,7 +252,7 @@ def _mean(singles: Sequence[Line]) -> Line:
     apart = _average([line.difference.value if line.difference else None for line in singles])
     return Line(
         model=MEAN_OF_SINGLES,
-        title=f"mean of {len(singles)} single-site models",
+        title=f"mean of {len(singles)} single sites",
         group="as it comes",
         cell=Cell(value=_average([line.cell.value for line in singles])),
         participants=min(line.participants for line in singles),
@@ -296,11 +274,10 @@ def _best(target: Target, singles: Sequence[Line]) -> Line:
             best.cell.value is None or metrics.better(target, line.cell.value, best.cell.value)
         ):
             best = line
+    if best.cell.value is None:
+        return replace(best, model=BEST_SINGLE, title="best in hindsight")
     where = best.model.removeprefix(_SINGLE)
-    named = f"best single site in hindsight ({where})" if best.cell.value is not None else (
-        "best single site in hindsight"
-    )  # fmt: skip
-    return replace(best, model=BEST_SINGLE, title=named)
+    return replace(best, model=BEST_SINGLE, title=f"best in hindsight: {where}")
 
 
 def _is_single(model: str) -> bool:
@@ -309,14 +286,14 @@ def _is_single(model: str) -> bool:
 
 def _title(model: str, site: str) -> str:
     known = {
-        "training-mean": "training sites' mean label",
-        "site-mean": f"{site}'s own mean label",
+        "training-mean": "training sites' mean",
+        "site-mean": f"{site}'s own mean",
         "site-linear": f"{site}'s own linear model",
     }
     if model in known:
         return known[model]
     if model.endswith("+head"):
-        return f"{_title(model.removesuffix('+head'), site)} + head fitted at {site}"
+        return f"{_title(model.removesuffix('+head'), site)} + own head"
     return f"{model.removeprefix(_SINGLE)} alone" if model.startswith(_SINGLE) else model
 
 
@@ -358,43 +335,3 @@ def _task_table(study: Study, task: FineTuning, rows: Sequence[Measurement]) -> 
 def _in_order(named: Sequence[str], found: set[str]) -> tuple[str, ...]:
     """The study's own order, then sites that judged or learnt later, by name."""
     return (*named, *sorted(found - set(named)))
-
-
-def _terminal_comparison(comparison: Comparison, percent: str) -> RichTable:
-    title = f"{comparison.target} at {comparison.site} (held out): {of_metric(comparison)}"
-    table = _terminal_table(title)
-    for heading in ("model", f"value ({percent} interval)", "n", "minus federated", ""):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "n" else "left")
-    digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
-    for line in comparison.lines:
-        difference = sentence(line.difference, digits, signed=True) if line.difference else ""
-        withheld = line.cell.value is None
-        table.add_row(
-            Text(line.title),
-            sentence(line.cell, digits),
-            "" if withheld else str(line.participants),
-            "" if withheld else difference,
-            "" if line.is_made_here else line.verdict,
-        )
-    return table
-
-
-def _terminal_task(tasks: TaskTable, percent: str) -> RichTable:
-    title = f"fine-tuning {tasks.task}: {of_metric(tasks)} on each site's test participants"
-    table = _terminal_table(title)
-    table.add_column("site", overflow="fold")
-    for init in tasks.inits:
-        table.add_column(f"{init} ({percent} interval)", overflow="fold")
-    table.add_column("n", justify="right")
-    digits = digits_of(tasks.metric, *(row.value for row in tasks.cells.values()))
-    for site in tasks.sites:
-        cells = [tasks.cells.get((site, init)) for init in tasks.inits]
-        texts = [sentence(_cell(row), digits) if row else "no result" for row in cells]
-        people = {row.n_participants for row in cells if row and row.value is not None}
-        table.add_row(Text(site), *texts, ", ".join(str(n) for n in sorted(people)))
-    return table
-
-
-def _terminal_table(title: str) -> RichTable:
-    return RichTable(title=Text(title), title_justify="left", title_style="", box=None,
-                     pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)  # fmt: skip

@@ -95,8 +95,8 @@ def split_of(participant: str, splits: Splits) -> Split:
     `test` is test, below `test + validation` is validation, the rest is train. No one else's
     presence matters, so a participant stays where they are as a site grows.
 
-    >>> [split_of(f"sub-{n:02d}", Splits()) for n in (1, 2, 3, 4)]
-    ['test', 'test', 'validation', 'test']
+    >>> [split_of(f"sub-{n:02d}", Splits()) for n in (1, 3, 23)]
+    ['test', 'train', 'validation']
     """
     digest = hashlib.sha256(f"{splits.salt}\0{participant}".encode()).digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64

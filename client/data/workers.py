@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ def prepare_all(
         yield from _here(study, sources[:_FIRST])
         left, cores = sources[_FIRST:], _cores()
         here_s = (time.perf_counter() - began) / _FIRST * len(left)
-        if cores > 1 and here_s > 2 * (here_s / cores + _START_S):
+        if cores > 1 and here_s > here_s / cores + 2 * _START_S:
             yield from _elsewhere(study, left, min(cores, len(left)))
         else:
             yield from _here(study, left)
@@ -114,7 +115,7 @@ def _until_broken(
     # forkserver, not fork: the caller may hold threads and a GPU
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["client.data.workers", f"common.kinds.{kind}"])
-    pool = ProcessPoolExecutor(count, mp_context=context)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     waiting: deque[Future[Outcome]] = deque()
     shape, upcoming = study.shape, iter(sources)
     try:
@@ -128,6 +129,21 @@ def _until_broken(
         return
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that asked for it is gone, killed or not.
+
+    The pool's own pipes never tell: each worker holds both ends of them.
+    """
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _cores() -> int:

@@ -43,7 +43,7 @@ class Multitask(nn.Module):
         self.weights = {name: target.weight for name, target in targets.items()}
         self.backbone = backbone
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(backbone.features, target.outputs) for name, target in targets.items()}
+            {name: _head(backbone.features, target.outputs) for name, target in targets.items()}
         )
 
     def owner(self, name: str) -> str:
@@ -87,6 +87,14 @@ class Multitask(nn.Module):
         else:
             values = functional.cross_entropy(output, known.long(), reduction="none")
         return Terms(values=values, counted=counted)
+
+
+def _head(features: int, outputs: int) -> nn.Linear:
+    """A head that starts at the target's centre: random weights would have to be unlearnt first."""
+    head = nn.Linear(features, outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _squared(output: Tensor, wanted: Tensor, reduction: str) -> Tensor:

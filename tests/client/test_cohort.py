@@ -57,7 +57,8 @@ def site_in(folder: Path, rows: str = ROWS, name: str = "here") -> Site:
     folder.mkdir(exist_ok=True)
     (folder / "table.csv").write_text(HEADER + rows)
     (folder / "site.toml").write_text(
-        f'name = "{name}"\nrole = "train"\n[data]\nkind = "features"\ntable = "table.csv"\n{TARGETS}'
+        f'name = "{name}"\nrole = "train"\n'
+        f'[data]\nkind = "features"\ntable = "table.csv"\n{TARGETS}'
     )
     return load_site(folder / "site.toml")
 

@@ -46,6 +46,13 @@ def test_missing_entries_are_unknown_and_no_finding(cells: list[str]) -> None:
     assert not problems
 
 
+def test_a_site_says_itself_what_means_missing() -> None:
+    """Then only that does, however the number is written."""
+    labels, problems = read(AGE, ["-9", "-9.00", "-9999", "30"], missing=["-9.0"])
+    np.testing.assert_array_equal(labels, [np.nan, np.nan, np.nan, 30])
+    assert len(problems) == 1
+
+
 def test_a_factor_leads_to_the_studys_unit() -> None:
     """Months here, years there; the bounds are the study's."""
     labels, problems = read(AGE, ["480", "1452"], factor=1 / 12)

@@ -1,4 +1,4 @@
-"""What was prepared is never prepared twice, never torn, and the same bytes however it came about."""
+"""What was prepared is never prepared twice, never torn, and the same bytes however made."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,22 +185,23 @@ def test_a_kill_at_any_moment_loses_no_complete_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL at every single touch of the disk: the next call ends with undisturbed bytes."""
-    undisturbed = content(prepare(STUDY, site_in(tmp_path / "quiet"), workers=1))
+    rows = [*ROWS, "twin,70,F,1.5,1\n"]  # a duplicate: its first must be remembered over a kill
+    undisturbed = content(prepare(STUDY, site_in(tmp_path / "quiet", rows), workers=1))
     step, killed = 1, True
     while killed:
-        site = site_in(tmp_path / f"killed-{step}")
+        site = site_in(tmp_path / f"killed-{step}", rows)
         killed = killed_at(step, lambda site=site: prepare(STUDY, site, workers=1))
         folder = prepared_folder(STUDY, site)
-        done = len(read_index(folder / "building")) if killed else len(ROWS)
+        done = len(read_index(folder / "building")) if killed else len(rows)
         if list(folder.glob("generation-*")):
-            done = len(ROWS)
+            done = len(rows)
         with counted(monkeypatch) as names:
             generation = prepare(STUDY, site, workers=1)
         assert content(generation) == undisturbed
-        assert len(names) == len(ROWS) - done
+        assert len(names) == len(rows) - done
         assert sorted(path.name for path in folder.iterdir()) == [generation.name, "lock"]
         step += 1
-    assert step > 2 * len(ROWS) + 5
+    assert step > 2 * len(rows) + 5
 
 
 def test_many_kills_in_a_row_still_come_to_the_end(tmp_path: Path) -> None:
@@ -397,6 +400,30 @@ def test_a_worker_that_dies_costs_only_its_scan() -> None:
     assert [outcome.status for outcome in outcomes] == ["ready"] * 3 + ["failed"] + ["ready"] * 3
     assert outcomes[3].notes == ("the process that read it died",)
     assert [float(o.samples[0, 0]) for o in outcomes if o.samples is not None] == [*range(6)]
+
+
+def test_a_killed_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
+    """An agent that is killed every night must not fill the machine with waiting processes."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}]\n"
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from client.data.workers import _end_with_parent\n"
+        "context = multiprocessing.get_context('forkserver')\n"
+        "pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    try:
+        # the worker inherits the pipe: it ends when the last process that holds it does
+        assert parent.communicate(timeout=20)[0] == ""
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        raise
 
 
 def test_progress_is_told_once_a_source(tmp_path: Path) -> None:

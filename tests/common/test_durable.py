@@ -78,8 +78,15 @@ def test_a_full_disk_keeps_the_old_content_and_leaves_no_rubbish(tmp_path: Path)
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """Not every failure is a full disk; all of them are storage."""
-    with pytest.raises(StorageError, match="absent"):
-        write_atomically(tmp_path / "absent" / "file", b"")
+    (tmp_path / "taken").write_bytes(b"a file, no folder")
+    with pytest.raises(StorageError, match=r"taken/file cannot be written"):
+        write_atomically(tmp_path / "taken" / "file", b"")
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    """Whoever writes a round's record need not know whether it is the first of its folder."""
+    write_atomically(tmp_path / "rounds" / "0001" / "record.json", b"{}")
+    assert (tmp_path / "rounds" / "0001" / "record.json").read_bytes() == b"{}"
 
 
 def test_a_kill_at_any_step_leaves_one_whole_content(tmp_path: Path) -> None:

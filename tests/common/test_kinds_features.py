@@ -131,7 +131,7 @@ def test_the_stamp_follows_the_measures_and_not_the_labels(tmp_path: Path) -> No
         (gzip.compress(HEADER.encode() * 500)[:40], "cannot be read"),
         (",".join(f"c{n}" for n in range(1_000_000)).encode(), "1,000,000 columns"),
         (b"x" * (9 << 20), "first line"),
-        (HEADER.encode() + b'a,"never ends\n' + b"1\n" * 50_000, "line"),
+        (HEADER.encode() + b'a,"never ends\n' + b"b,40,1,1\n" * 50, "line"),
         (HEADER.encode() + b"a,40,1,\x00\n", "NUL"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

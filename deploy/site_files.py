@@ -1,0 +1,72 @@
+"""One data set that holds several sites becomes one site file for each value of its site column."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from client.site import load_site
+from common import catalogue
+from common.durable import write_atomically
+from common.errors import SettingError
+from common.settings import checked, read_toml
+from common.study import Study
+from common.tables import open_table
+
+
+def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path) -> list[Path]:
+    """Write `OUT/<site>/site.toml` for every site of the study, all reading the same data.
+
+    Parameters
+    ----------
+    pattern : a site file without name, role and rows; its paths are relative to `data`
+    by : the column that names the site; values match the study's names in lower case
+
+    Raises
+    ------
+    SettingError
+        If the study names a site that the column does not hold.
+    """
+    table = read_toml(pattern)
+    place = "table" if "table" in table.get("data", {}) else "root"
+    source = (data / str(table["data"][place])).resolve()
+    values = {name_of(value): value for value in _values(source, by)}
+    named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(study.sites.heldout, "heldout")
+    missing = sorted(named.keys() - values.keys())
+    if missing:
+        raise SettingError(
+            f"column {by} of {source} has no {', '.join(missing)}; it has {', '.join(sorted(values))}"
+        )
+    return [
+        _write(out / name / "site.toml", table, place, source, name, role, {by: values[name]})
+        for name, role in named.items()
+    ]
+
+
+def name_of(value: str) -> str:
+    """A site's name as studies write it.
+
+    >>> name_of("Berlin Margulies")
+    'berlin-margulies'
+    """
+    return re.sub(r"[^a-z0-9_-]+", "-", value.lower()).strip("-")
+
+
+def _write(
+    path: Path, table: dict[str, Any], place: str, source: Path, name: str, role: str, rows: Any
+) -> Path:
+    filled = {**table, "name": name, "role": role}
+    filled["data"] = {**table["data"], place: str(source), "rows": rows}
+    checked(catalogue.load("kinds", filled["data"]["kind"]).Site, filled["data"], file=path, at="data")
+    write_atomically(path, tomli_w.dumps(filled).encode())
+    load_site(path)
+    return path
+
+
+def _values(source: Path, by: str) -> set[str]:
+    table = open_table(source / "participants.tsv" if source.is_dir() else source)
+    place = table.column(by)
+    return {line.cells[place] for line in table if not line.fault and line.cells[place]}

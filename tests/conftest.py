@@ -1,0 +1,223 @@
+"""Small federations on disk: tables with a known linear signal, and a few very coarse brains."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+COLUMNS = ("thickness", "volume", "depth", "curvature")
+SLOPES = np.array([6.0, -4.0, 2.0, 0.0])  # years of age for one unit of each column
+
+FEATURES: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 7,
+    "data": {"kind": "features", "columns": list(COLUMNS)},
+    "targets": {
+        "age": {"kind": "regression", "unit": "years", "centre": 50.0, "scale": 10.0},
+        "sex": {"kind": "binary", "classes": ["female", "male"], "weight": 0.5},
+        "diagnosis": {"kind": "binary", "classes": ["control", "ad"]},
+    },
+    "backbone": {"name": "mlp", "hidden": [6], "dropout": 0.1},
+    "objective": {"name": "multitask", "targets": ["age", "sex"]},
+    "pretraining": {"rounds": 2, "batch_size": 16, "learning_rate": 0.01},
+    "sites": {"train": ["alpha", "beta", "gamma"], "heldout": ["omega"]},
+    "comparisons": {"single_site": False, "pooled": False},
+    "evaluation": {"bootstrap": 100},
+}
+
+BRAINS: dict[str, Any] = {
+    "name": "coarse",
+    "seed": 11,
+    "data": {"kind": "t1w", "shape": [12, 14, 12], "spacing_mm": 14.0, "align": "world"},
+    "targets": {
+        "age": {"kind": "regression", "unit": "years", "centre": 50.0, "scale": 18.0},
+        "sex": {"kind": "binary", "classes": ["female", "male"], "weight": 0.5},
+    },
+    "backbone": {"name": "sfcn", "channels": [2, 4], "top": 4, "dropout": 0.2},
+    "objective": {"name": "multitask"},
+    "pretraining": {"rounds": 3, "batch_size": 4, "learning_rate": 0.002},
+    "sites": {"train": ["amber", "birch"], "heldout": ["elm"]},
+    "comparisons": {"single_site": False, "pooled": False},
+    "evaluation": {"bootstrap": 100},
+}
+
+
+def overridden(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`tables` with values replaced by dotted key: ``{"pretraining.rounds": 5}``."""
+    changed = copy.deepcopy(dict(tables))
+    for dotted, value in changes.items():
+        *places, key = dotted.split(".")
+        here = changed
+        for place in places:
+            here = here.setdefault(place, {})
+        here[key] = value
+    return changed
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Site files below one folder, and the study that names them."""
+
+    folder: Path
+    base: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> Path:
+        return self.folder / "sites"
+
+    @property
+    def study_file(self) -> Path:
+        path = self.folder / "study.toml"
+        text = tomli_w.dumps(overridden(self.base, self.changes))
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        return path
+
+    @property
+    def study(self) -> Any:
+        from common.study import load_study
+
+        return load_study(self.study_file)
+
+    def agent(self, name: str, study: Any = None) -> Any:
+        """A site with its data prepared, ready for orders."""
+        from client.site import load_site
+        from deploy.local import open_agent
+
+        return open_agent(study or self.study, load_site(self.sites / name / "site.toml"))
+
+    def simulate(self, out: str = "run") -> Any:
+        """Run the whole study into a folder beside the sites."""
+        from deploy.local import simulate
+
+        return simulate(self.study_file, self.sites, self.folder / out)
+
+
+def write_table_site(
+    folder: Path,
+    name: str,
+    *,
+    role: str = "train",
+    participants: int = 40,
+    lacks: tuple[str, ...] = (),
+    shift: float = 0.0,
+    site: Mapping[str, Any] | None = None,
+) -> None:
+    """A site of one table; age is linear in the columns, sex and diagnosis are their signs.
+
+    `lacks` are targets without a column, `shift` is added to every feature (another scanner).
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(participants, len(COLUMNS)))
+    age = 50 + x @ SLOPES + random.normal(scale=2.0, size=participants)
+    sex = np.where(x[:, 0] + random.normal(scale=0.5, size=participants) > 0, "male", "female")
+    ill = np.where(x[:, 1] + random.normal(scale=0.5, size=participants) > 0, "ad", "control")
+    folder = folder / "sites" / name
+    folder.mkdir(parents=True)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["participant_id", *COLUMNS, "age", "sex", "diagnosis"])
+        for i in range(participants):
+            values = [f"{value:.6f}" for value in x[i] + shift]
+            table.writerow([f"{name}-{i:03d}", *values, f"{age[i]:.3f}", sex[i], ill[i]])
+    held = {target: {"column": target} for target in ("age", "sex", "diagnosis")}
+    tables = {
+        "name": name,
+        "role": role,
+        "data": {"kind": "features", "table": "table.csv"},
+        "targets": {target: column for target, column in held.items() if target not in lacks},
+        "device": {"kind": "cpu", "threads": 1},
+    }
+    (folder / "site.toml").write_text(tomli_w.dumps(overridden(tables, site or {})))
+
+
+def write_federation(
+    folder: Path,
+    changes: Mapping[str, Any] | None = None,
+    participants: Mapping[str, int] | None = None,
+    lacks: Mapping[str, tuple[str, ...]] | None = None,
+    site: Mapping[str, Any] | None = None,
+) -> Federation:
+    """The `features` study with `changes`, and every site that it names.
+
+    `participants` and `lacks` are by site; `site` changes every site file.
+    """
+    made = Federation(folder, FEATURES, dict(changes or {}))
+    sites = overridden(FEATURES, made.changes)["sites"]
+    for number, name in enumerate([*sites["train"], *sites.get("heldout", ())]):
+        write_table_site(
+            folder,
+            name,
+            role="train" if name in sites["train"] else "heldout",
+            participants=(participants or {}).get(name, 40),
+            lacks=(lacks or {}).get(name, ()),
+            shift=0.3 * number,
+            site=site,
+        )
+    return made
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Callable[..., Federation]:
+    """Write a `features` federation: `federation({"pretraining.rounds": 5}, lacks=...)`."""
+
+    def write(changes: Mapping[str, Any] | None = None, **more: Any) -> Federation:
+        return write_federation(tmp_path, changes, **more)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def module_federation(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Federation]:
+    """The same for fixtures that outlive one test."""
+
+    def write(changes: Mapping[str, Any] | None = None, **more: Any) -> Federation:
+        return write_federation(tmp_path_factory.mktemp("federation"), changes, **more)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hospitals of 14 mm brains, written once: `amber` and `birch` train, `elm` judges."""
+    from deploy.hospitals import write_hospitals
+
+    folder = tmp_path_factory.mktemp("hospitals")
+    names = ["amber", "birch", "elm"]
+    write_hospitals(
+        folder / "sites", names=names, heldout=["elm"], participants=20, spacing_mm=14.0, seed=3
+    )
+    for name in names:
+        with (folder / "sites" / name / "site.toml").open("a") as stream:
+            stream.write('\n[device]\nkind = "cpu"\nthreads = 1\n')
+    return folder
+
+
+@pytest.fixture
+def brains(hospitals: Path, tmp_path: Path) -> Callable[..., Federation]:
+    """A `t1w` federation over `hospitals`: `brains({"pretraining.rounds": 2})`."""
+
+    def write(changes: Mapping[str, Any] | None = None) -> Federation:
+        (tmp_path / "sites").symlink_to(hospitals / "sites")
+        return Federation(tmp_path, BRAINS, dict(changes or {}))
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Bits depend on the thread count, and two cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
