@@ -60,7 +60,7 @@ class Agent:
             report, sent = self._work(order, arrays)
             report = report.model_copy(update={"seconds": time.monotonic() - began})
             _, plan = _network(self.study)
-            report = inspect(order, plan, self.site.policy, report, sent)
+            report = inspect(self.study, order, plan, self.site.policy, report, sent)
             self._kept(order).keep(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
@@ -96,7 +96,7 @@ class Agent:
             return self._train(order, arrays)
         if order.kind == "linear":
             return self._report(order), self._linear()
-        network, plan = _network(self.study)
+        network, _ = _network(self.study)
         personal = {**arrays, **self._kept(order).own_arrays(order.model)}
         if order.kind == "finetune":
             rows = finetune(self.study, self.site, self.cohort, order, personal)
@@ -111,7 +111,7 @@ class Agent:
         return self._report(order, measurements=tuple(rows)), {}
 
     def _census(self, order: Order) -> tuple[Report, Arrays]:
-        """Counts of scans and labels; for tables also the columns' sums over training participants."""
+        """Counts of scans and labels; for tables also the columns' sums over who trains."""
         training = self.cohort.indices("train", self.study.splits)
         counts, sent = {}, {}
         if self.site.role == "train":
@@ -183,11 +183,12 @@ class Agent:
 
     def _label_sums(self, indices: np.ndarray[Any, Any]) -> dict[str, tuple[float, ...]]:
         """(n, sum) of each target's labels, where enough participants stand behind them."""
-        found = {}
+        found: dict[str, tuple[float, ...]] = {}
         for name in self.study.targets:
-            known = self.cohort.labels[name][indices]
-            known = known[~np.isnan(known)]
-            if len(known) >= self.site.policy.minimum_support:
+            labelled = indices[~np.isnan(self.cohort.labels[name][indices])]
+            known = self.cohort.labels[name][labelled]
+            people = {self.cohort.participants[index] for index in labelled}
+            if len(people) >= self.site.policy.minimum_support:
                 found[f"label/{name}"] = (float(len(known)), float(known.sum(dtype=np.float64)))
         return found
 
@@ -207,5 +208,3 @@ def _code_of(error: Exception) -> str:
         return error.code
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "DISK_FULL" if full or isinstance(error, StorageError) else "SITE_FAILED"
-
-

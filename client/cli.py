@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from common import command
+from common.durable import write_atomically
 from common.errors import DataError, FolderError
 from common.progress import track
 
@@ -32,10 +33,10 @@ def init(
     """Write a commented site file to fill in."""
     from client.templates import site_template
 
-    path = out / "site.toml"
+    text, path = site_template(name, kind), out / "site.toml"
     if path.exists():
         raise FolderError(f"{path} exists; choose another folder or remove it")
-    path.write_text(site_template(name, kind))
+    write_atomically(path, text.encode())
     print(f"{path} is written; edit it, then: callosum-site check --study STUDY")
 
 

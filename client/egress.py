@@ -1,7 +1,8 @@
 """The last door before bytes leave a site: what is not expressly allowed stays.
 
 Arrays must be the ones that the plan lets travel, in name, shape and type, and finite; numbers must
-be finite; a measurement with too few participants behind it loses its value.
+be finite; a measurement with too few participants behind it loses its value, and sums over too few
+scans stay.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.site import Policy
+from common import metrics
 from common.errors import Refusal
 from common.network import Plan
 from common.orders import Measurement, Order, Report
+from common.study import Study
 
 _CENSUS_ARRAYS = frozenset({"columns/sum", "columns/squares", "columns/n"})
 _COUNT_PREFIXES = ("loss/", "validation/", "label/", "evaluation/")
 
 
 def inspect(
+    study: Study,
     order: Order,
     plan: Plan,
     policy: Policy,
@@ -37,8 +41,12 @@ def inspect(
     for name, sums in report.counts.items():
         if not name.startswith(_COUNT_PREFIXES) or not np.all(np.isfinite(sums)):
             raise Refusal("EGRESS", f"count {name} may not leave")
-    rows = tuple(_withhold(row, policy.minimum_support) for row in report.measurements)
-    return report.model_copy(update={"measurements": rows})
+    minimum = policy.minimum_support
+    counts = {
+        name: sums for name, sums in report.counts.items() if _behind(study, name, sums) >= minimum
+    }
+    rows = tuple(_withhold(row, minimum) for row in report.measurements)
+    return report.model_copy(update={"counts": counts, "measurements": rows})
 
 
 def _allowed_arrays(order: Order, plan: Plan) -> frozenset[str]:
@@ -55,7 +63,16 @@ def _fits(name: str, array: NDArray[Any], plan: Plan) -> None:
         raise Refusal("EGRESS", f"array {name} is not finite; training has diverged")
 
 
+def _behind(study: Study, name: str, sums: tuple[float, ...]) -> float:
+    """Samples behind mergeable sums: those of two people would tell what each of them is."""
+    what, _, target = name.partition("/")
+    if what in ("label", "loss"):
+        return sums[0] if what == "label" else sums[1]
+    return metrics.n_of(study.targets[target], np.array(sums))
+
+
 def _withhold(row: Measurement, minimum: int) -> Measurement:
     if row.n_participants >= minimum:
         return row
-    return row.model_copy(update={"value": None, "ci_low": None, "ci_high": None})
+    withheld = {"value": None, "ci_low": None, "ci_high": None, "n_participants": 0, "n_scans": 0}
+    return row.model_copy(update=withheld)

@@ -1,12 +1,12 @@
 """A held-out site judges a model: as it is, and with a head of the site's own, on its own scans.
 
-Beside the model stand those that know nothing: the training sites' mean and the site's own. What the
-model predicted is kept at the site, so that the next model is compared on the same participants.
+Beside the model stand those that know nothing: the training sites' mean and the site's own. What
+the model predicted is kept at the site, so that the next is compared on the same participants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,28 @@ def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[M
             rows += measure(
                 study, site, cohort, order, name, labelled, constant, model="training-mean"
             )
-        others = (label.sum() - label) / (len(label) - 1)  # leaving each scan's own label out
-        rows += measure(study, site, cohort, order, name, labelled, others, model="site-mean")
+        others = _mean_of_others(label, [cohort.participants[i] for i in labelled])
+        if others is not None:
+            found = measure(study, site, cohort, order, name, labelled, others, model="site-mean")
+            # leaving people out makes this constant fall where labels rise: r means nothing
+            rows += [row for row in found if row.metric != "r"]
     try:
         regions = regional_features(cohort)
     except Refusal:
         return rows
     return rows + _own_head(study, site, cohort, order, regions, "site-linear")
+
+
+def _mean_of_others(
+    label: NDArray[np.float64], participants: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """For each sample the mean label of all other participants; None if there are none."""
+    _, person = np.unique(np.asarray(participants), return_inverse=True)
+    others = len(label) - np.bincount(person)
+    if not others.all():
+        return None
+    sums: NDArray[np.float64] = label.sum() - np.bincount(person, weights=label)
+    return (sums / others)[person]
 
 
 def _own_head(

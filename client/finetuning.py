@@ -1,4 +1,4 @@
-"""A site learns a task of its own: from the shared backbone, from a frozen one, from scratch, linearly.
+"""A site learns a task of its own: from the shared backbone, frozen or not, from scratch, linearly.
 
 Participants are disjoint between training, validation and test. Every way of learning gets a small
 grid; validation chooses, the test split is looked at once.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
 from client.linear import Features, LinearModel, backbone_features, choose, fit, regional_features
-from client.measuring import measure
+from client.measuring import Floats, measure
 from client.site import Site
 from client.training import choose_device, predict, train
 from common import metrics
@@ -60,7 +60,7 @@ def finetune(
     target = study.targets[task.target]
     split = _split(study, cohort, task.target, target)
     if order.init in ("frozen", "linear"):
-        predicted = _linear(study, site, cohort, order, split, arrays, target)
+        predicted: Floats = _linear(study, site, cohort, order, split, arrays, target)
     else:
         predicted = _deep(study, site, cohort, order, split, arrays, task)
     return measure(
@@ -159,7 +159,5 @@ def _grid(task: FineTuning) -> Iterator[Cell]:
             yield Cell(rate=rate, weight_decay=decay)
 
 
-def _score(
-    target: Target, label: NDArray[np.float32], predicted: NDArray[np.float32]
-) -> float:
+def _score(target: Target, label: NDArray[np.float32], predicted: NDArray[np.float32]) -> float:
     return metrics.exact(target, label, predicted).get(metrics.primary(target), float("nan"))

@@ -53,7 +53,9 @@ class Kept:
     def keep_own(self, order: Order, arrays: Arrays) -> None:
         """Keep the site's own arrays after this round."""
         if arrays:
-            write_arrays(self.folder / order.model / f"own-{order.round:04d}.safetensors", arrays, {})
+            write_arrays(
+                self.folder / order.model / f"own-{order.round:04d}.safetensors", arrays, {}
+            )
             self._forget(order, "own")
 
     def _report_path(self, order: Order) -> Path:

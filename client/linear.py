@@ -36,8 +36,8 @@ _BLOCKS: Final = 6  # a side, where a site has no regional volumes
 class LinearModel:
     """A fitted linear model: plain numbers, so that it can be sent and judged like any other.
 
-    centre, scale: (F,) of the features. coefficients: (F, K) and intercepts: (K,) with K = 1 but for
-    categorical targets, where a class that the fit never saw has intercept -1e9: never predicted.
+    centre, scale: (F,) of the features. coefficients: (F, K) and intercepts: (K,), with K = 1 but
+    for categorical targets, where a class that the fit never saw has intercept -1e9.
     """
 
     target: Target
@@ -52,7 +52,7 @@ class LinearModel:
         score: NDArray[np.float64] = x @ self.coefficients + self.intercepts
         if self.target.kind == "categorical":
             return softmax(score, axis=1)  # type: ignore[no-any-return]
-        return score[:, 0] if self.target.kind == "regression" else expit(score[:, 0])  # type: ignore[no-any-return]
+        return score[:, 0] if self.target.kind == "regression" else expit(score[:, 0])
 
     def arrays(self, name: str) -> Arrays:
         """The model as named arrays, to be read back by `from_arrays`."""

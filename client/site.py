@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, SerializeAsAny
 
 from common import catalogue
 from common.errors import SettingError
-from common.settings import Table, checked, read_toml
 from common.orders import OrderKind
+from common.settings import Table, checked, line_of, read_toml
 from common.study import Name
 
 
@@ -62,9 +62,7 @@ class Site(Table):
     role: Literal["train", "heldout"] = Field(
         description="train: contributes to weights. heldout: only judges."
     )
-    folder: str = Field(
-        ".callosum", description="Where prepared data and cached reports are kept."
-    )
+    folder: str = Field(".callosum", description="Where prepared data and cached reports are kept.")
     data: SerializeAsAny[BaseModel] = Field(description="Where the data are.")
     targets: dict[str, Column] = Field({}, description="How columns map to targets.")
     device: Device = Field(Device(), description="What it computes on.")
@@ -92,16 +90,18 @@ def load_site(path: Path) -> Site:
     """
     table = read_toml(path)
     if "file" in table:
-        raise SettingError(f"file is not a known key ({path})")
+        raise SettingError(f"file is not a known key ({path}{line_of(path, 'file')})")
     data = table.get("data")
     if isinstance(data, dict):
         kind = data.get("kind")
         if not isinstance(kind, str):
             known = ", ".join(catalogue.names("kinds"))
-            raise SettingError(f"data.kind is missing; installed: {known} ({path})")
+            where = f"({path}{line_of(path, 'data')})"
+            raise SettingError(f"data.kind is missing; installed: {known} {where}")
         try:
             model = catalogue.load("kinds", kind).Site
         except SettingError as error:
-            raise SettingError(f"data.kind: {error} ({path})") from None
+            where = f"({path}{line_of(path, 'data.kind')})"
+            raise SettingError(f"data.kind: {error} {where}") from None
         table["data"] = checked(model, data, file=path, at="data")
     return checked(Site, {**table, "file": path}, file=path)

@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import Final
 
 from common.errors import SettingError
+from common.study import check_name
 
 _DATA: Final = {
-    "t1w": '''[data]
+    "t1w": """[data]
 kind = "t1w"
 root = "bids"                  # BIDS folder, relative to this file
 # derivative = "derivatives/fmriprep"        # read preprocessed scans from there
 # rows = {{site = "our-hospital"}}             # only these rows of participants.tsv
 # regions = "derivatives/regions.tsv"        # regional volumes for the linear rival
-''',
-    "features": '''[data]
+""",
+    "features": """[data]
 kind = "features"
 table = "features.csv"         # CSV or TSV, gzip allowed, relative to this file
 participant = "participant_id"
 # rows = {{site = "our-hospital"}}             # only these rows
 # rename = {{"Left-Hippocampus" = "lh_hippo"}} # study column = your column
-''',
+""",
 }
-_REST: Final = '''# {name}: our own file. It never leaves this site. Check it with: callosum-site check
+_REST: Final = """# {name}: our own file; it never leaves this site. Check it: callosum-site check
 # Every key and its default: callosum-site keys
 name = "{name}"
 role = "train"                 # "heldout": this site only judges
@@ -46,7 +47,7 @@ threads = 0                    # 0: all cores
 minimum_cohort = 10            # fewest participants for us to take part
 minimum_support = 10           # fewest participants behind any number that leaves
 orders = ["census", "train", "finetune", "evaluate"]
-'''
+"""
 
 
 def site_template(name: str, kind: str) -> str:
@@ -55,8 +56,9 @@ def site_template(name: str, kind: str) -> str:
     Raises
     ------
     SettingError
-        If there is no template for `kind`.
+        If there is no template for `kind`, or no site may have that name.
     """
+    check_name(name)
     if kind not in _DATA:
         raise SettingError(f'kind is "{kind}"; there are templates for {", ".join(_DATA)}')
     return _REST.format(name=name, data=_DATA[kind].format())

@@ -210,7 +210,7 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     with autocast(batch.x.device):
         terms: dict[str, Terms] = network.terms(batch.x, batch.labels)
-    total_loss(terms, network.weights).backward()
+    total_loss(terms, network.weights).backward()  # type: ignore[no-untyped-call]
     for parameter, start in anchors:  # FedProx: mu / 2 |w - w0|^2, added as its gradient
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)

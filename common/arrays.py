@@ -1,4 +1,4 @@
-"""Named arrays: the type, their difference and norm, and a weighted mean that holds one at a time."""
+"""Named arrays: the type, their difference, and a weighted mean that holds one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def weighted_mean(terms: Iterable[tuple[float, NDArray[Any]]]) -> NDArray[np.flo
     >>> weighted_mean([(1, np.array([1.0])), (3, np.array([5.0]))])
     array([4.])
     """
-    total, weight = None, 0.0
+    total: NDArray[np.float64] | None = None
+    weight = 0.0
     for share, array in terms:
         if share == 0:
             continue
@@ -36,7 +37,9 @@ def weighted_mean(terms: Iterable[tuple[float, NDArray[Any]]]) -> NDArray[np.flo
     return total
 
 
-def norm_of_difference(left: Mapping[str, NDArray[Any]], right: Mapping[str, NDArray[Any]]) -> float:
+def norm_of_difference(
+    left: Mapping[str, NDArray[Any]], right: Mapping[str, NDArray[Any]]
+) -> float:
     """Euclidean norm of left - right over the names of `left`.
 
     >>> norm_of_difference({"a": np.array([3.0, 4.0])}, {"a": np.zeros(2)})

@@ -1,8 +1,8 @@
 """The names a study may use for a backbone, an objective or a data kind, and where each lives.
 
-Adding one is one new file and one line here. Software installed beside Callosum adds its own through
+Adding one is one new file and one line here. Software installed beside Callosum adds its own by
 entry points (groups `callosum.backbones`, `callosum.objectives`, `callosum.kinds`), so a hospital
-runs only code that it has installed itself; a name in a study never causes an import from elsewhere.
+runs only code that it has installed itself; no name in a study causes an import from elsewhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def load(shelf: Shelf, name: str) -> Any:
         return getattr(import_module(module), attribute)
     for point in entry_points(group=f"callosum.{shelf}"):
         if point.name == name:
-            return point.load()
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                raise SettingError(f'"{name}" ({point.value}) cannot be loaded: {error}') from None
     near = difflib.get_close_matches(name, names(shelf), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"installed: {', '.join(names(shelf))}"
     raise SettingError(f'{shelf[:-1]} "{name}" is not installed; {hint}')

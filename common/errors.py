@@ -1,7 +1,7 @@
 """Everything that can go wrong, as one tree with documented exit codes and site codes.
 
 CallosumError                 exit 1    anything below; the message is for people
-├── SettingError              exit 3    a study, site or command-line value is missing, unknown or wrong
+├── SettingError              exit 3    a study, site or command-line value is missing or wrong
 ├── DataError                 exit 4    a site's scans, tables or labels cannot be used
 │   └── ScanError                       one scan cannot be used; the others go on
 ├── FolderError               exit 5    a run, site or output folder belongs to something else
@@ -93,7 +93,7 @@ SENTENCES: Final[dict[str, str]] = {
 }
 
 
-class Refusal(CallosumError):
+class Refusal(CallosumError):  # noqa: N818  it is an answer, not a fault
     """One order or report is declined, with a code from `SENTENCES`.
 
     `detail` stays with whoever raised it (it may name paths); only code and sentence travel.

@@ -51,6 +51,22 @@ def counts(target: Target, label: Floats, prediction: Floats) -> Counts:
     return np.bincount(place, minlength=size * size).astype(np.float64)
 
 
+def sound(target: Target, sums: Sequence[float]) -> bool:
+    """Whether `sums` could be what `counts` gives for `target`; a site may send anything.
+
+    >>> age = Target(kind="regression")
+    >>> sound(age, [0.0] * 8), sound(age, [1.0]), sound(age, [-1.0, *[0.0] * 7])
+    (True, False, False)
+    """
+    none = np.empty((0, len(target.classes)) if target.kind == "categorical" else 0)
+    if len(sums) != len(counts(target, np.empty(0), none)):
+        return False
+    if target.kind == "regression":
+        n, absolute, squared, _, yy, _, pp, _ = sums
+        return n >= 0 and n == int(n) and min(absolute, squared, yy, pp) >= 0
+    return min(sums) >= 0
+
+
 def n_of(target: Target, sums: Counts) -> int:
     """Labelled samples behind `sums`."""
     return int(sums[0] if target.kind == "regression" else sums.sum())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +20,8 @@ from common.errors import SettingError
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
 from common.seams import FROZEN, LABELS, SCANS, SITE
+from common.settings import line_of
 from common.study import Study, Target
-
 
 Role = Literal["parameter", "statistic"]
 
@@ -64,6 +66,11 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
     SettingError
         If backbone or objective cannot be built for this study.
     """
+    taken = [name for name in study.targets if hasattr(nn.ModuleDict, name) or name == "training"]
+    if taken:  # heads are kept by their target's name
+        raise SettingError(
+            f"targets.{taken[0]} has a name that PyTorch keeps for itself; rename it"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -79,6 +86,15 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
             raise SettingError(f"objective: {error}") from None
 
 
+def check_buildable(study: Study, file: Path) -> None:
+    """Refuse a study whose network cannot be built, with the line of its file."""
+    try:
+        build(study, seed=0)
+    except SettingError as error:
+        key = re.split(r"[^\w.-]", str(error), maxsplit=1)[0]
+        raise SettingError(f"{error} ({file}{line_of(file, key)})") from None
+
+
 def type_of(study: Study, shelf: Literal["backbones", "objectives"]) -> Any:
     """The class behind the study's backbone or objective."""
     settings = study.backbone if shelf == "backbones" else study.objective
@@ -88,11 +104,15 @@ def type_of(study: Study, shelf: Literal["backbones", "objectives"]) -> Any:
 def owner_of(network: Any, name: str) -> str:
     """The group of an array: the backbone speaks for its own, if it does, else the objective.
 
+    The constants by which columns are standardised are the coordinator's, whoever speaks.
+
     Raises
     ------
     SettingError
         If the answer is no group, since no report could ever hold its support.
     """
+    if ".standardise." in name:
+        return FROZEN
     part = name.removeprefix("backbone.")
     spoken = getattr(network.backbone, "owner", None) if part != name else None
     group: str = spoken(part) if spoken else network.owner(name)

@@ -20,7 +20,10 @@ _BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 def normalisation(policy: str, channels: int, dimensions: int) -> nn.Module:
     """A normalisation layer over `channels` for (B, C) or (B, C, ...) input."""
     if policy == "groupnorm":
-        return nn.GroupNorm(math.gcd(channels, 8), channels)
+        groups = math.gcd(channels, 8)
+        if dimensions == 1 and groups == channels:
+            groups = 1  # a group of one number is always 0: the layer would tell nothing
+        return nn.GroupNorm(groups, channels)
     return _BATCH[dimensions](channels)
 
 
@@ -36,7 +39,7 @@ def batch_normalisation_arrays(network: nn.Module) -> tuple[set[str], set[str]]:
 
 
 def start_statistics_afresh(network: nn.Module) -> list[_BatchNorm]:
-    """Reset running statistics to be re-estimated as the plain mean over the batches that follow."""
+    """Reset running statistics; they become the plain mean over the batches that follow."""
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.reset_running_stats()

@@ -96,9 +96,7 @@ class Report(Table):
 
 def refuse(order: Order, code: str) -> Report:
     """The report that declines `order`; nothing but the code leaves."""
-    return Report(
-        order=order.id, site=order.site, kind=order.kind, round=order.round, refusal=code
-    )
+    return Report(order=order.id, site=order.site, kind=order.kind, round=order.round, refusal=code)
 
 
 def read_order(text: str | bytes) -> Order:

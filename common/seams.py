@@ -1,4 +1,4 @@
-"""The three places where the science grows: what a backbone, an objective and a data kind must offer.
+"""Where the science grows: what a backbone, an objective and a data kind must offer.
 
 Tensor letters: B samples in a batch, F features of a sample, C channels, X Y Z voxels along
 R(ight), A(nterior), S(uperior). `common/README.md` works one example of each.
@@ -60,7 +60,7 @@ class Backbone(Protocol):
 
 
 class Objective(Protocol):
-    """A `torch.nn.Module` that holds a backbone under the name `backbone`, and what it is trained by.
+    """A `torch.nn.Module` that holds a backbone as `backbone`, and what it is trained by.
 
     `owner(name)` says what an array of `state_dict()` is averaged by: `SCANS`, `LABELS + target`,
     or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other. `predict`
@@ -121,7 +121,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The samples of one source: (n, *shape) in the kind's dtype, with notes for the quality report.
+    """The samples of one source: (n, *shape) in the kind's dtype, with notes on quality.
 
     `labels` holds labels that belong to a sample rather than to a participant, as text by the
     site's column name (the cognitive state of a volume, say); each list has n entries.

@@ -57,7 +57,7 @@ def checked(model: type[Checked], table: object, *, file: Path, at: str = "") ->
         # strict: a file that says seed = "3" or rounds = true means something else than its reader
         return model.model_validate(_with_tuples(table), strict=True)
     except ValidationError as error:
-        faults = [_sentence(fault, model, table, file, at) for fault in error.errors()]
+        faults = [_sentence(fault, model, file, at) for fault in error.errors()]
         raise SettingError("\n".join(faults)) from None
 
 
@@ -70,12 +70,16 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
             many = get_origin(field.annotation) is not None  # a mapping or a list of tables
             yield from keys(inner, f"{dotted}.NAME." if many else f"{dotted}.")
             continue
-        default = "required" if field.is_required() else _toml(field.get_default(call_default_factory=True))
+        default = (
+            "required"
+            if field.is_required()
+            else _toml(field.get_default(call_default_factory=True))
+        )
         yield dotted, default, field.description or ""
 
 
 def line_of(file: Path, dotted: str) -> str:
-    """`, line 31` for the key `dotted` in `file`, else for the nearest table around it, or nothing."""
+    """`, line 31` for the key `dotted` in `file`, else for the nearest table around it."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -118,9 +122,7 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _sentence(
-    fault: Any, model: type[BaseModel], table: dict[str, Any], file: Path, at: str
-) -> str:
+def _sentence(fault: Any, model: type[BaseModel], file: Path, at: str) -> str:
     places = [str(place) for place in fault["loc"]]
     dotted = ".".join([*([at] if at else []), *places])
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")

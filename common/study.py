@@ -10,15 +10,24 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, Field, SerializeAsAny, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from common import catalogue
 from common.errors import SettingError
-from common.settings import Table, checked, read_toml
+from common.settings import Table, checked, line_of, read_toml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+RESERVED: Final = frozenset({"pooled", "all"})  # sites' names that stand for several of them
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -129,11 +138,13 @@ class Sites(Table):
             raise ValueError("train is []; at least one site must train")
         everyone = [*self.train, *self.heldout]
         twice = sorted({site for site in everyone if everyone.count(site) > 1})
-        taken = sorted({"pooled", "all"} & set(everyone))
+        taken = sorted(RESERVED & set(everyone))
         if taken:
             raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
         if twice:
-            raise ValueError(f"{', '.join(twice)} is listed twice; a site has one name and one role")
+            raise ValueError(
+                f"{', '.join(twice)} is listed twice; a site has one name and one role"
+            )
         if self.quorum > len(self.train):
             raise ValueError(f"quorum is {self.quorum} but only {len(self.train)} sites train")
         return self
@@ -287,6 +298,17 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no study or site file may hold."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise SettingError(
+            f'name is "{name}"; lower-case letters, digits, _ and - are needed, at most 63, '
+            "a letter or digit first"
+        ) from None
+
+
 def load_study(path: Path) -> Study:
     """Read and check a study file.
 
@@ -312,18 +334,20 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     try:
         study.shape  # noqa: B018  a kind may refuse its settings only when asked for the shape
     except ValueError as error:
-        raise SettingError(f"data: {error} ({path})") from None
+        raise SettingError(f"data: {error} ({path}{line_of(path, 'data')})") from None
     return study
 
 
 def _plugged(table: object, section: str, shelf: Any, key: str, path: Path) -> BaseModel:
     if not isinstance(table, dict) or not isinstance(table.get(key), str):
         known = ", ".join(catalogue.names(shelf))
-        raise SettingError(f"{section}.{key} is missing; installed: {known} ({path})")
+        where = f"({path}{line_of(path, section)})"
+        raise SettingError(f"{section}.{key} is missing; installed: {known} {where}")
     try:
         found = catalogue.load(shelf, table[key])
     except SettingError as error:
-        raise SettingError(f"{section}.{key}: {error} ({path})") from None
+        where = f"({path}{line_of(path, f'{section}.{key}')})"
+        raise SettingError(f"{section}.{key}: {error} {where}") from None
     settings = found.Study if shelf == "kinds" else found.Settings
     result: BaseModel = checked(settings, table, file=path, at=section)
     return result

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from common.arrays import Arrays
 from common.durable import write_atomically
 from common.errors import FolderError, Refusal
-from common.arrays import Arrays
 from common.orders import Order, Report, read_order, read_report
 
 _TEXT: Final = "callosum"  # the record that holds the JSON text
@@ -86,7 +86,7 @@ class open_arrays:  # noqa: N801  reads as the context manager it is
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __enter__(self) -> open_arrays:
+    def __enter__(self) -> Self:
         try:
             self._file = safe_open(str(self._path), framework="numpy")
             metadata = json.loads((self._file.metadata() or {})["json"])

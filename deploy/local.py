@@ -28,8 +28,9 @@ from client.data.cohort import Cohort, empty_cohort, open_cohort
 from client.data.prepare import prepare
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
+from common.network import check_buildable
 from common.progress import say, track
-from common.study import Study, load_study
+from common.study import RESERVED, Study, load_study
 from common.wire import array_record, pack, read_spooled, unpack_order
 from server.app import Phases, app
 from server.census import POOLED
@@ -146,6 +147,7 @@ def simulate(study_file: Path, sites: Path, out: Path) -> Run:
         Whatever keeps the run from going on; nothing done so far is lost.
     """
     study = load_study(study_file)
+    check_buildable(study, study_file)
     found = find_sites(study, sites)
     with open_run(out, study, study_file):
         pass  # refuse a foreign folder before hours of preparing
@@ -251,7 +253,7 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
             name: np.concatenate([cohort.labels[name] for cohort in cohorts])
             for name in study.targets
         },
-        regions=None,
+        regions=_stacked_regions(cohorts),
         findings=(),
         contents=tuple(content for cohort in cohorts for content in cohort.contents),
     )
@@ -263,6 +265,13 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
         }
     )
     return [Agent(site, study, cohort)]
+
+
+def _stacked_regions(cohorts: Sequence[Cohort]) -> NDArray[np.float64] | None:
+    """Regional measures of all sites, if every site has the same ones."""
+    parts = [cohort.regions for cohort in cohorts if cohort.regions is not None]
+    alike = len(parts) == len(cohorts) and len({part.shape[1] for part in parts}) == 1
+    return np.concatenate(parts) if alike else None
 
 
 def _pin_threads(agents: Sequence[Agent]) -> None:
@@ -284,6 +293,8 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
     run, site = read_run(folder), load_site(site_file)
     if site.role != "heldout":
         raise LineageError(f'{site_file} says role = "{site.role}"; only a held-out site can judge')
+    if site.name in RESERVED:
+        raise SettingError(f'no site may be called "{site.name}"; results use that name')
     if site.name in run.study.sites.train:
         raise LineageError(f"{site.name} is a training site of {run.study.name}; it cannot judge")
     unfinished = [branch.model for branch in run.branches() if not branch.final.exists()]
@@ -293,7 +304,7 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
     _pin_threads([agent])
     grid = LocalGrid([agent])
     with open_run(folder, run.study):
-        exchange = Exchange(grid, grid.nodes, run.study.sites.time_limit_s)
+        exchange = Exchange(grid, grid.nodes, run.study)
         phases = Phases(run, exchange, grid, grid.nodes)
         outcome = phases.census_of([site.name])
         if site.name not in outcome.reports:

@@ -34,11 +34,14 @@ def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path
     place = "table" if "table" in table.get("data", {}) else "root"
     source = (data / str(table["data"][place])).resolve()
     values = {name_of(value): value for value in _values(source, by)}
-    named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(study.sites.heldout, "heldout")
+    named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(
+        study.sites.heldout, "heldout"
+    )
     missing = sorted(named.keys() - values.keys())
     if missing:
         raise SettingError(
-            f"column {by} of {source} has no {', '.join(missing)}; it has {', '.join(sorted(values))}"
+            f"column {by} of {source} has no {', '.join(missing)}; "
+            f"it has {', '.join(sorted(values))}"
         )
     return [
         _write(out / name / "site.toml", table, place, source, name, role, {by: values[name]})
@@ -60,7 +63,9 @@ def _write(
 ) -> Path:
     filled = {**table, "name": name, "role": role}
     filled["data"] = {**table["data"], place: str(source), "rows": rows}
-    checked(catalogue.load("kinds", filled["data"]["kind"]).Site, filled["data"], file=path, at="data")
+    checked(
+        catalogue.load("kinds", filled["data"]["kind"]).Site, filled["data"], file=path, at="data"
+    )
     write_atomically(path, tomli_w.dumps(filled).encode())
     load_site(path)
     return path

@@ -1,4 +1,4 @@
-"""What a report must be before it is believed; whatever it is not has a code, and the round goes on."""
+"""What a report must be before it is believed; each fault has a code, and the round goes on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.network import Plan
 from common.orders import Order, Report
 from common.seams import LABELS, SCANS
+from common.study import Study
+from server.census import POOLED
+
+_MERGED = {
+    "census": ("label/",),
+    "train": ("loss/", "validation/"),
+    "evaluate": ("evaluation/",),
+}
 
 
-def accept(order: Order, plan: Plan, report: Report, arrays: Arrays) -> None:
+def accept(study: Study, order: Order, plan: Plan, report: Report, arrays: Arrays) -> None:
     """Raise `Refusal` with a code unless `report` is a sound answer to `order`."""
     if report.site != order.site:
         raise Refusal("STRANGER", f"{report.site} answers an order for {order.site}")
@@ -23,20 +32,52 @@ def accept(order: Order, plan: Plan, report: Report, arrays: Arrays) -> None:
         raise Refusal("STALE", f"{report.site} answers order {report.order[:12]}")
     if report.refusal:
         raise Refusal(report.refusal)
-    _numbers_are_finite(report)
+    _counts_can_be_merged(study, order, report)
     _measurements_are_the_sites_own(order, report)
     if order.kind == "train":
         _support_is_whole(report, plan)
         _arrays_fit(plan, arrays)
-    elif order.kind not in ("census", "linear") and arrays:
+    elif order.kind == "census":
+        _sums_fit(study, order.site, arrays)
+    elif order.kind != "linear" and arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_finite(arrays)
 
 
-def _numbers_are_finite(report: Report) -> None:
+def _counts_can_be_merged(study: Study, order: Order, report: Report) -> None:
+    """Sums of another length or sign would only show when they are added to everyone else's."""
     for name, sums in report.counts.items():
         if not np.all(np.isfinite(sums)):
             raise Refusal("NOT_FINITE", f"{report.site} sends {name} that is not finite")
+        what, _, of = name.partition("/")
+        if f"{what}/" not in _MERGED.get(order.kind, ()):
+            fits = False
+        elif what == "loss":
+            fits = len(sums) == 2 and sums[1] >= 0
+        elif of not in study.targets:
+            fits = False
+        elif what == "label":
+            fits = len(sums) == 2 and sums[0] >= 0
+        else:
+            fits = metrics.sound(study.targets[of], sums)
+        if not fits:
+            raise Refusal("REPORT_MALFORMED", f"{report.site} sends {name} with {len(sums)} sums")
+
+
+def _sums_fit(study: Study, site: str, arrays: Arrays) -> None:
+    """A training site of a table sends its columns' sums; nobody else sends arrays in a census."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if len(study.shape) == 1 and site in (*study.sites.train, POOLED):
+        shapes = {"columns/sum": study.shape, "columns/squares": study.shape, "columns/n": (1,)}
+    if set(arrays) != set(shapes):
+        raise Refusal("ARRAYS_MISNAMED", f"a census holds {', '.join(sorted(arrays)[:3])}")
+    if not shapes:
+        return
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise Refusal("ARRAYS_MISSHAPEN", f"{name} is {arrays[name].shape}, not {shape}")
+    if not arrays["columns/n"][0] >= 1 or arrays["columns/squares"].min(initial=0) < 0:
+        raise Refusal("REPORT_MALFORMED", "the columns' sums are of fewer than one scan")
 
 
 def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
@@ -46,7 +87,7 @@ def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
 
 
 def _support_is_whole(report: Report, plan: Plan) -> None:
-    """Counts are whole and not negative by type; here: all are there, and labels do not exceed scans."""
+    """Counts are whole and not negative by type; here: all there, no more labels than scans."""
     groups = {rule.group for rule in plan.values() if rule.travels} | {SCANS}
     missing = groups - set(report.support)
     if missing or set(report.support) - groups:

@@ -90,7 +90,7 @@ def _optimised(
         earlier = moments.get(f"m/{name}")
         first = update if earlier is None else settings.momentum * earlier + update
         moments[f"m/{name}"] = first
-        return start + settings.learning_rate * first  # type: ignore[no-any-return]
+        return start + settings.learning_rate * first
     beta_1 = 0.0 if settings.server_optimiser == "fedadagrad" else settings.beta_1
     first = beta_1 * moments.get(f"m/{name}", np.zeros_like(update)) + (1 - beta_1) * update
     earlier = moments.get(f"v/{name}", np.zeros_like(update))
@@ -100,7 +100,7 @@ def _optimised(
     if settings.server_optimiser == "fedadam":  # Flower corrects the bias with round + 1
         step = round_number + 1.0
         rate *= np.sqrt(1 - settings.beta_2**step) / (1 - settings.beta_1**step)
-    return start + rate * first / (np.sqrt(second) + settings.tau)  # type: ignore[no-any-return]
+    return start + rate * first / (np.sqrt(second) + settings.tau)
 
 
 def _second_moment(settings: Aggregation, earlier: Float64, square: Float64) -> Float64:

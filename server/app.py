@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -27,6 +28,7 @@ from server.rounds import Exchange, Outcome, Rounds
 from server.run import Branch, Checkpoint, Run, load_checkpoint, open_run, read_run, write_json
 
 app = ServerApp()
+REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
 
 
 @app.main()
@@ -36,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
     study = read_run(folder).study
     with open_run(folder, study) as run:
-        Phases(run, Exchange(grid, nodes, study.sites.time_limit_s), grid, nodes).all()
+        Phases(run, Exchange(grid, nodes, study), grid, nodes).all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ class Phases:
         for branch, sites in self._comparisons(census, able):
             self._pretrain(branch, sites, len(sites), census)
         if POOLED in census:
-            self._ask(self._orders("linear", [POOLED], {}), {}, self.run.linear, {}, "linear: sites")
+            self._ask(
+                self._orders("linear", [POOLED], {}), {}, self.run.linear, {}, "linear: sites"
+            )
         self._finetune(able)
         self.judge([site for site in study.sites.heldout if site in census], census)
         write_results(self.run)
@@ -113,7 +117,9 @@ class Phases:
         study = self.run.study
         names = [*study.sites.train, *study.sites.heldout]
         outcome = self.census_of([*names, POOLED] if POOLED in self.nodes else names)
-        write_json(self.run.folder / "census.json", summarise(study, outcome.reports, outcome.refused))
+        write_json(
+            self.run.folder / "census.json", summarise(study, outcome.reports, outcome.refused)
+        )
         able = [site for site in study.sites.train if site in outcome.reports]
         if len(able) < study.quorum:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
@@ -143,6 +149,8 @@ class Phases:
             plan=plan_of(network, study.aggregation.normalisation),
             cohorts=sorted(report.cohort for report in reports),
             members={POOLED: study.sites.train},
+            absent={site: "NO_ANSWER" for site in sites if site not in census}
+            | {site: code for site, code in self._refusals("census").items() if site in sites},
         )
         strategy.start(self.grid, array_record(initial), num_rounds=study.pretraining.rounds)
 
@@ -150,7 +158,8 @@ class Phases:
         self, census: Mapping[str, Report], able: Sequence[str]
     ) -> list[tuple[Branch, tuple[str, ...]]]:
         """Rival models: one for each training site that can take part, and one of pooled data."""
-        wanted, found = self.run.study.comparisons, []
+        wanted = self.run.study.comparisons
+        found: list[tuple[Branch, tuple[str, ...]]] = []
         if wanted.single_site and len(able) > 1:
             found += [(self.run.comparison(f"single-{site}"), (site,)) for site in able]
         if wanted.pooled and POOLED in census and len(able) > 1:
@@ -178,9 +187,16 @@ class Phases:
         self, orders: Sequence[Order], arrays: Arrays, folder: Path, plan: Plan, title: str
     ) -> Outcome:
         outcome = self.exchange.ask(orders, arrays, folder, plan, title)
+        if outcome.refused or (folder / REFUSED).exists():
+            write_json(folder / REFUSED, outcome.refused)
         for site, code in sorted(outcome.refused.items()):
             say(f"{title.partition(':')[0]}: {site} did not take part: {code}: {SENTENCES[code]}")
         return outcome
+
+    def _refusals(self, phase: str) -> dict[str, str]:
+        path = self.run.folder / phase / REFUSED
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     def _orders(
         self,

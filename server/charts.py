@@ -9,20 +9,20 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import product
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from server.tables import Comparison
+from server.tables import FEDERATED, Comparison, Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; black and yellow are left out
 # because one of them vanishes on each background
@@ -90,52 +90,69 @@ def curves(
     name: str, title: str, series: Sequence[Series], *, x: str, y: str, marked: Iterable[float] = ()
 ) -> Markup:
     """Lines over rounds, read out by their first and last value; `marked` rounds get a rule."""
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
-        axes = figure.subplots()
+    with _axes(name, 4.2, 2.5) as (figure, axes):
         for at in marked:
             axes.axvline(at, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)))
         for line in series:
             _draw(axes, line)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.locator_params(axis="y", nbins=5)
         return _inline(figure, name, f"{title}. {_spoken(series)}")
 
 
 def forest(name: str, comparison: Comparison, axis: str) -> Markup:
-    """Value and interval of every model at one site, with the federated value as a vertical rule."""
+    """Value and interval of every model at one site; the dashed rule is the federated value."""
     lines = [line for line in comparison.lines if line.cell.value is not None]
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.6, 0.55 + 0.23 * max(len(lines), 2)), layout="constrained")
-        axes = figure.subplots()
+    with _axes(name, 4.6, 0.55 + 0.23 * max(len(lines), 2)) as (figure, axes):
         if comparison.federated and comparison.federated.cell.value is not None:
             axes.axvline(
                 comparison.federated.cell.value, color=_FAINT, linewidth=0.7, linestyle=(0, (3, 2))
             )
         for place, line in enumerate(lines):
-            pen = PENS[0] if line.model == "federated" else None
-            colour = _sentinel(0) if pen else _INK
-            cell = line.cell
-            if cell.low is not None and cell.high is not None:
-                axes.plot([cell.low, cell.high], [place, place], color=colour, linewidth=1.3)
-            axes.plot(
-                [cell.value], [place], color=colour, marker="D" if line.is_made_here else "o",
-                markersize=4, markerfacecolor="none" if line.is_made_here else colour,
-            )  # fmt: skip
+            _whisker(axes, place, line)
         axes.set_yticks(range(len(lines)), [_short(line.title) for line in lines])
-        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(axis)
-        return _inline(figure, name, f"{axis} by model, the numbers of the table beside it")
+        return _inline(figure, name, f"{axis} by model: the numbers of the table beside it")
 
 
 def legend(series: Sequence[Series]) -> list[tuple[str, Pen]]:
     """Each name once, with its pen, for a key that several figures share."""
-    return list(dict((line.name, line.pen) for line in series).items())
+    return list({line.name: line.pen for line in series}.items())
+
+
+@contextmanager
+def _axes(name: str, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure of so many inches, drawn by no style but ours."""
+    # imported here: it takes half a second, and `--help` draws nothing
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _whisker(axes: Axes, place: int, line: Line) -> None:
+    colour = _sentinel(0) if line.model == FEDERATED else _INK
+    cell = line.cell
+    if cell.low is not None and cell.high is not None:
+        axes.plot([cell.low, cell.high], [place, place], color=colour, linewidth=1.3)
+    if cell.value is not None:
+        axes.plot(
+            [cell.value],
+            [place],
+            color=colour,
+            marker="D" if line.is_made_here else "o",
+            markersize=4,
+            markerfacecolor="none" if line.is_made_here else colour,
+        )
 
 
 def _draw(axes: Axes, line: Series) -> None:
@@ -179,7 +196,7 @@ def _spoken(series: Sequence[Series]) -> str:
 def _inline(figure: Figure, name: str, spoken: str) -> Markup:
     """The figure as an SVG element of an HTML page."""
     stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     # names of the XML world are addresses; HTML needs none of them

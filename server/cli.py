@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table as RichTable
 
+from common.durable import write_atomically
 from common.errors import FolderError
 from common.progress import console
 
@@ -23,20 +24,23 @@ def init(
     """Write a commented study file to fill in."""
     from server.templates import study_template
 
-    path = out / f"{name}.toml"
+    text, path = study_template(name, kind), out / f"{name}.toml"
     if path.exists():
         raise FolderError(f"{path} exists; choose another name or remove it")
-    path.write_text(study_template(name, kind))
+    write_atomically(path, text.encode())
     print(f"{path} is written; edit it, then: callosum study check {path}")
 
 
 @study_app.command("check")
 def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     """Check a study file and say in words what it will do."""
+    from common.network import check_buildable
     from common.study import load_study
     from server.explain import explain
 
-    print(explain(load_study(file)))
+    study = load_study(file)
+    check_buildable(study, file)
+    print(explain(study))
 
 
 @study_app.command("keys")

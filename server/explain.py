@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 from common.network import build, plan_of
 from common.study import Study
 
@@ -12,19 +14,20 @@ def explain(study: Study) -> str:
     numbers = {name: _size(rule.shape) for name, rule in plan.items()}
     travelling = sum(numbers[name] for name, rule in plan.items() if rule.travels)
     settings, sites = study.pretraining, study.sites
+    targets = ", ".join(_target(study, name) for name in study.pretraining_targets)
+    prox = f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""
     lines = [
         f"study {study.name}, digest {study.digest}",
-        f"data: {study.data.kind}, one sample is {'x'.join(map(str, study.shape))}",  # type: ignore[attr-defined]
-        f"pretraining targets: {', '.join(_target(study, name) for name in study.pretraining_targets)}",
-        f"network: {study.backbone.name} with {sum(numbers.values()):,} numbers in "  # type: ignore[attr-defined]
-        f"{len(plan)} arrays; {travelling * 4 / 1e6:.2f} MB travel from each site in each round",
+        f"data: {_plugged(study.data, 'kind')}, one sample is {'x'.join(map(str, study.shape))}",
+        f"pretraining targets: {targets or 'none'}",
+        f"network: {_plugged(study.backbone, 'name')} with {sum(numbers.values()):,} numbers",
+        f"wire: {travelling * 4 / 1e6:.2f} MB travel from each site in each round",
         f"sites that train: {', '.join(sites.train)}; a round counts with {study.quorum} of them",
         f"sites that judge: {', '.join(sites.heldout) or 'none'}",
-        f"{settings.rounds} rounds, each {settings.local_epochs} pass(es) in batches of "
-        f"{settings.batch_size} with {settings.optimiser} at {settings.learning_rate}",
-        f"aggregation: {study.aggregation.server_optimiser}, normalisation "
-        f"{study.aggregation.normalisation}"
-        + (f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""),
+        f"rounds: {settings.rounds}, each {settings.local_epochs} pass(es)",
+        f"steps: batches of {settings.batch_size}, {settings.optimiser}, {settings.learning_rate}",
+        f"aggregation: {study.aggregation.server_optimiser}{prox}",
+        f"normalisation: {study.aggregation.normalisation}",
         f"comparisons: {', '.join(_comparisons(study)) or 'none'}",
     ]
     lines += [
@@ -38,6 +41,10 @@ def explain(study: Study) -> str:
         f"{study.splits.test:.0%} are kept for fine-tuning's test"
     )
     return "\n".join(lines)
+
+
+def _plugged(settings: BaseModel, key: str) -> str:
+    return str(getattr(settings, key))
 
 
 def _target(study: Study, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run's numbers allow to say, in plain words: the finding, what is missing, what to keep in mind.
+"""What a run's numbers allow to say in plain words: findings, what is missing, caveats.
 
 A verdict is given only by an interval of paired differences; where it holds zero, none is given.
 """
@@ -33,17 +33,19 @@ def opening(run: Run, records: Sequence[Record]) -> list[str]:
     """Who did what: the study, the sites by role, the rounds."""
     study = run.study
     heldout = (
-        f"{_listed(study.sites.heldout)} took no part in training and judged the result"
+        f"{_are(study.sites.heldout)} held out of training to judge the result"
         if study.sites.heldout
         else "no site was held out"
     )
-    return [
-        f"In the study {study.name}, {_counted(len(study.sites.train), 'site')} "
-        f"({_listed(study.sites.train)}) trained one {study.backbone.name} backbone together, "  # type: ignore[attr-defined]
-        f"without any scan leaving its site; {heldout}.",
-        f"{len(records)} of {_counted(study.pretraining.rounds, 'round')} are finished. "
-        + degraded(records),
-    ]
+    backbone = study.backbone.name  # type: ignore[attr-defined]
+    verb = "trains" if len(study.sites.train) == 1 else "train"
+    who = f"{_counted(len(study.sites.train), 'site')} ({_listed(study.sites.train)})"
+    began = (
+        f"In the study {study.name}, {who} {verb} one {backbone} backbone together, "
+        f"sending weights and counts but no scans; {heldout}."
+    )
+    done = f"{len(records)} of {_counted(study.pretraining.rounds, 'round')} are finished. "
+    return [began, done + degraded(records)]
 
 
 def degraded(records: Sequence[Record]) -> str:
@@ -64,19 +66,20 @@ def degraded(records: Sequence[Record]) -> str:
 def finding(comparison: Comparison, percent: str) -> list[str]:
     """The federated model at one held-out site, then how it stands against its rivals there."""
     federated = comparison.federated
+    subject = (
+        f"At {comparison.place}, the federated model's {of_metric(comparison)} "
+        f"for {comparison.target}"
+    )
     if federated is None or federated.cell.value is None:
         why = "too few participants stand behind it" if federated else "the site reported none"
-        return [
-            f"At {comparison.site}, the federated model's {of_metric(comparison)} for "
-            f"{comparison.target} cannot be shown: {why}."
-        ]
+        return [f"{subject} cannot be shown: {why}."]
     digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
-    parts = [
-        f"At {comparison.site}, the federated model's {of_metric(comparison)} for "
-        f"{comparison.target} is {_with_interval(federated, digits, percent)}."
+    parts = [f"{subject} is {_with_interval(federated, digits, percent)}."]
+    parts += [
+        _against(line, comparison, digits)
+        for line in comparison.rivals()
+        if line.model in ("pooled", "pooled-linear")
     ]
-    parts += [_against(line, comparison, digits) for line in comparison.rivals()[:1]
-              if line.model == "pooled"]  # fmt: skip
     alone = [line for line in comparison.rivals() if line.model.startswith("single-")]
     if alone:
         parts.append(_against_singles(alone, comparison))
@@ -122,7 +125,7 @@ def caveats(
 ) -> list[str]:
     """What to keep in mind while reading this run's numbers."""
     small = sorted({
-        f"{c.target} at {c.site} ({line.participants})"
+        f"{c.target} at {c.place} ({line.participants})"
         for c in compared
         for line in c.lines
         if line.model == FEDERATED and line.participants < SMALL and line.cell.value is not None
@@ -182,8 +185,8 @@ def _against(line: Line, comparison: Comparison, digits: int) -> str:
     word = direction(line, comparison)
     joined = "from" if word == "not distinguishable" else "than"
     return (
-        f"On the same participants it is {word} {joined} the {line.title} model's "
-        f"(difference {apart}, interval {between})."
+        f"On the same participants it is {word} {joined} the {line.title.removesuffix(' model')} "
+        f"model's (difference {apart}, interval {between})."
     )
 
 
@@ -287,6 +290,10 @@ def _labels(task: TaskTable, census: Census) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{_listed(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _counted(n: int, noun: str) -> str:

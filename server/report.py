@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from common import metrics
 from common.durable import write_atomically
-from common.errors import FolderError
 from common.orders import Measurement
 from common.study import Study
-from server import charts, findings
+from server import account, charts, findings
 from server.charts import PENS, Pen, Series
-from server.run import Branch, Run
+from server.findings import Record
+from server.results import TOGETHER
+from server.run import Run
 from server.tables import (
     METRIC_NAMES,
     SMALL,
@@ -49,7 +50,6 @@ from server.terminal import format_tables
 
 __all__ = ["Picture", "format_tables", "write_report"]
 
-_MOST_ROUNDS: Final = 100  # rows of the participation table; longer runs show what went wrong
 _FEDERATED: Final = Pen(colour=0, width=2.2)
 _POOLED: Final = Pen(colour=1, dashes="6 2.5")
 _SINGLE: Final = Pen(colour=2, dashes="1.5 2", width=1.2)
@@ -67,17 +67,6 @@ class Picture:
     site: str
     caption: str
     slices: tuple[NDArray[np.floating[Any]], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundLine:
-    """One round in the participation table: what became of the request to each site."""
-
-    number: int
-    degraded: bool
-    sites: dict[str, str]
-    seconds: float
-    megabytes: float
 
 
 def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
@@ -104,7 +93,7 @@ def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
 def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Everything the template shows, in the order in which it shows it."""
     study, rows = run.study, read_results(run)
-    records, census = _records(run.federated), _census(run)
+    records, census = account.records(run.federated), account.census(run)
     compared, tasks = comparisons(study, rows), task_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
     return {
@@ -120,10 +109,10 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "tasks": [_task(table) for table in tasks],
         "loss": _loss(study, records),
         "validation": _validation(run),
-        "participation": _participation(study, records, census),
-        "census": _holdings(study, census),
-        "traffic": [_traffic(branch) for branch in run.branches()],
-        "traffic_sites": _traffic_by_site(study, records),
+        "participation": account.participation(study, records, census),
+        "census": account.holdings(study, census),
+        "traffic": [account.traffic(branch) for branch in run.branches()],
+        "traffic_sites": account.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
         "provenance": _provenance(run),
         "checkpoints": _checkpoints(run),
@@ -135,7 +124,9 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
 def _main_findings(study: Study, compared: Sequence[Comparison], percent: str) -> list[list[str]]:
     """One paragraph a held-out site, for the first target of pretraining that it reported."""
     found = []
-    for _, group in groupby(compared, key=lambda comparison: comparison.site):
+    for site, group in groupby(compared, key=lambda comparison: comparison.site):
+        if site == TOGETHER:
+            continue
         mine = {comparison.target: comparison for comparison in group}
         main = next((name for name in study.pretraining_targets if name in mine), None)
         if main:
@@ -218,7 +209,7 @@ def _task(table: TaskTable) -> dict[str, Any]:
     }
 
 
-def _loss(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _loss(study: Study, records: Sequence[Record]) -> dict[str, Any] | None:
     """Mean training loss of each target; x is the round in which it was measured."""
     found = {name for record in records for name in record["loss"]}
     names = [name for name in study.pretraining_targets if name in found]
@@ -242,8 +233,9 @@ def _loss(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] 
 
 def _validation(run: Run) -> dict[str, Any] | None:
     """The primary metric of each model by target; a round judges the arrays that it starts from."""
-    branches = [(branch, _records(branch)) for branch in run.branches()]
-    figures, key = [], {}
+    branches = [(branch, account.records(branch)) for branch in run.branches()]
+    figures = []
+    key: dict[str, Pen] = {}
     for number, (name, target) in enumerate(run.study.targets.items()):
         metric = metrics.primary(target)
         series = [
@@ -264,9 +256,7 @@ def _validation(run: Run) -> dict[str, Any] | None:
     return {"figures": figures, "key": list(key.items())} if figures else None
 
 
-def _points(
-    records: Sequence[Mapping[str, Any]], target: str, metric: str
-) -> tuple[tuple[float, float], ...]:
+def _points(records: Sequence[Record], target: str, metric: str) -> tuple[tuple[float, float], ...]:
     found = ((r["round"] - 1, r["validation"].get(target, {}).get(metric)) for r in records)
     return tuple((x, y) for x, y in found if y is not None)
 
@@ -277,100 +267,6 @@ def _family(model: str) -> str:
 
 def _pen(model: str) -> Pen:
     return {"federated": _FEDERATED, "pooled": _POOLED}.get(model, _SINGLE)
-
-
-def _participation(
-    study: Study,
-    records: Sequence[Mapping[str, Any]],
-    census: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """A row a round, a column a site; of a long run only the rounds in which something failed."""
-    named = {site for record in records for site in (*record["answered"], *record["refused"])}
-    sites = [*study.sites.train, *sorted(named - set(study.sites.train))]
-    chosen = records
-    if len(records) > _MOST_ROUNDS:
-        chosen = [r for r in records if r["degraded"] or r["refused"]][:_MOST_ROUNDS]
-    return {
-        "sites": sites,
-        "rounds": [_round_line(record, sites, census) for record in chosen],
-        "left_out": len(records) - len(chosen),
-        "codes": _codes(records),
-    }
-
-
-def _round_line(
-    record: Mapping[str, Any], sites: Sequence[str], census: Mapping[str, Mapping[str, Any]]
-) -> RoundLine:
-    answered, refused = record["answered"], record["refused"]
-    became = {}
-    for site in sites:
-        if site in answered:
-            became[site] = "answered"
-        elif site in refused:
-            became[site] = findings.status(refused[site])
-        else:
-            code = census.get(site, {}).get("refused", "")
-            became[site] = f"not asked: {code} at the census" if code else "not asked"
-    return RoundLine(
-        number=record["round"],
-        degraded=bool(record["degraded"]),
-        sites=became,
-        seconds=float(record["seconds"]),
-        megabytes=_megabytes(record),
-    )
-
-
-def _codes(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    found = {code for record in records for code in record["refused"].values()}
-    return [(code, findings.said(code)) for code in sorted(found)]
-
-
-def _megabytes(record: Mapping[str, Any]) -> float:
-    return sum(int(line["bytes"]) for line in record["answered"].values()) / 1e6
-
-
-def _holdings(study: Study, census: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "site": site,
-            "role": {"train": "training", "heldout": "held out"}.get(line["role"], line["role"]),
-            "scans": line["held"].get("scans"),
-            "labels": [line["held"].get(f"labels/{name}") for name in study.targets],
-            "refused": line["refused"],
-            "sentence": findings.said(line["refused"]) if line["refused"] else "",
-        }
-        for site, line in census.items()
-    ]
-
-
-def _traffic(branch: Branch) -> dict[str, Any]:
-    records = _records(branch)
-    megabytes = [_megabytes(record) for record in records]
-    seconds = [float(record["seconds"]) for record in records]
-    rounds = max(len(records), 1)
-    return {
-        "model": branch.model,
-        "rounds": len(records),
-        "megabytes": sum(megabytes),
-        "megabytes_a_round": sum(megabytes) / rounds,
-        "seconds": sum(seconds),
-        "seconds_a_round": sum(seconds) / rounds,
-        "longest": max(seconds, default=0.0),
-    }
-
-
-def _traffic_by_site(study: Study, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = []
-    for site in study.sites.train:
-        lines = [record["answered"][site] for record in records if site in record["answered"]]
-        found.append({
-            "site": site,
-            "answered": len(lines),
-            "of": len(records),
-            "megabytes": sum(int(line["bytes"]) for line in lines) / 1e6,
-            "seconds": sum(float(line["seconds"]) for line in lines),
-        })  # fmt: skip
-    return found
 
 
 def _flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
@@ -386,7 +282,7 @@ def _flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _provenance(run: Run) -> list[tuple[str, str]]:
-    about = _json(run.folder / "provenance.json")
+    about = account.read_json(run.folder / "provenance.json")
     versions = sorted(about.get("versions", {}).items())
     return [
         ("study digest (SHA-256)", run.study.digest),
@@ -429,7 +325,7 @@ def _png(part: NDArray[np.floating[Any]], low: float, high: float) -> str:
 
 
 def _cell_html(cell: Cell | None, digits: int, *, signed: bool = False) -> Markup:
-    """A value with its interval; the full number stands in `<data>` for whoever reads the source."""
+    """A value with its interval; `<data>` holds the full number for whoever reads the source."""
     if cell is None:
         return Markup('<span class="none">\N{EM DASH}</span>')
     if cell.value is None:
@@ -446,25 +342,3 @@ def _data(value: float, digits: int, *, signed: bool = False) -> Markup:
     return Markup('<data value="{}">{}</data>').format(
         repr(value), escape(shown(value, digits, signed=signed))
     )
-
-
-def _census(run: Run) -> dict[str, dict[str, Any]]:
-    path = run.folder / "census.json"
-    return _json(path) if path.exists() else {}
-
-
-def _records(branch: Branch) -> list[dict[str, Any]]:
-    try:
-        return branch.records()
-    except (OSError, ValueError) as error:
-        raise FolderError(f"a record of {branch.folder} cannot be read: {error}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise FolderError(f"{path} holds no table; the run's own command writes it anew")
-    return found

@@ -1,4 +1,4 @@
-"""`results.csv`: one tidy table, a measurement a row, in an order that depends on nothing but content."""
+"""`results.csv`: one tidy table, a measurement a row, in an order that only content decides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from common.durable import write_atomically
 from common import metrics
+from common.durable import write_atomically
 from common.orders import Measurement, Report
 from common.wire import read_spooled
 from server.census import merged
@@ -77,7 +77,8 @@ def _people(report: Report, name: str, model: str) -> int:
     """Participants behind a site's counts; 0 where it withheld them."""
     if f"evaluation/{name}" not in report.counts:
         return 0
-    return max(row.n_participants for row in report.measurements if (row.target, row.model) == (name, model))
+    rows = (row for row in report.measurements if (row.target, row.model) == (name, model))
+    return max(row.n_participants for row in rows)
 
 
 def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:

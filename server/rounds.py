@@ -49,10 +49,11 @@ class Outcome:
 class Exchange:
     """Carries orders to sites and accepted reports into a folder, one file a site."""
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int], time_limit_s: float) -> None:
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], study: Study) -> None:
         self._grid = grid
         self._nodes = nodes
-        self._time_limit_s = time_limit_s
+        self._study = study
+        self._time_limit_s = study.sites.time_limit_s
         self._by_node: dict[int, Order] = {}
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
 
@@ -148,7 +149,7 @@ class Exchange:
         if reply.has_error():
             raise Refusal("TRANSPORT", f"Flower error {reply.error.code}")
         report, arrays = unpack_report(reply.content)
-        accept(order, plan, report, arrays)
+        accept(self._study, order, plan, report, arrays)
         spool(folder / f"{order.site}.safetensors", report, arrays)
         _take(outcome, report, folder)
 
@@ -164,9 +165,10 @@ class Rounds(Strategy):
     plan : the rules of the model's arrays
     cohorts : fingerprints of the data that train it
     members : the sites behind a name that stands for several
+    absent : sites that should train but cannot, with the code of why; every round is DEGRADED
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one model's whole setting, each by name
         self,
         run: Run,
         branch: Branch,
@@ -177,8 +179,10 @@ class Rounds(Strategy):
         plan: Plan,
         cohorts: Sequence[str] = (),
         members: Mapping[str, Sequence[str]] | None = None,
+        absent: Mapping[str, str] | None = None,
     ) -> None:
         self._members = members or {}
+        self._absent = dict(absent or {})
         self._run, self._study, self._branch = run, run.study, branch
         self._exchange, self._plan = exchange, plan
         self._sites, self._quorum = sorted(sites), quorum
@@ -187,7 +191,7 @@ class Rounds(Strategy):
         self._orders: list[Order] = []
         self._outcome = Outcome()
 
-    def start(  # noqa: PLR0913, PLR0917  the signature is Flower's
+    def start(
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
@@ -236,7 +240,7 @@ class Rounds(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Receive until all answered or time is up; then the next arrays, from disk, in site order."""
+        """Receive until all answered or time is up; then average from disk, in site order."""
         folder = self._replies_of(server_round)
         self._exchange.receive(replies, self._orders, folder, self._plan, self._outcome)
         answered = self._outcome.reports
@@ -266,12 +270,15 @@ class Rounds(Strategy):
                 server_round,
             )
         behind = {name for site in answered for name in self._members.get(site, (site,))}
-        before, self._now = self._now, Checkpoint(
-            round=server_round,
-            arrays=arrays,
-            state=state,
-            contributors=tuple(sorted({*self._now.contributors, *behind})),
-            cohorts=self._now.cohorts,
+        before, self._now = (
+            self._now,
+            Checkpoint(
+                round=server_round,
+                arrays=arrays,
+                state=state,
+                contributors=tuple(sorted({*self._now.contributors, *behind})),
+                cohorts=self._now.cohorts,
+            ),
         )
         self._moved = norm_of_difference(arrays, before.arrays)
         return None, None
@@ -301,9 +308,9 @@ class Rounds(Strategy):
         record = {
             "round": number,
             "model": self._branch.model,
-            "degraded": sorted(reports) != self._sites,
+            "degraded": bool(self._absent) or sorted(reports) != self._sites,
             "answered": {site: _line(self._outcome, site) for site in sorted(reports)},
-            "refused": dict(sorted(self._outcome.refused.items())),
+            "refused": dict(sorted((self._absent | self._outcome.refused).items())),
             "loss": _losses(reports.values()),
             "validation": validation(self._study, reports.values()),
             "update_norm": self._moved,

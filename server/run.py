@@ -11,8 +11,8 @@ RUN/
   linear/, finetuning/, evaluation/   reports of those orders
   results.csv, report.html
 
-Every file is written whole or not at all. A round is finished once its checkpoint stands; until then
-the same command takes it up from its replies, which are removed two rounds later.
+Every file is written whole or not at all. A round is finished once its checkpoint stands; until
+then the same command takes it up from its replies, which are removed two rounds later.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ def open_run(folder: Path, study: Study, source: Path | None = None) -> Iterator
     FolderError
         If the folder holds another study, another version's run, foreign files, or a live run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FolderError(f"{folder} is a file or below one; give --out a folder") from None
     foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if foreign and not (folder / "study.json").exists():
         raise FolderError(f"{folder} holds {foreign[0]} and is no run; choose an empty folder")
@@ -162,9 +165,7 @@ def read_run(folder: Path) -> Run:
             f"{folder} is a run of format {found}, this version reads {FORMAT}; "
             f"use callosum {provenance.get('versions', {}).get('callosum', '?')} or a new folder"
         )
-    return Run(
-        folder=folder, id=provenance["run"], study=parse_study(table, folder / "study.json")
-    )
+    return Run(folder=folder, id=provenance["run"], study=parse_study(table, folder / "study.json"))
 
 
 def load_checkpoint(path: Path, study: Study) -> Checkpoint:
@@ -281,4 +282,3 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise FolderError(f"another process is working in {folder}; wait for it") from None
         yield
-

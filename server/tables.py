@@ -1,7 +1,7 @@
-"""The headline tables of a run, as values: out-of-site comparison and fine-tuning, for page and terminal.
+"""The headline tables of a run as values, for page and terminal: out of site, and fine-tuning.
 
-Every number comes from results.csv as it stands there. Two rows are made here and say so: the mean of
-the single-site models' values, and the single-site model that turned out best.
+Every number comes from results.csv as it stands there. Two rows are made here and say so: the mean
+of the single-site models' values, and the single-site model that turned out best.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common import metrics
 from common.errors import FolderError
 from common.orders import Measurement
 from common.study import FineTuning, Study, Target
+from server.results import TOGETHER
 from server.run import Run
 
 Group = Literal["as it comes", "scan unseen", "site's labels"]
@@ -51,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One model at one held-out site. `difference` is this model minus the federated one, paired."""
+    """One model at one held-out site; `difference` is this model minus the federated one."""
 
     model: str
     title: str
@@ -78,6 +79,11 @@ class Comparison:
     metric: str
     lines: tuple[Line, ...]
     others: tuple[Measurement, ...]
+
+    @property
+    def place(self) -> str:
+        """The site in words; the scans of all held-out sites may stand for one."""
+        return "all held-out sites together" if self.site == TOGETHER else self.site
 
     @property
     def federated(self) -> Line | None:
@@ -148,7 +154,7 @@ def comparisons(study: Study, rows: Iterable[Measurement]) -> list[Comparison]:
 
 
 def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
-    """A table for each fine-tuning task of the study, with empty cells where nothing was reported."""
+    """A table for each fine-tuning task of the study; what was not reported has no cell."""
     kept = [row for row in rows if row.phase == "finetune"]
     return [_task_table(study, task, kept) for task in study.finetuning]
 
@@ -164,10 +170,10 @@ def decimals(*values: float | None) -> int:
 
 
 def shown(value: float, digits: int, *, signed: bool = False) -> str:
-    """A number for readers, with a true minus sign.
+    r"""A number for readers, with a true minus sign.
 
     >>> shown(-0.5, 1), shown(0.5, 1, signed=True), shown(-0.001, 1)
-    ('−0.5', '+0.5', '0.0')
+    ('\u22120.5', '+0.5', '0.0')
     """
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     if float(text) == 0:
@@ -262,7 +268,7 @@ def _mean(singles: Sequence[Line]) -> Line:
 
 
 def _average(values: Sequence[float | None]) -> float | None:
-    """None if any is missing: a mean over the models that happen to be there means something else."""
+    """None if any is missing: the mean over those that happen to be there is another number."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -286,6 +292,7 @@ def _is_single(model: str) -> bool:
 
 def _title(model: str, site: str) -> str:
     known = {
+        "pooled-linear": "pooled linear model",
         "training-mean": "training sites' mean",
         "site-mean": f"{site}'s own mean",
         "site-linear": f"{site}'s own linear model",
@@ -308,7 +315,7 @@ def _group(model: str) -> Group:
 def _place(line: Line) -> tuple[int, int, str]:
     groups: tuple[Group, ...] = ("as it comes", "scan unseen", "site's labels")
     bare = line.model.removesuffix("+head")
-    first = ("site-mean", "site-linear", FEDERATED, "pooled", MEAN_OF_SINGLES)
+    first = ("site-mean", "site-linear", FEDERATED, "pooled", "pooled-linear", MEAN_OF_SINGLES)
     rank = first.index(bare) if bare in first else len(first) + (line.model == BEST_SINGLE)
     return (groups.index(line.group), rank, line.model)
 
@@ -333,5 +340,6 @@ def _task_table(study: Study, task: FineTuning, rows: Sequence[Measurement]) -> 
 
 
 def _in_order(named: Sequence[str], found: set[str]) -> tuple[str, ...]:
-    """The study's own order, then sites that judged or learnt later, by name."""
-    return (*named, *sorted(found - set(named)))
+    """The study's own order, then sites that came later by name, then all of them together."""
+    later = sorted(found - set(named), key=lambda site: (site == TOGETHER, site))
+    return (*named, *later)

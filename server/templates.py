@@ -5,33 +5,34 @@ from __future__ import annotations
 from typing import Final
 
 from common.errors import SettingError
+from common.study import check_name
 
 _DATA: Final = {
-    "t1w": '''[data]
+    "t1w": """[data]
 kind = "t1w"              # T1-weighted scans in BIDS folders
 shape = [96, 112, 96]     # voxels of the common grid: right, anterior, superior
 spacing_mm = 2.0
 align = "centre"          # "world" for scans that are registered to MNI152 already
 intensity = "zscore"      # inside the head
-''',
-    "features": '''[data]
+""",
+    "features": """[data]
 kind = "features"         # a table of regional volumes or thicknesses
 columns = ["Left-Hippocampus", "Right-Hippocampus"]   # exact names; sites may rename theirs
-''',
+""",
 }
 _BACKBONE: Final = {
-    "t1w": '''[backbone]
+    "t1w": """[backbone]
 name = "sfcn"
 channels = [32, 64, 128, 256, 256]   # width and depth; each block halves the volume
 top = 64
 dropout = 0.2
-''',
-    "features": '''[backbone]
+""",
+    "features": """[backbone]
 name = "mlp"              # or "linear"
 hidden = [64, 32]
-''',
+""",
 }
-_REST: Final = '''# {name}: what our consortium agrees to do. Check it with: callosum study check {name}.toml
+_REST: Final = """# {name}: what our consortium agrees to do; see: callosum study check {name}.toml
 # Every key and its default: callosum study keys
 name = "{name}"
 seed = 1                  # all chance comes from it
@@ -97,7 +98,7 @@ learning_rates = [3e-4, 1e-3]
 [evaluation]
 bootstrap = 1000
 confidence = 0.95
-'''
+"""
 
 
 def study_template(name: str, kind: str) -> str:
@@ -106,8 +107,9 @@ def study_template(name: str, kind: str) -> str:
     Raises
     ------
     SettingError
-        If there is no template for `kind`.
+        If there is no template for `kind`, or no study may have that name.
     """
+    check_name(name)
     if kind not in _DATA:
         raise SettingError(f'kind is "{kind}"; there are templates for {", ".join(_DATA)}')
     return _REST.format(name=name, data=_DATA[kind], backbone=_BACKBONE[kind])

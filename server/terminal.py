@@ -44,7 +44,9 @@ def format_tables(run: Run) -> str:
 
 
 def _comparison(comparison: Comparison, percent: str) -> Table:
-    table = _table(f"{comparison.target} at {comparison.site} (held out): {of_metric(comparison)}")
+    table = _table(
+        f"{comparison.target} out of site, at {comparison.place}: {of_metric(comparison)}"
+    )
     table.add_column("model", overflow="fold")
     table.add_column(percent, no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)

@@ -29,7 +29,7 @@ FEATURES: dict[str, Any] = {
     "backbone": {"name": "mlp", "hidden": [6], "dropout": 0.1},
     "objective": {"name": "multitask", "targets": ["age", "sex"]},
     "pretraining": {"rounds": 2, "batch_size": 16, "learning_rate": 0.01},
-    "sites": {"train": ["alpha", "beta", "gamma"], "heldout": ["omega"]},
+    "sites": {"train": ["alpha", "beta", "gamma"]},  # a judge costs more than all training
     "comparisons": {"single_site": False, "pooled": False},
     "evaluation": {"bootstrap": 100},
 }
@@ -176,6 +176,26 @@ def federation(tmp_path: Path) -> Callable[..., Federation]:
         return write_federation(tmp_path, changes, **more)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def everything() -> dict[str, Any]:
+    """Changes that make a `features` study use every phase, and still end within a second."""
+    return {
+        "objective.targets": ["age"],  # ridge: logistic heads are most of a small study's time
+        "sites.heldout": ["omega"],
+        "comparisons": {"single_site": True, "pooled": True},
+        "evaluation.head": False,
+        "finetuning": [
+            {
+                "name": "dementia",
+                "target": "diagnosis",
+                "inits": ["transfer", "scratch"],
+                "epochs": 2,
+                "learning_rates": [0.01],
+            }
+        ],
+    }
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def shuffled(
 
 
 def split_evenly(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Cut `indices` into the fewest batches of at most `batch_size`, none of one sample if possible.
+    """Cut `indices` into the fewest batches of at most `batch_size`, if possible none of one.
 
     >>> [len(part) for part in split_evenly(np.arange(9), 4)]
     [3, 3, 3]

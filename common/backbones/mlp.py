@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -35,7 +36,7 @@ class Mlp(nn.Module):
         self.standardise = Standardise(shape[0])
         widths = [shape[0], *settings.hidden]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [
                 nn.Linear(narrow, wide),
                 normalisation_layer(normalisation, wide, 1),

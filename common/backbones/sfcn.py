@@ -7,6 +7,7 @@ widths it holds 2,950,336 parameters and takes volumes from 32 voxels a side.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,7 +27,8 @@ class Sfcn(nn.Module):
 
         name: Literal["sfcn"] = Field(description="This backbone.")
         channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = Field(
-            (32, 64, 128, 256, 256), description="Width of each block; each block halves the volume."
+            (32, 64, 128, 256, 256),
+            description="Width of each block; each block halves the volume.",
         )
         top: Width = Field(64, description="Width of the top block: the number of features.")
         dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -42,9 +44,7 @@ class Sfcn(nn.Module):
                 f"{smallest} voxels a side; data.shape gives {list(shape)}"
             )
         widths = [1, *settings.channels]
-        self.blocks = nn.Sequential(
-            *(_block(a, b, normalisation) for a, b in zip(widths, widths[1:], strict=False))
-        )
+        self.blocks = nn.Sequential(*(_block(a, b, normalisation) for a, b in pairwise(widths)))
         self.top = _top(widths[-1], settings.top, normalisation)
         self.dropout = nn.Dropout(settings.dropout)
         self.features = settings.top

@@ -1,4 +1,4 @@
-"""Several targets from one backbone, each counted only where a label exists (Leonardsen et al. 2025).
+"""Several targets from one backbone, each counted only where labelled (Leonardsen et al. 2025).
 
 L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
 loss on (y - centre) / scale for regression, binary or softmax cross-entropy for classes. The
@@ -34,9 +34,7 @@ class Multitask(nn.Module):
             "huber", description="Loss of regression targets on (value - centre) / scale."
         )
 
-    def __init__(
-        self, settings: Settings, backbone: Any, targets: Mapping[str, Target]
-    ) -> None:
+    def __init__(self, settings: Settings, backbone: Any, targets: Mapping[str, Target]) -> None:
         super().__init__()
         self.settings = settings
         self.targets = dict(targets)
@@ -47,7 +45,7 @@ class Multitask(nn.Module):
         )
 
     def owner(self, name: str) -> str:
-        """Heads belong to whoever holds their labels, the standardiser to nobody, the rest to all."""
+        """Heads go by who holds their labels, the standardiser by nobody, the rest by scans."""
         if name.startswith("heads."):
             return LABELS + name.split(".")[1]
         return FROZEN if ".standardise." in name else SCANS

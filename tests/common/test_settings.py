@@ -109,9 +109,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
         ("name = 'a'\nby_name = {x = {depth = 0}}", ["by_name.x.depth is 0", "line 2"]),
     ],
 )
-def test_a_fault_names_key_value_need_and_line(
-    tmp_path: Path, text: str, words: list[str]
-) -> None:
+def test_a_fault_names_key_value_need_and_line(tmp_path: Path, text: str, words: list[str]) -> None:
     """The reader edits a file: key, line, what stands there, what should."""
     message = fault(tmp_path, text)
     for word in words:

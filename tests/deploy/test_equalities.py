@@ -195,7 +195,7 @@ def test_one_full_step_a_round_is_pooled_training(federation, backbone, sizes):
         np.testing.assert_allclose(pooled[name], array, rtol=2e-6, atol=2e-6, err_msg=name)
         if "standardise" not in name:
             moved = max(moved, float(np.abs(array - start[name]).max()))
-    assert moved > 0.05  # else all of the above would hold of doing nothing
+    assert moved > 0.02  # else all of the above would hold of doing nothing
 
 
 def shuffling(seed: int) -> type[local.LocalGrid]:
@@ -226,23 +226,15 @@ def test_order_of_replies_changes_no_bit(federation, monkeypatch, server_optimis
         assert sha256(made.simulate(f"shuffled-{seed}").federated.final) == wanted
 
 
-EVERYTHING = {
-    "comparisons": {"single_site": True, "pooled": True},
-    "finetuning": [
-        {"name": "dementia", "target": "diagnosis", "epochs": 2, "learning_rates": [0.01]}
-    ],
-}
-
-
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every final model and of the results, by place in the run folder."""
     files = [*folder.rglob("final.safetensors"), folder / "results.csv"]
     return {str(file.relative_to(folder)): sha256(file) for file in files}
 
 
-def test_same_study_data_and_seed_give_the_same_bytes(tmp_path, module_federation):
+def test_same_study_data_and_seed_give_the_same_bytes(module_federation, everything):
     """A result that cannot be repeated cannot be checked."""
-    first, second = module_federation(EVERYTHING), module_federation(EVERYTHING)
+    first, second = module_federation(everything), module_federation(everything)
     found = digests(first.simulate().folder)
     assert len(found) == 6  # federated, pooled, three single sites, results.csv
     assert digests(second.simulate().folder) == found
@@ -331,9 +323,7 @@ def test_fedprox_gradient_is_the_formulas(federation):
         gb = error.mean() + mu * (b - b0)
         w, b = w - rate * gw, b - rate * gb
     settings = sgd(study, proximal_mu=mu)
-    train(
-        network, cohort, rows, settings, epochs=2, batch_size=4096, rate=rate, seed=1, device=CPU
-    )
+    train(network, cohort, rows, settings, epochs=2, batch_size=4096, rate=rate, seed=1, device=CPU)
     found = arrays_of(network)
     np.testing.assert_allclose(found["heads.age.weight"][0], w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["heads.age.bias"][0], b, rtol=1e-5, atol=1e-6)

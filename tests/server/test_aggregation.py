@@ -47,9 +47,7 @@ FLOWER: dict[str, tuple[type[Strategy], dict[str, float], dict[str, float]]] = {
 }
 
 
-def rule(
-    shape: Sequence[int] = (2,), group: str = "scans", role: Role = "parameter"
-) -> Rule:
+def rule(shape: Sequence[int] = (2,), group: str = "scans", role: Role = "parameter") -> Rule:
     return Rule(shape=tuple(shape), dtype="float32", group=group, role=role, kept=False)
 
 
@@ -63,9 +61,7 @@ def contribution(site: str, support: Mapping[str, float], arrays: Arrays) -> Con
 
 def drawn(seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Arrays:
     random = np.random.default_rng(seed)
-    return {
-        name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
-    }
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def same_bits(left: Arrays, right: Arrays) -> bool:
@@ -196,9 +192,7 @@ def test_order_of_contributions_does_not_change_a_bit(order, name):
 
     def in_order(names: Sequence[str]) -> tuple[Arrays, Arrays]:
         # weights that are no powers of two: sums in another order round differently
-        terms = [
-            contribution(site, {"scans": 3 + 7 * ord(site)}, sites[site]) for site in names
-        ]
+        terms = [contribution(site, {"scans": 3 + 7 * ord(site)}, sites[site]) for site in names]
         return aggregate(plan, drawn(99), terms, settings(name), {}, 1)
 
     (arrays, moments), (wanted, wanted_moments) = in_order(order), in_order("abcdef")
@@ -285,7 +279,7 @@ def test_arrays_that_do_not_travel_stay_as_they_are():
 def test_memory_does_not_grow_with_sites():
     """A coordinator of 64 hospitals needs no bigger machine than one of 4."""
     plan = {f"layer{i}": rule((250_000,)) for i in range(4)}  # 1 MB each
-    now = drawn(0, {name: (250_000,) for name in plan})
+    now = drawn(0, dict.fromkeys(plan, (250000,)))
 
     def peak(sites: int) -> int:
         def read(name: str) -> np.ndarray:
