@@ -92,6 +92,10 @@ class Agent:
     def _work(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         if order.kind == "census":
             return self._census(order)
+        if order.kind != "linear" and not order.model.endswith("-linear"):
+            _, plan = _network(self.study)
+            if set(arrays) != set(plan):  # the network would keep an earlier order's for the rest
+                raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
         if order.kind == "train":
             return self._train(order, arrays)
         if order.kind == "linear":

@@ -169,6 +169,8 @@ def _cross_fitted(
 ) -> NDArray[np.float64] | None:
     """Predictions of the labelled samples; None where a fold cannot be fitted."""
     label = cohort.labels[name]
+    if len({cohort.participants[index] for index in labelled}) < 2 * _FOLDS:
+        return None  # too few for a head of their own, or a target that the site does not have
     fold = _folds(study, site, cohort, labelled, label[labelled])
     shape = (len(labelled), target.outputs) if target.outputs > 1 else (len(labelled),)
     predicted = np.zeros(shape)

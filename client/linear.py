@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import ThreadpoolController
 
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
@@ -29,6 +30,9 @@ Indices = NDArray[np.int64]
 
 _PARTS: Final = ("centre", "scale", "coefficients", "intercepts")
 STRENGTHS: Final = tuple(10.0**power for power in np.linspace(-4, 2, 9))  # C: weak penalty last
+# one thread: on such small matrices more of them wait for each other (15 times slower on two busy
+# cores), and the bits would depend on how many there are
+_BLAS: Final = ThreadpoolController()
 _BLOCKS: Final = 6  # a side, where a site has no regional volumes
 
 
@@ -73,12 +77,14 @@ def fit(
     x, y = features[indices], label[indices]
     centre, scale = x.mean(0), x.std(0)
     scale[scale <= 1e-9 * np.maximum(np.abs(centre), 1e-12)] = 1.0
-    if target.kind == "regression":
-        ridge = Ridge(alpha=1 / c).fit((x - centre) / scale, y.astype(np.float64))
-        coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
-    else:
-        logistic = LogisticRegression(C=c, max_iter=2000).fit((x - centre) / scale, y.astype(int))
-        coefficients, intercepts = _classes(target, logistic)
+    with _BLAS.limit(limits=1, user_api="blas"):
+        if target.kind == "regression":
+            ridge = Ridge(alpha=1 / c).fit((x - centre) / scale, y.astype(np.float64))
+            coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
+        else:
+            logistic = LogisticRegression(C=c, max_iter=2000)
+            logistic.fit((x - centre) / scale, y.astype(int))
+            coefficients, intercepts = _classes(target, logistic)
     return LinearModel(
         target=target,
         centre=centre,

@@ -29,8 +29,7 @@ def _exit_code(app: typer.Typer, name: str) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        console.print("stopped; the same command goes on from here")
-        return INTERRUPTED
+        code = INTERRUPTED
     except CallosumError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return error.exit_code
@@ -39,4 +38,6 @@ def _exit_code(app: typer.Typer, name: str) -> int:
             raise
         console.print(f"error: the disk is full ({error.filename}); free space and run again")
         return StorageError.exit_code
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
+        console.print("stopped; the same command goes on from here")
     return code if isinstance(code, int) else 0

@@ -124,11 +124,11 @@ def test_count_that_is_not_finite_stays(let_out, study):
 
 
 def test_measurement_of_too_few_people_loses_its_value(let_out):
-    """The mean error of two people is nearly their ages; that they were measured may be known."""
+    """The mean error of two people is nearly their ages, and even "two" is a small cell."""
     report = let_out("evaluate", measurements=[row(9), row(10)])
     few, enough = report.measurements
     assert (few.value, few.ci_low, few.ci_high) == (None, None, None)
-    assert (few.n_participants, few.metric) == (9, "mae")
+    assert (few.n_participants, few.n_scans, few.metric) == (0, 0, "mae")
     assert (enough.value, enough.ci_low, enough.ci_high) == (4.5, 4.0, 5.0)
 
 

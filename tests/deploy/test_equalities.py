@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from client.training import train
-from common.network import arrays_of, build, seed_of
+from common.network import arrays_of, build, load_arrays, seed_of
 from common.study import Study
 from common.wire import open_arrays
 from deploy import local
@@ -241,8 +241,10 @@ def test_same_study_data_and_seed_give_the_same_bytes(module_federation, everyth
 
 
 def test_another_seed_gives_another_model(federation):
-    """The seed reaches the weights: the equality above is not that of a constant."""
+    """The seed reaches weights and batches: the equality above is not that of a constant."""
     made = federation()
+    one, two = (arrays_of(build(made.study, seed=seed)) for seed in (1, 2))
+    assert one["backbone.layers.0.weight"].tobytes() != two["backbone.layers.0.weight"].tobytes()
     first = final_arrays(made.simulate("seven"))
     made.changes["seed"] = 8
     second = final_arrays(made.simulate("eight"))
@@ -312,6 +314,8 @@ def test_fedprox_gradient_is_the_formulas(federation):
     cohort = made.agent("alpha", study).cohort
     rows = cohort.indices("train", study.splits)
     network = build(study, seed=1)
+    start = {"heads.age.weight": np.array([[0.9, -0.4, 0.2, 0.5]]), "heads.age.bias": np.ones(1)}
+    load_arrays(network, {name: array.astype(np.float32) for name, array in start.items()})
     w = arrays_of(network)["heads.age.weight"].astype(np.float64)[0]
     b = float(arrays_of(network)["heads.age.bias"][0])
     x = np.asarray(cohort.samples[rows], np.float64)

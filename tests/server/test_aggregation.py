@@ -187,11 +187,14 @@ def test_head_that_nobody_knows_keeps_its_bits_and_its_moments(name):
 @given(st.permutations("abcdef"), st.sampled_from(sorted(FLOWER)))
 def test_order_of_contributions_does_not_change_a_bit(order, name):
     """Replies come as hospitals finish; a run must not depend on whose GPU was busy."""
-    sites = {site: drawn(i) for i, site in enumerate("abcdef")}
+    # magnitudes far apart: sums of near ones are exact in float64, in whatever order
+    sites = {
+        site: {name: array * np.float32(1000.0 ** (i - 3)) for name, array in drawn(i).items()}
+        for i, site in enumerate("abcdef")
+    }
     plan = {array: rule(shape) for array, shape in SHAPES.items()}
 
     def in_order(names: Sequence[str]) -> tuple[Arrays, Arrays]:
-        # weights that are no powers of two: sums in another order round differently
         terms = [contribution(site, {"scans": 3 + 7 * ord(site)}, sites[site]) for site in names]
         return aggregate(plan, drawn(99), terms, settings(name), {}, 1)
 
@@ -270,7 +273,12 @@ def test_arrays_that_do_not_travel_stay_as_they_are():
     plan = {"own": rule(group="site", role="statistic"), "fixed": rule(group="frozen")}
     now = drawn(0, {"own": (2,), "fixed": (2,)})
     found, state = aggregate(
-        plan, now, [contribution("a", {"scans": 4}, {})], settings("fedadam"), {}, 1
+        plan,
+        now,
+        [contribution("a", {"scans": 4, "site": 4, "frozen": 4}, {})],
+        settings("fedadam"),
+        {},
+        1,
     )
     assert same_bits(found, now)
     assert not state
