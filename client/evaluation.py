@@ -123,9 +123,7 @@ def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[M
             )
         others = _mean_of_others(label, [cohort.participants[i] for i in labelled])
         if others is not None:
-            found = measure(study, site, cohort, order, name, labelled, others, model="site-mean")
-            # leaving people out makes this constant fall where labels rise: r means nothing
-            rows += [row for row in found if row.metric != "r"]
+            rows += measure(study, site, cohort, order, name, labelled, others, model="site-mean")
     try:
         regions = regional_features(cohort)
     except Refusal:

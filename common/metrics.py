@@ -194,11 +194,14 @@ def _auc(y: Floats, p: Floats, weights_RN: Floats) -> Repeats:
     return found
 
 
-def mae_interval(sums: Counts, confidence: float) -> tuple[float, float]:
-    """Normal interval of a mean absolute error from the sums of a regression target."""
+def mae_interval(sums: Counts, people: int, confidence: float) -> tuple[float, float]:
+    """Normal interval of a mean absolute error over `people`, from a regression target's sums.
+
+    As wide as if each participant had one scan: repeated scans say little that is new.
+    """
     n, absolute, squared = (float(value) for value in sums[:3])
     deviation = max(squared / n - (absolute / n) ** 2, 0.0) ** 0.5
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * deviation / n**0.5
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * deviation / max(people, 1) ** 0.5
     return absolute / n - half, absolute / n + half
 
 

@@ -45,7 +45,7 @@ def demo(
             names=[*study.sites.train, *study.sites.heldout],
             heldout=study.sites.heldout,
             participants=participants,
-            spacing_mm=8.0,
+            spacing_mm=study.data.spacing_mm,  # type: ignore[attr-defined]
             strength=1.0,
             seed=study.seed,
         )

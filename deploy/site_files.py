@@ -31,7 +31,9 @@ def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path
         If the study names a site that the column does not hold.
     """
     table = read_toml(pattern)
-    place = "table" if "table" in table.get("data", {}) else "root"
+    place = next((key for key in ("table", "root") if key in table.get("data", {})), None)
+    if place is None:
+        raise SettingError(f"{pattern} has neither data.table nor data.root; it must say which data")
     source = (data / str(table["data"][place])).resolve()
     values = {name_of(value): value for value in _values(source, by)}
     named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(

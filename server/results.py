@@ -54,7 +54,7 @@ def _rows_together(
     found = metrics.ratios(target, sums)
     bounds: tuple[float | None, float | None] = (None, None)
     if target.kind == "regression":
-        bounds = metrics.mae_interval(sums, run.study.evaluation.confidence)
+        bounds = metrics.mae_interval(sums, people, run.study.evaluation.confidence)
     return [
         Measurement(
             phase="evaluate",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from common.network import Plan
 from common.orders import Order, Report, digest_of
 from common.progress import track
 from common.study import Study
-from common.wire import array_record, open_arrays, pack, read_spooled, spool, unpack_report
+from common.wire import array_record, read_array, pack, read_spooled, spool, unpack_report
 from server.acceptance import accept
 from server.aggregation import Contribution, aggregate
 from server.census import merged
@@ -250,25 +250,22 @@ class Rounds(Strategy):
                 f"{len(self._sites)} sites answered, the quorum is {self._quorum}; "
                 f"{_refusals(self._outcome)}. The same command asks the missing sites again"
             )
-        with ExitStack() as stack:
-            contributions = [
-                Contribution(
-                    site=site,
-                    support=report.support,
-                    read=stack.enter_context(
-                        open_arrays(folder / f"{site}.safetensors")
-                    ).__getitem__,
-                )
-                for site, report in sorted(answered.items())
-            ]
-            arrays, state = aggregate(
-                self._plan,
-                self._now.arrays,
-                contributions,
-                self._study.aggregation,
-                self._now.state,
-                server_round,
+        contributions = [
+            Contribution(
+                site=site,
+                support=report.support,
+                read=partial(read_array, folder / f"{site}.safetensors"),
             )
+            for site, report in sorted(answered.items())
+        ]
+        arrays, state = aggregate(
+            self._plan,
+            self._now.arrays,
+            contributions,
+            self._study.aggregation,
+            self._now.state,
+            server_round,
+        )
         behind = {name for site in answered for name in self._members.get(site, (site,))}
         before, self._now = (
             self._now,

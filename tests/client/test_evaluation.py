@@ -37,7 +37,9 @@ def study_of(**changes: Any) -> Study:
         "backbone": {"name": "linear"},
         "objective": {"name": "multitask"},
         "sites": {"train": ["here"], "heldout": ["there"]},
-        "finetuning": [{"name": "illness", "target": "ill", "epochs": 1, "learning_rates": [0.01]}],
+        "finetuning": [
+            {"name": "illness", "target": "ill", "epochs": 1, "learning_rates": [1e-6, 0.3]}
+        ],
         "evaluation": {"bootstrap": 100, "head": False},
         **changes,
     }

@@ -158,6 +158,15 @@ def test_the_histogram_auc_is_within_its_resolution(seed: int, n: int, sharp: fl
     assert abs(found - oracle.roc_auc_score(label, score)) <= together / 2 + 1e-12
 
 
+def test_the_histogram_resolves_a_thousandth_of_auc() -> None:
+    """Smooth scores fill the bins; sites are ranked by differences of a hundredth."""
+    label, score = sample(SEX, 4000, 2)
+    sums = metrics.counts(SEX, label, score)
+    half = len(sums) // 2
+    together = float((sums[:half] * sums[half:]).sum()) / (sums[:half].sum() * sums[half:].sum())
+    assert together / 2 < 1.5e-3
+
+
 def test_probabilities_at_the_ends_are_counted() -> None:
     """A sigmoid saturates to exactly 0 and 1 in float32; 0.5 is a positive prediction."""
     label, score = np.array([0, 1, 1, 0], np.float32), np.array([0, 1, 0.5, 0.4999], np.float32)

@@ -313,7 +313,13 @@ def test_an_unseen_site_reports_nothing_through_heads_that_never_came(
     federation: Callable[..., Any],
 ) -> None:
     """The coordinator has such heads as drawn: their predictions would pass for the model's."""
-    made = federation({"objective.name": "toy-own-heads", "sites.heldout": ["omega"]})
+    made = federation(
+        {
+            "objective.name": "toy-own-heads",
+            "sites.heldout": ["omega"],
+            "splits.validation": 0.5,  # enough people for the sites to report on them
+        }
+    )
     run = made.simulate()
     models = {row["model"] for row in rows_of(run.folder) if row["phase"] == "evaluate"}
     assert "federated" not in models

@@ -245,7 +245,10 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
     "absurd support": (said("support.scans", 10**30), "SUPPORT"),
     "infinite support": (said("support.scans", INFINITE), "NOT_FINITE"),
     "support in words": (said("support.scans", "many"), "SUPPORT"),
-    "no scans": (said("support.scans", 0), "SUPPORT"),
+    "no scans": (
+        said("support", {"scans": 0, "labels/age": 0, "labels/sex": 0}),
+        "SUPPORT",
+    ),
     "support that lacks scans": (unsaid("support", "scans"), "SUPPORT"),
     "support that lacks a head": (unsaid("support", "labels/age"), "SUPPORT"),
     "support of an unknown group": (said("support.labels/iq", 3), "SUPPORT"),

@@ -1,0 +1,33 @@
+"""`make bench`: what federation costs over a plain loop, loading over memory, averaging by sites.
+
+Prints tables; nothing passes or fails. Figures depend on the machine: read them as ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from deploy.local import fix_allocator
+
+
+def main() -> None:
+    """Run the chosen benchmarks, or all of them."""
+    from tests.bench import averaging, federation, loading, machine
+
+    tables = {
+        "federation": federation.table,
+        "loading": loading.table,
+        "averaging": averaging.table,
+    }
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("only", nargs="*", help="which tables")
+    chosen = parser.parse_args().only or list(tables)
+    print(machine.line())
+    for name in chosen:
+        print(f"\n## {name}\n\n{tables[name]()}", flush=True)
+
+
+if __name__ == "__main__":
+    fix_allocator([sys.executable, "-m", "tests.bench", *sys.argv[1:]])
+    main()

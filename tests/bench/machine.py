@@ -1,0 +1,20 @@
+"""The machine, versions and date that stand above every table."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+
+def line() -> str:
+    """One line that says where and with what the figures were made."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "flwr"))
+    return (
+        f"{datetime.datetime.now(tz=datetime.UTC).date()}, {device}, {os.cpu_count()} cores, "
+        f"{platform.machine()}, Python {platform.python_version()}, {versions}"
+    )
