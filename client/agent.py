@@ -43,11 +43,16 @@ def _network(study: Study) -> tuple[Any, Plan]:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One site, one approved study, its prepared data."""
+    """One site, one approved study, its prepared data.
+
+    `keeps_training` keeps trained arrays until the coordinator cannot ask for them again. The local
+    engine goes without: its coordinator spools the same bytes to the same disk a moment later.
+    """
 
     site: Site
     study: Study
     cohort: Cohort
+    keeps_training: bool = True
 
     def answer(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
@@ -61,7 +66,8 @@ class Agent:
             report = report.model_copy(update={"seconds": time.monotonic() - began})
             _, plan = _network(self.study)
             report = inspect(self.study, order, plan, self.site.policy, report, sent)
-            self._kept(order).keep(order, report, sent)
+            if self.keeps_training or order.kind != "train":
+                self._kept(order).keep(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = _code_of(error)

@@ -151,7 +151,7 @@ def simulate(study_file: Path, sites: Path, out: Path) -> Run:
     found = find_sites(study, sites)
     with open_run(out, study, study_file):
         pass  # refuse a foreign folder before hours of preparing
-    agents = [open_agent(study, site) for site in found]
+    agents = [open_agent(study, site, keeps_training=False) for site in found]
     if study.comparisons.pooled:
         agents += _pooled_agent(study, agents, out)
     run_phases(agents, out)
@@ -209,7 +209,7 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
     return [found[name] for name in named]
 
 
-def open_agent(study: Study, site: Site) -> Agent:
+def open_agent(study: Study, site: Site, *, keeps_training: bool = True) -> Agent:
     """Prepare a site's data and stand its agent up; one unusable site does not stop the others."""
     try:
         with track(f"{site.name}: preparing, scans") as advance:
@@ -222,7 +222,7 @@ def open_agent(study: Study, site: Site) -> Agent:
     if left_out:
         say(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
             f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
-    return Agent(site, study, cohort)
+    return Agent(site, study, cohort, keeps_training=keeps_training)
 
 
 def fix_allocator(argv: Sequence[str]) -> None:
@@ -264,7 +264,7 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
             "folder": str((out / ".pooled").resolve()),
         }
     )
-    return [Agent(site, study, cohort)]
+    return [Agent(site, study, cohort, keeps_training=False)]
 
 
 def _stacked_regions(cohorts: Sequence[Cohort]) -> NDArray[np.float64] | None:

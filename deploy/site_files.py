@@ -33,7 +33,9 @@ def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path
     table = read_toml(pattern)
     place = next((key for key in ("table", "root") if key in table.get("data", {})), None)
     if place is None:
-        raise SettingError(f"{pattern} has neither data.table nor data.root; it must say which data")
+        raise SettingError(
+            f"{pattern} has neither data.table nor data.root; it must say which data"
+        )
     source = (data / str(table["data"][place])).resolve()
     values = {name_of(value): value for value in _values(source, by)}
     named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(

@@ -24,8 +24,18 @@ _MERGED = {
 }
 
 
-def accept(study: Study, order: Order, plan: Plan, report: Report, arrays: Arrays) -> None:
-    """Raise `Refusal` with a code unless `report` is a sound answer to `order`."""
+def accept(
+    study: Study,
+    order: Order,
+    plan: Plan,
+    report: Report,
+    arrays: Arrays,
+    census: Report | None = None,
+) -> None:
+    """Raise `Refusal` with a code unless `report` is a sound answer to `order`.
+
+    A site that claims more scans or labels than its `census` would outweigh all others.
+    """
     if report.site != order.site:
         raise Refusal("STRANGER", f"{report.site} answers an order for {order.site}")
     if report.order != order.id or report.round != order.round or report.kind != order.kind:
@@ -36,6 +46,7 @@ def accept(study: Study, order: Order, plan: Plan, report: Report, arrays: Array
     _measurements_are_the_sites_own(order, report)
     if order.kind == "train":
         _support_is_whole(report, plan)
+        _support_is_held(report, census)
         _arrays_fit(plan, arrays)
     elif order.kind == "census":
         _sums_fit(study, order.site, arrays)
@@ -84,6 +95,13 @@ def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
     for row in report.measurements:
         if row.site != order.site or (row.phase != order.kind):
             raise Refusal("REPORT_MALFORMED", f"{report.site} reports for {row.site}/{row.phase}")
+
+
+def _support_is_held(report: Report, census: Report | None) -> None:
+    for group, count in report.support.items():
+        if census is not None and count > census.support.get(group, 0):
+            held = census.support.get(group, 0)
+            raise Refusal("SUPPORT", f"{report.site} claims {count} {group}, its census has {held}")
 
 
 def _support_is_whole(report: Report, plan: Plan) -> None:

@@ -120,6 +120,7 @@ class Phases:
         write_json(
             self.run.folder / "census.json", summarise(study, outcome.reports, outcome.refused)
         )
+        self.exchange.census = outcome.reports
         able = [site for site in study.sites.train if site in outcome.reports]
         if len(able) < study.quorum:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from logging import INFO, getLogger
@@ -26,7 +27,7 @@ from common.network import Plan
 from common.orders import Order, Report, digest_of
 from common.progress import track
 from common.study import Study
-from common.wire import array_record, read_array, pack, read_spooled, spool, unpack_report
+from common.wire import array_record, pack, read_array, read_spooled, spool, unpack_report
 from server.acceptance import accept
 from server.aggregation import Contribution, aggregate
 from server.census import merged
@@ -53,6 +54,7 @@ class Exchange:
         self._grid = grid
         self._nodes = nodes
         self._study = study
+        self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
         self._time_limit_s = study.sites.time_limit_s
         self._by_node: dict[int, Order] = {}
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
@@ -126,22 +128,35 @@ class Exchange:
         plan: Plan,
         outcome: Outcome,
     ) -> None:
-        """Check each reply on arrival; spool it or note its code. No reply ends the round."""
-        for reply in replies:
-            order = self._asked.get(reply.metadata.reply_to_message_id)
-            site = order.site if order else f"node {reply.metadata.src_node_id}"
-            try:
-                if order is None:
-                    raise Refusal("STRANGER", f"{site} was not asked")
-                if site in outcome.reports:
-                    raise Refusal("DUPLICATE")
-                self._accept(reply, order, folder, plan, outcome)
-            except Refusal as refusal:
-                _log.warning("%s: %s", site, refusal)
-                outcome.refused.setdefault(site, refusal.code)
+        """Check each reply on arrival; spool it or note its code. No reply ends the round.
+
+        One thread checks and writes while the next reply is waited for; one reply at a time, so
+        memory holds one and the order of replies stays the order of decisions.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="spool") as checker:
+            before: Future[None] | None = None
+            for reply in replies:
+                if before is not None:
+                    before.result()
+                before = checker.submit(self._decide, reply, folder, plan, outcome)
+            if before is not None:
+                before.result()
         for order in orders:
             if order.site not in outcome.reports:
                 outcome.refused.setdefault(order.site, "NO_ANSWER")
+
+    def _decide(self, reply: Message, folder: Path, plan: Plan, outcome: Outcome) -> None:
+        order = self._asked.get(reply.metadata.reply_to_message_id)
+        site = order.site if order else f"node {reply.metadata.src_node_id}"
+        try:
+            if order is None:
+                raise Refusal("STRANGER", f"{site} was not asked")
+            if site in outcome.reports:
+                raise Refusal("DUPLICATE")
+            self._accept(reply, order, folder, plan, outcome)
+        except Refusal as refusal:
+            _log.warning("%s: %s", site, refusal)
+            outcome.refused.setdefault(site, refusal.code)
 
     def _accept(
         self, reply: Message, order: Order, folder: Path, plan: Plan, outcome: Outcome
@@ -149,7 +164,7 @@ class Exchange:
         if reply.has_error():
             raise Refusal("TRANSPORT", f"Flower error {reply.error.code}")
         report, arrays = unpack_report(reply.content)
-        accept(self._study, order, plan, report, arrays)
+        accept(self._study, order, plan, report, arrays, self.census.get(order.site))
         spool(folder / f"{order.site}.safetensors", report, arrays)
         _take(outcome, report, folder)
 

@@ -29,9 +29,7 @@ def table() -> str:
         disk = replace(held, samples=mapped)
         rates = {name: _loads(one) for name, one in (("memory", held), ("disk", disk))}
         steps = {name: _trains(one) for name, one in (("memory", held), ("disk", disk))}
-    rows = [
-        f"| {name} | {rates[name]:.0f} | {steps[name]:.1f} |" for name in ("memory", "disk")
-    ]
+    rows = [f"| {name} | {rates[name]:.0f} | {steps[name]:.1f} |" for name in ("memory", "disk")]
     return "\n".join(
         [
             f"{SCANS} scans of 32^3 float16, batch 8; the best of {REPEATS}",

@@ -243,6 +243,7 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
     "negative support": (said("support.scans", -20), "SUPPORT"),
     "fractional support": (said("support.scans", 20.5), "SUPPORT"),
     "absurd support": (said("support.scans", 10**30), "SUPPORT"),
+    "more scans than it holds": (said("support.scans", 1000), "SUPPORT"),
     "infinite support": (said("support.scans", INFINITE), "NOT_FINITE"),
     "support in words": (said("support.scans", "many"), "SUPPORT"),
     "no scans": (
@@ -470,7 +471,8 @@ def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampe
         ("alpha", 2), ("gamma", 2), ("alpha", 3), ("beta", 3), ("gamma", 3)
     ]  # fmt: skip
     assert [order for order in asked if order.kind == "census"] == []
-    assert trained == {"alpha": 3, "beta": 3, "gamma": 3}  # round 2 came from the sites' disks
+    # the local engine's sites keep no second copy: lost answers are worked out again, bit for bit
+    assert trained == {"alpha": 4, "beta": 3, "gamma": 4}
     assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
     assert [record["degraded"] for record in run.federated.records()] == [False] * 3
 
