@@ -37,8 +37,10 @@ def table() -> str:
             "| from | loader alone, scans/s | training, scans/s |",
             "|---|---|---|",
             *rows,
-            f"| disk / memory | {rates['disk'] / rates['memory']:.2f} "
-            f"| {steps['disk'] / steps['memory']:.2f} |",
+            (
+                f"| disk / memory | {rates['disk'] / rates['memory']:.2f} "
+                f"| {steps['disk'] / steps['memory']:.2f} |"
+            ),
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -15,6 +15,6 @@ def line() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "flwr"))
     return (
-        f"{datetime.datetime.now(tz=datetime.UTC).date()}, {device}, {os.cpu_count()} cores, "
+        f"{dt.datetime.now(tz=dt.UTC).date()}, {device}, {os.cpu_count()} cores, "
         f"{platform.machine()}, Python {platform.python_version()}, {versions}"
     )
