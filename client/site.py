@@ -38,7 +38,6 @@ class Device(Table):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="CPU threads of training; 0 takes the machine's cores."
     )
-    compile: bool = Field(False, description="Compile the network (torch.compile).")
 
 
 class Policy(Table):

@@ -212,7 +212,8 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
 def open_agent(study: Study, site: Site, *, keeps_training: bool = True) -> Agent:
     """Prepare a site's data and stand its agent up; one unusable site does not stop the others."""
     try:
-        with track(f"{site.name}: preparing, scans") as advance:
+        total = len(study.kind.find(study.data, site.data, site.root).sources)
+        with track(f"{site.name}: preparing, scans", total) as advance:
             prepare(study, site, advance=advance)
         cohort = open_cohort(study, site)
     except DataError as error:

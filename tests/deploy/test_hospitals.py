@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_limits
 
 from common.errors import FolderError, SettingError, StorageError
 from deploy.anatomy import Anatomy, Floats, Head, Scanner, build_anatomy, render, standardise
-from deploy.hospitals import (
-    MARKER,
+from deploy.hospitals import MARKER, write_hospitals
+from deploy.people import (
     TARGETS,
     Hospital,
     People,
@@ -35,7 +35,6 @@ from deploy.hospitals import (
     draw_people,
     draw_scanner,
     scan,
-    write_hospitals,
 )
 
 SEEDS = (0, 1, 2)
