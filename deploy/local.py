@@ -298,9 +298,8 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
         raise SettingError(f'no site may be called "{site.name}"; results use that name')
     if site.name in run.study.sites.train:
         raise LineageError(f"{site.name} is a training site of {run.study.name}; it cannot judge")
-    unfinished = [branch.model for branch in run.branches() if not branch.final.exists()]
-    if unfinished:
-        raise FolderError(f"{folder} is not finished ({', '.join(unfinished)}); simulate it first")
+    if not run.federated.final.exists() or not (folder / "results.csv").exists():
+        raise FolderError(f"{folder} is not finished; simulate it first")
     agent = open_agent(run.study, site)
     _pin_threads([agent])
     grid = LocalGrid([agent])

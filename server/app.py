@@ -57,7 +57,10 @@ class Phases:
         able = [site for site in study.sites.train if site in census]
         self._pretrain(self.run.federated, study.sites.train, study.quorum, census)
         for branch, sites in self._comparisons(census, able):
-            self._pretrain(branch, sites, len(sites), census)
+            try:
+                self._pretrain(branch, sites, len(sites), census)
+            except QuorumError as error:  # a rival that fails must not end the run
+                say(f"{branch.model} is left out: {error}")
         if POOLED in census:
             self._ask(
                 self._orders("linear", [POOLED], {}), {}, self.run.linear, {}, "linear: sites"
@@ -77,6 +80,8 @@ class Phases:
         study = self.run.study
         training = [census[site] for site in study.sites.train if site in census]
         for branch in self.run.branches():
+            if not branch.final.exists():
+                continue
             final = load_checkpoint(branch.final, study)
             for site in sites:
                 _took_no_part(site, census[site], final, branch.model)

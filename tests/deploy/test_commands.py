@@ -739,7 +739,7 @@ def test_an_unfinished_run_cannot_be_judged(callosum: Run, done: Any) -> None:
     (done.folder / "run" / "checkpoints" / "final.safetensors").unlink()
     ended = judge(callosum, done, done.sites / "omega" / "site.toml")
     assert ended.code == 5
-    assert "is not finished (federated); simulate it first" in ended.text
+    assert "is not finished; simulate it first" in ended.text
 
 
 def test_a_site_too_small_to_judge_says_so(callosum: Run, done: Any) -> None:

@@ -23,7 +23,7 @@ PHASES = {
     "opening the run": r"after:^run/study\.json$",
     "census, at the site": r"after:sites/beta/\.callosum/runs/.*/census/",
     "census, at the coordinator": r"after:^run/census/beta\.safetensors$",
-    "first reply kept at the site, not sent": r"after:sites/alpha/.*/federated/report-0001",
+    "first reply trained, not spooled": r"before:^run/rounds/0001/replies/alpha",
     "after the first reply of a round": r"after:^run/rounds/0002/replies/alpha",
     "before the last reply of a round": r"before:^run/rounds/0001/replies/gamma",
     "record written but no checkpoint": r"after:^run/rounds/0001/record\.json$",

@@ -508,3 +508,19 @@ def test_quorum_may_be_met_without_a_site_that_never_came(module_federation, tam
     census = json.loads((run.folder / "census.json").read_text())
     assert census[BAD]["refused"] == "NO_ANSWER"
     assert {order.site for order in asked if order.kind == "train"} == {"alpha", "beta"}
+
+
+def test_a_rival_that_fails_does_not_end_the_run(module_federation, tampered):
+    """A single site that cannot finish its own model must not cost everyone the study."""
+    made = module_federation(
+        {"pretraining.rounds": 2, "sites.time_limit_s": 0.2, "comparisons.single_site": True}
+    )
+
+    def out(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [] if order.model == "single-alpha" else [reply]
+
+    run, _ = tampered(made, "rival", out)
+    assert run.federated.final.exists()
+    assert not run.comparison("single-alpha").final.exists()
+    assert run.comparison("single-beta").final.exists()
+    assert (run.folder / "results.csv").exists()
