@@ -152,8 +152,7 @@ def _arrays(content: RecordDict, code: str) -> Arrays:
 
 def _array(name: str, array: Array, code: str) -> NDArray[Any]:
     try:
-        _promises_what_it_holds(array)
-        found = array.numpy()  # Flower reads with allow_pickle=False
+        found = _viewed(array)
     except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
         raise Refusal(code, f"array {name!r} cannot be read: {error}") from None
     if str(found.dtype) not in _TYPES:
@@ -161,11 +160,18 @@ def _array(name: str, array: Array, code: str) -> NDArray[Any]:
     return found
 
 
-def _promises_what_it_holds(array: Array) -> None:
-    """Refuse a header that asks for more memory than bytes were sent."""
+def _viewed(array: Array) -> NDArray[Any]:
+    """The message's own bytes as an array, read-only and without a copy.
+
+    A header that promises more than was sent, or objects, is refused before anything is made of it.
+    """
     stream = BytesIO(array.data)
-    if read_magic(stream) != (1, 0):  # what NumPy writes for every type that may travel
-        raise ValueError("another version of the npy format")
-    shape, _, dtype = read_array_header_1_0(stream)
-    if math.prod(shape) * dtype.itemsize != len(array.data) - stream.tell():
+    # version 1.0 is what NumPy writes for every type that may travel
+    if array.stype != "numpy.ndarray" or read_magic(stream) != (1, 0):
+        raise ValueError("another format than NumPy's npy 1.0")
+    shape, fortran, dtype = read_array_header_1_0(stream)
+    start = stream.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(array.data) - start:
         raise ValueError(f"its header says {dtype}{shape}, it has {len(array.data)} bytes")
+    flat = np.frombuffer(array.data, dtype=dtype, offset=start)
+    return flat.reshape(shape, order="F" if fortran else "C")
