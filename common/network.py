@@ -180,7 +180,7 @@ def load_arrays(network: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():
             if state[name].shape != array.shape:
                 raise ValueError(f"{name} has shape {array.shape}, not {tuple(state[name].shape)}")
-            state[name].copy_(torch.from_numpy(np.require(array, requirements="CW")))
+            state[name].copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])))
 
 
 def seed_of(*parts: object) -> int:
