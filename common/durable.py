@@ -39,24 +39,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line durably; a line that an earlier crash left unfinished is ended first.
-
-    Raises
-    ------
-    StorageError
-        If the disk is full or the file cannot be written.
-    """
-    if "\n" in line:
-        raise ValueError("a line holds no line break")
-    with storage_checked(path), path.open("ab+") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        torn = end > 0 and os.pread(stream.fileno(), 1, end - 1) != b"\n"
-        stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 @contextmanager
 def storage_checked(path: Path) -> Iterator[None]:
     """Turn an `OSError` of the block into a `StorageError` that names `path` and the remedy."""

@@ -129,7 +129,7 @@ class Sites(Table):
         0, description="Fewest training sites for a round to count; 0 asks for all."
     )
     time_limit_s: Positive = Field(
-        3600.0, description="Longest wait for a round's answers; then the quorum decides."
+        3600.0, description="Longest wait without any answer arriving; then the quorum decides."
     )
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from typing import Any, Final
 from common.arrays import Arrays
 from common.durable import write_atomically
 from common.errors import FolderError
-from common.network import Plan, Rule
+from common.network import Plan
 from common.study import Study, parse_study
 from common.wire import open_arrays, write_arrays
 
@@ -188,13 +188,6 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
         contributors=tuple(about["contributors"]),
         cohorts=tuple(about["cohorts"]),
     )
-
-
-def read_plan(path: Path) -> Plan:
-    """The rules of a checkpoint's arrays."""
-    with open_arrays(path) as file:
-        rules = json.loads(file.text("checkpoint"))["plan"]
-    return {name: Rule(**{**rule, "shape": tuple(rule["shape"])}) for name, rule in rules.items()}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -211,7 +211,6 @@ class _Growing:
         self.building = folder / "building"
         self._row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
         self._ready: dict[str, str] = {}  # content -> scan
-        self._bytes = 0
         self.done = self._resume(sources)
         self._lent: dict[tuple[str, str, str], tuple[Record, Path, int]] = {}
         for old in (folder / "interrupted", current_generation(folder)):
@@ -241,7 +240,6 @@ class _Growing:
         with storage_checked(self.building):
             _write(self._samples, content)
             _write(self._index, line)
-        self._bytes += len(content)
 
     def lends(self, source: Source) -> bool:
         """Whether an older generation holds what an unchanged source became."""
@@ -283,7 +281,6 @@ class _Growing:
             return 0
         _cut(self.building / INDEX, self._length_of(records))
         _cut(self.building / SAMPLES, self._bytes_of(records))
-        self._bytes = self._bytes_of(records)
         self._ready = {r.sha256: r.scan for r in reversed(records) if r.status == "ready"}
         return len(records)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import durable
-from common.durable import append_line, write_atomically
+from common.durable import write_atomically
 from common.errors import StorageError
 
 
@@ -110,19 +109,3 @@ def test_the_file_gets_the_permissions_that_the_umask_asks_for(tmp_path: Path) -
     finally:
         os.umask(old)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
-
-
-def test_lines_are_appended_after_a_torn_one(tmp_path: Path) -> None:
-    """A crash in the middle of a line may cost that line, never the next one."""
-    path = tmp_path / "lines"
-    append_line(path, "first")
-    with path.open("ab") as stream:
-        stream.write(b"tor")
-    append_line(path, "second é")
-    assert path.read_text(encoding="utf-8").splitlines() == ["first", "tor", "second é"]
-
-
-def test_a_line_with_a_line_break_is_refused(tmp_path: Path) -> None:
-    """It would be read back as two."""
-    with pytest.raises(ValueError, match="line break"):
-        append_line(tmp_path / "lines", f"a\n{random.random()}")
