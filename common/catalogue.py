@@ -38,6 +38,11 @@ def names(shelf: Shelf) -> list[str]:
     return [*_OURS[shelf], *sorted(installed - set(_OURS[shelf]))]
 
 
+def own_modules() -> list[str]:
+    """Modules of everything that Callosum itself brings."""
+    return sorted(place.partition(":")[0] for shelf in _OURS.values() for place in shelf.values())
+
+
 def load(shelf: Shelf, name: str) -> Any:
     """The class that `name` stands for.
 

@@ -68,11 +68,21 @@ class LineageError(CallosumError):
 INTERRUPTED: Final = 130  # as shells report SIGINT; the same command resumes
 
 SENTENCES: Final[dict[str, str]] = {
-    # refused by a site
+    # refused by a site, in the order of its checks
+    "UNSIGNED": "The order carries no signature.",
+    "SIGNATURE": "The order's signature is not by a key that this site trusts.",
+    "EXPIRED": "The order's time is over or has not begun; one of the two clocks may be wrong.",
+    "REPLAYED": "This very order was delivered and answered before.",
     "STUDY_UNKNOWN": "The order names a study that this site has not approved.",
+    "CODE": "The coordinator's software differs from this site's in what both must share.",
     "ROLE": "The order asks a held-out site to contribute, or a training site to judge.",
     "POLICY": "The site's policy does not allow this kind of order.",
+    "PAUSED": "The site has paused all work.",
+    "HOURS": "The site works for studies at other hours.",
+    "REPORT_TOO_LARGE": "The report would be larger than the site's policy lets out.",
     "COHORT_TOO_SMALL": "Fewer participants are usable than the site's policy requires.",
+    "PRIVACY_SPENT": "The site's limit for training on these participants is reached.",
+    "BUSY": "The site has as many orders waiting as it takes.",
     "NO_DATA": "The site has no usable data for this order.",
     "ORDER_MALFORMED": "The order does not have the form that this site understands.",
     "SITE_FAILED": "The site could not carry out the order; its own log says why.",
@@ -90,6 +100,7 @@ SENTENCES: Final[dict[str, str]] = {
     "SUPPORT": "A count of scans or labels is negative, missing or not a whole number.",
     "NO_ANSWER": "The site did not answer within the time limit.",
     "TRANSPORT": "The message could not be delivered or answered.",
+    "NO_AGENT": "The site's courier cannot reach the site's agent.",
 }
 
 
