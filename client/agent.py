@@ -1,7 +1,8 @@
 """The hospital's side of every order: check, work beside the data, let out what may leave.
 
 An order that was answered before gets the same report from disk, without any work. Whatever goes
-wrong becomes a code; the reason stays in the site's own log.
+wrong becomes a code; the reason stays in the site's own log. Where a site keeps books, the cost of
+an order is in them before the work begins, and whatever leaves before it leaves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from client.admission import check_kind, check_role
+from client.approvals import paused
+from client.books import Books
 from client.data.cohort import Cohort
 from client.egress import inspect
 from client.evaluation import Judge
@@ -31,7 +35,6 @@ from common.seams import LABELS, SCANS
 from common.study import Study
 
 _log = getLogger("callosum.site")
-_ROLES = {"train": "train", "finetune": "train", "linear": "train", "evaluate": "heldout"}
 
 
 @lru_cache(maxsize=2)
@@ -46,33 +49,64 @@ class Agent:
     """One site, one approved study, its prepared data.
 
     `keeps_training` keeps trained arrays until the coordinator cannot ask for them again. The local
-    engine goes without: its coordinator spools the same bytes to the same disk a moment later.
+    engine goes without: its coordinator spools the same bytes to the same disk a moment later. It
+    keeps no `books` either, since nothing leaves.
     """
 
     site: Site
     study: Study
     cohort: Cohort
     keeps_training: bool = True
+    books: Books | None = None
 
     def answer(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
         try:
             self._check(order, arrays)
             earlier = self._kept(order).report(order)
-            if earlier is not None:
-                return earlier
-            began = time.monotonic()
-            report, sent = self._work(order, arrays)
-            report = report.model_copy(update={"seconds": time.monotonic() - began})
-            _, plan = _network(self.study)
-            report = inspect(self.study, order, plan, self.site.policy, report, sent)
-            if self.keeps_training or order.kind != "train":
-                self._kept(order).keep(order, report, sent)
+            report, sent = earlier or self._worked(order, arrays)
+            if earlier is not None:  # the policy may have become stricter since
+                report = self._inspected(order, arrays, report, sent)
+            self._enter(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = _code_of(error)
             _log.log(30, "%s: order %s: %s", self.site.name, order.kind, code, exc_info=error)
-            return refuse(order, code), {}
+            return self._declined(order, code), {}
+
+    def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
+        """Pay for the order, carry it out, and keep what may leave of it."""
+        self._check_arrays(order, arrays)
+        if self.books is not None:
+            self.books.spend(order, self.study.name, self.site.policy.most_exposures)
+        began = time.monotonic()
+        report, sent = self._work(order, arrays)
+        report = report.model_copy(update={"seconds": time.monotonic() - began})
+        report = self._inspected(order, arrays, report, sent)
+        if self.keeps_training or order.kind != "train":
+            self._kept(order).keep(order, report, sent)
+        return report, sent
+
+    def _inspected(self, order: Order, arrays: Arrays, report: Report, sent: Arrays) -> Report:
+        _, plan = _network(self.study)
+        return inspect(self.study, order, plan, self.site.policy, report, sent, arrays)
+
+    def _enter(self, order: Order, report: Report, sent: Arrays) -> None:
+        """Enter into the books what is about to leave, unless somebody has paused the site."""
+        if self.books is None:
+            return
+        if paused(self.site) is not None:
+            raise Refusal("PAUSED", "the answer is kept until the same order is sent again")
+        self.books.depart(order, self.study.name, report, sent)
+
+    def _declined(self, order: Order, code: str) -> Report:
+        report = refuse(order, code)
+        if self.books is not None:
+            try:
+                self.books.decline(order, self.study.name, report)
+            except Exception:  # noqa: BLE001  a full disk, say; the coordinator must hear that much
+                _log.exception("%s: %s leaves without a receipt", self.site.name, code)
+        return report
 
     def _check(self, order: Order, arrays: Arrays) -> None:
         """Cheap checks before any heavy work."""
@@ -80,17 +114,21 @@ class Agent:
             raise Refusal("ORDER_MALFORMED", "the order is not for this site or arrays")
         if order.study != self.study.digest:
             raise Refusal("STUDY_UNKNOWN")
-        if _ROLES.get(order.kind, self.site.role) != self.site.role:
-            raise Refusal("ROLE", f"this site's role is {self.site.role}")
-        if self.site.role == "heldout" and self.site.name in order.lineage:
-            raise Refusal("ROLE", "this held-out site is in the model's lineage")
-        if order.kind not in self.site.policy.orders:
-            raise Refusal("POLICY", f"{order.kind} is not among policy.orders")
+        check_role(self.site, order)
+        check_kind(self.site, order)
         people = len(set(self.cohort.participants))
         if people == 0:
             raise Refusal("NO_DATA")
         if people < self.site.policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
+
+    def _check_arrays(self, order: Order, arrays: Arrays) -> None:
+        """Refuse arrays that leave some of the network as an earlier order left it."""
+        if order.kind in ("census", "linear") or order.model.endswith("-linear"):
+            return
+        _, plan = _network(self.study)
+        if set(arrays) != set(plan):
+            raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
 
     def _kept(self, order: Order) -> Kept:
         return Kept(self.site.state / "runs" / order.run[:16])
@@ -98,10 +136,6 @@ class Agent:
     def _work(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         if order.kind == "census":
             return self._census(order)
-        if order.kind != "linear" and not order.model.endswith("-linear"):
-            _, plan = _network(self.study)
-            if set(arrays) != set(plan):  # the network would keep an earlier order's for the rest
-                raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
         if order.kind == "train":
             return self._train(order, arrays)
         if order.kind == "linear":

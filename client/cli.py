@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
 
+from client.site import Site
 from common import command
 from common.durable import write_atomically
 from common.errors import DataError, FolderError
-from common.progress import track
+from common.progress import say, track
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="A hospital's side of Callosum: describe, check and prepare its own data. "
-    "Exit codes: 0 done, 2 usage, 3 settings, 4 data, 5 folder, 7 disk, 130 stopped.",
+    help="A hospital's side of Callosum: describe, check and prepare its own data; approve "
+    "studies; run the agent and the courier; see what was spent and what left. "
+    "Exit codes: 0 done, 1 declined, 2 usage, 3 settings, 4 data, 5 folder, 7 disk, 130 stopped.",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+receipts_app = typer.Typer(invoke_without_command=True)
+app.add_typer(receipts_app, name="receipts")
 
 SiteFile = Annotated[Path, typer.Option("--site", help="The site file.")]
 StudyFile = Annotated[Path, typer.Option("--study", help="The study file.")]
+KitOption = Annotated[Path | None, typer.Option("--kit", help="The site's kit.")]
+SiteOption = Annotated[Path | None, typer.Option("--site", help="The site file, without a kit.")]
+KitFolder = Annotated[Path, typer.Option("--kit", help="The site's kit.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
 @app.command()
@@ -41,13 +54,15 @@ def init(
 
 
 @app.command()
-def check(study: StudyFile, site: SiteFile = Path("site.toml")) -> None:
-    """Read every scan header and phenotype row; say what is usable and what is wrong with which."""
+def check(study: StudyFile, kit: KitOption = None, site: SiteOption = None) -> None:
+    """Read every scan header and phenotype row; say what is usable and what is wrong with which.
+
+    Without --kit and --site the site file is site.toml in this folder.
+    """
     from client.data.check import check as check_data
-    from client.site import load_site
     from common.study import load_study
 
-    agreed, own = load_study(study), load_site(site)
+    agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
     found = check_data(agreed, own)
     print(f"{own.name} ({own.role}): {found.participants} participants, {found.scans} scans")
     for name, count in found.targets.items():
@@ -59,23 +74,26 @@ def check(study: StudyFile, site: SiteFile = Path("site.toml")) -> None:
     if found.participants < own.policy.minimum_cohort:
         raise DataError(
             f"{found.participants} participants are usable, policy.minimum_cohort is "
-            f"{own.policy.minimum_cohort}; this site would decline ({site})"
+            f"{own.policy.minimum_cohort}; this site would decline ({own.file})"
         )
 
 
 @app.command()
 def prepare(
     study: StudyFile,
-    site: SiteFile = Path("site.toml"),
+    kit: KitOption = None,
+    site: SiteOption = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.", min=0)] = 0,
 ) -> None:
-    """Prepare all scans for a study; only what is new or changed, and resumable."""
+    """Prepare all scans for a study; only what is new or changed, and resumable.
+
+    Without --kit and --site the site file is site.toml in this folder.
+    """
     from client.data.cohort import open_cohort
     from client.data.prepare import prepare as prepare_data
-    from client.site import load_site
     from common.study import load_study
 
-    agreed, own = load_study(study), load_site(site)
+    agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
     total = len(agreed.kind.find(agreed.data, own.data, own.root).sources)
     with track(f"{own.name}: preparing, scans", total) as advance:
         folder = prepare_data(agreed, own, workers=workers or None, advance=advance)
@@ -87,10 +105,216 @@ def prepare(
     )
 
 
+@app.command()
+def approve(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    kit: KitOption = None,
+    site: SiteOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
+) -> None:
+    """Show what a study asks of this site, and approve it; without approval nothing is done."""
+    from client import approvals
+    from client.consent import consent
+    from common.explain import explain
+    from common.network import check_buildable
+    from common.study import load_study
+
+    own, agreed = _site(kit, site), load_study(study)
+    check_buildable(agreed, study)
+    asked = consent(own, agreed)
+    print("\n".join([explain(agreed), "", *asked.lines]))
+    if not yes and not click.confirm(f"\nDoes {own.name} approve this?", default=False):
+        say("not approved; orders of this study will be refused with STUDY_UNKNOWN")
+        raise typer.Exit(1)
+    approval = approvals.approve(own, study, asked.report_bytes)
+    print(f"approved: {approval.name}, digest {approval.digest}, by {approval.by}")
+
+
+@app.command()
+def studies(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
+    """List the studies that this site has approved."""
+    from client.approvals import approved
+
+    found = approved(_site(kit, site))
+    if as_json:
+        _print_json([asdict(approval) for approval in found])
+        return
+    _print_table(
+        "approved studies",
+        ("study", "digest", "approved", "by", "file"),
+        [(each.name, each.digest[:12], each.approved, each.by, each.file) for each in found],
+    )
+
+
+@app.command()
+def revoke(
+    study: Annotated[str, typer.Argument(help="The study's name, or how its digest begins.")],
+    kit: KitOption = None,
+    site: SiteOption = None,
+) -> None:
+    """Take an approval back; the study's orders are refused from now on."""
+    from client import approvals
+
+    gone = approvals.revoke(_site(kit, site), study)
+    print(f"revoked: {gone.name}, digest {gone.digest}; what left before is in the receipts")
+
+
+@app.command()
+def pause(
+    reason: Annotated[str, typer.Option(help="Why, for whoever resumes.")],
+    kit: KitOption = None,
+    site: SiteOption = None,
+) -> None:
+    """Refuse every order from now on, and let no answer out, until `resume`."""
+    from client import approvals
+
+    own = _site(kit, site)
+    approvals.pause(own, reason)
+    print(f"{own.name} is paused; callosum-site resume ends it")
+
+
+@app.command()
+def resume(kit: KitOption = None, site: SiteOption = None) -> None:
+    """End a pause."""
+    from client import approvals
+
+    own = _site(kit, site)
+    print(f"{own.name} {'goes on' if approvals.resume(own) else 'was not paused'}")
+
+
+@app.command()
+def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
+    """Show how often orders learnt from this site's participants, and how often they still may."""
+    from client.ledger import read_ledger
+
+    own = _site(kit, site)
+    account = read_ledger(own.state / "ledger.sqlite")
+    most, spent = own.policy.most_exposures, len(account.exposures)
+    if as_json:
+        limit = {"most": most, "left": max(0, most - spent) if most else None}
+        _print_json({"spent": spent, **limit, "exposures": [asdict(e) for e in account.exposures]})
+        return
+    _print_table(
+        f"training orders carried out at {own.name}",
+        ("study", "run", "model", "kind", "orders", "answered", "first", "last"),
+        _by_run(account.exposures),
+    )
+    left = (
+        f"{max(0, most - spent)} of {most} left" if most else "policy.most_exposures sets no limit"
+    )
+    print(f"spent: {spent} over all studies and runs; {left}")
+
+
+@receipts_app.callback()
+def receipts(
+    context: typer.Context,
+    kit: KitOption = None,
+    site: SiteOption = None,
+    last: Annotated[int, typer.Option(help="How many of the latest; 0 shows all.", min=0)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show what left this site and when; `receipts verify` checks that nothing was changed."""
+    if context.invoked_subcommand is not None:
+        context.obj = (kit, site)
+        return
+    from client.receipts import read_receipts
+
+    own = _site(kit, site)
+    found = list(read_receipts(own.state / "receipts"))[-last:]
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        f"what left {own.name}",
+        ("no", "time", "study", "kind", "model", "round", "refusal", "arrays", "numbers", "kB"),
+        [_receipt_row(receipt) for receipt in found],
+    )
+
+
+@receipts_app.command("verify")
+def verify(context: typer.Context, kit: KitOption = None, site: SiteOption = None) -> None:
+    """Check every receipt against its neighbours and the ledger; exit code 5 if one is amiss."""
+    from client.ledger import read_ledger
+    from client.receipts import verify as verify_receipts
+
+    if kit is None and site is None:
+        kit, site = context.obj  # they may stand before the word `verify`, too
+    own = _site(kit, site)
+    path = own.state / "ledger.sqlite"
+    verdict = verify_receipts(own.state / "receipts", lambda: read_ledger(path).head)
+    for fault in verdict.faults:
+        print(f"{fault.place}: {fault.what}")
+    if verdict.faults:
+        raise FolderError(
+            f"receipts of {own.name} were changed or lost; faults: {len(verdict.faults)}. Compare "
+            "them with a backup, and tell whoever answers for data protection here"
+        )
+    number, digest = verdict.head
+    print(f"{verdict.count} receipts are whole; the hash of number {number} is {digest}")
+
+
+@app.command()
+def serve(
+    kit: KitFolder,
+    socket: Annotated[
+        Path | None, typer.Option(help="Unix socket for the courier; by default in the kit.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for a courier elsewhere, with mutual TLS.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="HOST:PORT for Prometheus; without: no metrics.")
+    ] = None,
+) -> None:
+    """Run the agent: the process that has the data and answers orders."""
+    from client.daemon import serve as serve_agent
+    from client.kit import open_kit
+
+    serve_agent(open_kit(kit), socket=socket, listen=listen, metrics=metrics)
+
+
+@app.command()
+def node(
+    kit: KitFolder,
+    agent: Annotated[
+        str, typer.Option(help="HOST:PORT or socket of the agent; without: the kit's socket.")
+    ] = "",
+    hub: Annotated[str, typer.Option(help="HOST:PORT of the hub; without: the kit's.")] = "",
+) -> None:
+    """Run Flower's SuperNode and the courier: they carry orders to the agent and have no data."""
+    from client.kit import open_kit
+    from client.node import run_node
+
+    run_node(open_kit(kit), agent=agent, hub=hub)
+
+
+@app.command()
+def doctor(
+    kit: KitFolder,
+    study: Annotated[
+        Path | None, typer.Option(help="Study file; estimates the minutes of a round.")
+    ] = None,
+    agent: Annotated[
+        str, typer.Option(help="HOST:PORT or socket of the agent; without: the kit's socket.")
+    ] = "",
+    share: Annotated[
+        bool, typer.Option("--share", help="Without names of folders and hosts, to be mailed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Examine this machine, its connection and its kit; each finding says what to do."""
+    from client import doctor
+
+    found = doctor.consult(kit, study, agent=agent)
+    print((doctor.as_json if as_json else doctor.format_page)(found, share=share))
+    code = doctor.exit_code(found.findings)
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command("keys")
 def show_keys() -> None:
     """List every key of a site file with its default and meaning."""
-    from client.site import Site
     from common.documentation import site_keys
 
     print(site_keys(Site))
@@ -99,3 +323,64 @@ def show_keys() -> None:
 def main() -> None:
     """Entry point of `callosum-site`."""
     command.run(app, "callosum-site")
+
+
+def _site(kit: Path | None, site: Path | None) -> Site:
+    """The site of a kit or of a site file, whichever of the two was given."""
+    from client.site import load_site
+
+    if (kit is None) == (site is None):
+        given = "both are given" if kit is not None else "neither is given"
+        raise click.UsageError(f"one of --kit KIT and --site SITE.TOML is needed; {given}")
+    if kit is not None:
+        from client.kit import open_kit
+
+        return load_site(open_kit(kit).site_file)
+    assert site is not None
+    return load_site(site)
+
+
+def _by_run(exposures: Sequence[Any]) -> list[tuple[str, ...]]:
+    """One row for each study, run, model and kind, oldest first."""
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for each in exposures:
+        key = (each.study_name, each.run[:12], each.model, each.kind)
+        groups.setdefault(key, []).append(each)
+    return [
+        (*key, str(len(group)), str(sum(e.answered for e in group)), group[0].time, group[-1].time)
+        for key, group in groups.items()
+    ]
+
+
+def _receipt_row(receipt: dict[str, Any]) -> tuple[str, ...]:
+    study = receipt.get("study", {})
+    return (
+        str(receipt["number"]),
+        str(receipt["time"]),
+        study.get("name") or study.get("digest", "")[:12],
+        receipt.get("kind", ""),
+        receipt.get("model", ""),
+        str(receipt.get("round", "")),
+        receipt.get("refusal", ""),
+        str(len(receipt.get("arrays", ()))),
+        str(len(receipt.get("numbers", ()))),
+        f"{receipt.get('bytes', 0) / 1e3:.1f}",
+    )
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # as they are: names from a file are no markup
+    # a log or a pipe has no width; 160 characters keep a row on one line
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=1))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SerializeAsAny
+from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny
 
+from client.hours import check_window
 from common import catalogue
 from common.errors import SettingError
 from common.orders import OrderKind
@@ -52,6 +53,27 @@ class Policy(Table):
     orders: tuple[OrderKind, ...] = Field(
         ("census", "train", "finetune", "evaluate"), description="Kinds of order it carries out."
     )
+    most_exposures: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Most training orders (train, finetune, linear) that it carries out, over all "
+        "studies and runs; 0 sets no limit.",
+    )
+    largest_report_mb: Annotated[float, Field(gt=0)] = Field(
+        1000.0, description="Largest report that leaves, in MB (1,000,000 bytes)."
+    )
+    largest_update_norm: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Largest Euclidean norm of a training report's update; 0 sets no limit."
+    )
+    hours: tuple[Annotated[str, AfterValidator(check_window)], ...] = Field(
+        (),
+        description="When orders are taken, in local time, such as ['Mon-Fri 19:00-07:00', "
+        "'Sat,Sun 00:00-24:00']; empty: always.",
+    )
+
+    @property
+    def largest_report_bytes(self) -> int:
+        """The largest report in bytes."""
+        return round(self.largest_report_mb * 1_000_000)
 
 
 class Site(Table):

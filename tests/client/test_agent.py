@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from client import agent as client_agent
+from client import approvals
 from client.agent import Agent
+from client.books import digest_of_answer, open_books
+from client.receipts import read_receipts, verify
 from common.errors import SENTENCES, DataError, Refusal, StorageError
 from common.network import arrays_of, build, plan_of
 from common.orders import Order, digest_of
@@ -300,3 +306,174 @@ def test_training_report_says_what_it_used(federation):
     assert sent["heads.sex.weight"].tobytes() == arrays["heads.sex.weight"].tobytes()
     assert sent["heads.age.weight"].tobytes() != arrays["heads.age.weight"].tobytes()
     assert json.loads(report.model_dump_json())["round"] == 1
+
+
+# With the site's books.
+
+
+@pytest.fixture
+def booked(tiny):
+    """The training site with its books open."""
+    agent = tiny.agent("alpha")
+    with open_books(agent.site) as books:
+        yield replace(agent, books=books)
+
+
+def receipts_of(agent: Agent) -> list[dict[str, Any]]:
+    return list(read_receipts(agent.site.state / "receipts"))
+
+
+def with_policy(agent: Agent, **changes: Any) -> Agent:
+    policy = agent.site.policy.model_copy(update=changes)
+    return replace(agent, site=agent.site.model_copy(update={"policy": policy}))
+
+
+def test_books_change_no_bit(tiny, booked):
+    """The local engine keeps none; what it computes is what a hospital's agent computes."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    report, sent = booked.answer(order, arrays)
+    plain = replace(booked, books=None, keeps_training=False)
+    moved = plain.site.model_copy(update={"folder": "elsewhere"})
+    again, resent = replace(plain, site=moved).answer(order, arrays)
+    assert digest_of_answer(report, sent) == digest_of_answer(again, resent)
+
+
+def test_an_order_is_paid_for_before_the_work(booked, monkeypatch):
+    """Killed or failed at work, it has learnt from participants all the same."""
+    books, seen = booked.books, []
+
+    def broken(*_, **__):
+        seen.append(books.ledger.exposures())
+        raise ValueError(SECRET)
+
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    with monkeypatch.context() as patch:
+        patch.setattr(client_agent, "train", broken)
+        assert refusal_of(booked, order, arrays) == "SITE_FAILED"
+        assert refusal_of(booked, order, arrays) == "SITE_FAILED"
+    assert seen == [1, 1]
+    report, _ = booked.answer(order, arrays)
+    assert report.refusal == ""
+    assert books.ledger.exposures() == 1
+
+
+def test_what_learns_from_nobody_costs_nothing(booked):
+    """A census counts; refused orders do nothing."""
+    booked.answer(order_for(booked, "census"), {})
+    arrays = initial(booked.study)
+    for order in (
+        order_for(booked, "evaluate", arrays),
+        order_for(booked, "linear", arrays),
+        order_for(booked, "train", {}),
+        order_for(booked, "train", arrays, study="0" * 64),
+    ):
+        report, _ = booked.answer(order, {} if order.arrays == digest_of({}) else arrays)
+        assert report.refusal
+    assert booked.books.ledger.exposures() == 0
+
+
+def test_the_cap_ends_training_and_not_answers(booked, counted):
+    """At the cap nothing new is learnt, and what was learnt is still handed over."""
+    capped = with_policy(booked, most_exposures=2)
+    arrays = initial(booked.study)
+    orders = [order_for(booked, "train", arrays, round=number) for number in (1, 2, 3)]
+    answers = [capped.answer(order, arrays)[0].refusal for order in [*orders, orders[0], orders[1]]]
+    assert answers == ["", "", "PRIVACY_SPENT", "", ""]
+    assert len(counted) == 2
+    report, _ = capped.answer(order_for(booked, "finetune", arrays, task="dementia"), arrays)
+    assert report.refusal == "PRIVACY_SPENT"
+
+
+def test_every_departure_has_a_receipt(booked):
+    """Answers, the same answer again, and refusals: all of it left."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    report, sent = booked.answer(order, arrays)
+    booked.answer(order, arrays)
+    booked.answer(order_for(booked, "evaluate", arrays), arrays)
+    first, again, refused = receipts_of(booked)
+    assert first["content"] == again["content"] == digest_of_answer(report, sent)
+    assert first["order"] == again["order"] == order.id
+    assert {name for name, *_ in first["arrays"]} == set(sent)
+    assert first["numbers"]["support/scans"] == report.support["scans"]
+    assert first["bytes"] == len(report.model_dump_json()) + sum(a.nbytes for a in sent.values())
+    assert (refused["refusal"], refused["arrays"], refused["content"]) == ("ROLE", [], "")
+    assert verify(booked.site.state / "receipts", booked.books.ledger.head).faults == ()
+
+
+def test_another_answer_to_the_same_order_cannot_leave(booked, monkeypatch):
+    """The difference of two answers tells what neither does: the first one is the only one."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    _, sent = booked.answer(order, arrays)
+    [kept] = (booked.site.state / "runs").rglob("report-0001.safetensors")
+    kept.unlink()
+    plain = client_agent.arrays_of
+
+    def nudged(network):
+        found = plain(network)
+        found["heads.age.bias"] = np.nextafter(found["heads.age.bias"], np.float32(9))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client_agent, "arrays_of", nudged)  # another GPU, a later version
+        assert refusal_of(booked, order, arrays) == "SITE_FAILED"
+    kept.unlink()  # the other answer, on disk
+    _, again = booked.answer(order, arrays)
+    assert all(again[name].tobytes() == sent[name].tobytes() for name in sent)
+    assert [receipt["refusal"] for receipt in receipts_of(booked)] == ["", "SITE_FAILED", ""]
+    assert booked.books.ledger.exposures() == 1
+
+
+def test_an_answer_from_disk_obeys_the_policy_of_today(booked):
+    """A hospital that became stricter must not be answered for by its old files."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    booked.answer(order, arrays)
+    strict = with_policy(booked, largest_report_mb=0.0001)
+    assert refusal_of(strict, order, arrays) == "REPORT_TOO_LARGE"
+    strict = with_policy(booked, minimum_support=39)
+    assert refusal_of(strict, order, arrays) == "SITE_FAILED"  # less is another answer
+    assert booked.answer(order, arrays)[0].refusal == ""
+
+
+def test_a_pause_holds_back_what_is_under_way(booked, counted, monkeypatch):
+    """ "Stop" means that nothing leaves from now on, whatever was begun before."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    plain = client_agent.validation_counts
+
+    def meanwhile(*things):
+        approvals.pause(booked.site, "audit")
+        return plain(*things)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client_agent, "validation_counts", meanwhile)
+        assert refusal_of(booked, order, arrays) == "PAUSED"
+    assert refusal_of(booked, order, arrays) == "PAUSED"
+    approvals.resume(booked.site)
+    assert booked.answer(order, arrays)[0].refusal == ""
+    assert len(counted) == 1  # the work was kept
+    assert [receipt["refusal"] for receipt in receipts_of(booked)] == ["PAUSED", "PAUSED", ""]
+
+
+def test_without_a_receipt_nothing_leaves_but_a_code(booked, monkeypatch, caplog):
+    """A full disk must not turn into departures that nobody can see."""
+    arrays = initial(booked.study)
+    order = order_for(booked, "train", arrays)
+    plain = os.fsync
+
+    def full(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".jsonl":
+            raise OSError(errno.ENOSPC, "no space left", SECRET)
+        plain(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert refusal_of(booked, order, arrays) == "DISK_FULL"
+    assert "leaves without a receipt" in caplog.text
+    assert receipts_of(booked) == []
+    assert booked.answer(order, arrays)[0].refusal == ""
+    assert len(receipts_of(booked)) == 1

@@ -27,7 +27,13 @@ def let_out(study):
     network = build(study, seed=0)
     plan = plan_of(network, study.aggregation.normalisation)
 
-    def send(kind: str, arrays: Any = None, policy: Policy = POLICY, **contents: Any) -> Report:
+    def send(
+        kind: str,
+        arrays: Any = None,
+        policy: Policy = POLICY,
+        received: Any = None,
+        **contents: Any,
+    ) -> Report:
         order = Order.model_validate({
             "kind": kind, "study": study.digest, "run": "0" * 64, "site": "alpha",
             "arrays": "0" * 64,
@@ -35,7 +41,7 @@ def let_out(study):
         report = Report.model_validate(
             {"order": order.id, "site": "alpha", "kind": kind, **contents}
         )
-        return inspect(study, order, plan, policy, report, arrays or {})
+        return inspect(study, order, plan, policy, report, arrays or {}, received or {})
 
     return send
 
@@ -120,7 +126,7 @@ def test_count_that_is_not_finite_stays(let_out, study):
     report = Report(order=order.id, site="alpha", kind="train")
     report = report.model_copy(update={"counts": {"loss/age": (float("nan"), 40.0)}})
     with pytest.raises(Refusal, match="EGRESS"):
-        inspect(study, order, {}, POLICY, report, {})
+        inspect(study, order, {}, POLICY, report, {}, {})
 
 
 def test_measurement_of_too_few_people_loses_its_value(let_out):
@@ -163,3 +169,60 @@ def test_sums_over_too_few_scans_stay(let_out, kind, name, sums, n):
     """A sum of ages and a sum of their squares, of two people, is two ages."""
     report = let_out(kind, counts={name: sums(n)})
     assert (name in report.counts) == (n >= 10)
+
+
+def test_inspected_twice_is_inspected_once(let_out, trained):
+    """An answer from disk goes through the same door again; it must come out as it was."""
+    counts = {"loss/age": (3.0, 30.0), "loss/sex": (1.0, 2.0)}
+    report = let_out("train", trained, counts=counts, support={"scans": 30})
+    again = let_out("train", trained, counts=report.counts, support=report.support)
+    assert again == report
+
+
+@pytest.fixture
+def moved(trained):
+    """The arrays that came with the order: 3 away from what was trained, in one of them 4 more."""
+    received = {name: array.copy() for name, array in trained.items()}
+    received["heads.age.bias"] = received["heads.age.bias"] + np.float32(3)
+    weight = received["heads.age.weight"].copy()
+    weight[0, 0] += 4
+    return {**received, "heads.age.weight": weight, "backbone.standardise.mean": np.zeros(4)}
+
+
+def test_an_update_longer_than_the_site_allows_stays(let_out, trained, moved):
+    """A few people learnt by heart, or a training that ran away, show in the update's length."""
+    let_out("train", trained, Policy(largest_update_norm=5.0001), moved)
+    assert refused(let_out, "train", trained, Policy(largest_update_norm=4.9999), moved)
+    let_out("train", trained, Policy(largest_update_norm=0.0), moved)  # 0 sets no limit
+
+
+def test_the_norm_is_summed_in_float64(let_out, trained):
+    """A million small float32 squares would lose the half of themselves in a float32 sum."""
+    name = "heads.age.bias"
+    received = {**trained, name: trained[name] + np.float32(3e25)}  # its square is no float32
+    assert refused(let_out, "train", trained, Policy(largest_update_norm=1e25), received)
+    let_out("train", trained, Policy(largest_update_norm=1e26), received)
+
+
+def test_an_update_that_cannot_be_measured_stays(let_out, trained):
+    """Without the arrays it started from, nobody knows how long it is."""
+    assert refused(let_out, "train", trained, Policy(largest_update_norm=9.0), {})
+
+
+def test_a_report_larger_than_the_site_allows_stays(let_out, trained):
+    """A megabyte is a scan; the limit is the hospital's, whatever the study's network."""
+    size = sum(array.nbytes for array in trained.values())
+    report = let_out("train", trained, support={"scans": 30})
+    total = size + len(report.model_dump_json())
+    let_out("train", trained, Policy(largest_report_mb=total / 1e6), support={"scans": 30})
+    with pytest.raises(Refusal, match="REPORT_TOO_LARGE"):
+        tight = Policy(largest_report_mb=(total - 1) / 1e6)
+        let_out("train", trained, tight, support={"scans": 30})
+
+
+def test_numbers_count_towards_the_size_of_a_report(let_out):
+    """Measurements are text, and text carries data as well as arrays do."""
+    rows = [row(40, metric=f"m{number}") for number in range(50)]
+    let_out("evaluate", measurements=rows)
+    with pytest.raises(Refusal, match="REPORT_TOO_LARGE"):
+        let_out("evaluate", policy=Policy(largest_report_mb=0.001), measurements=rows)

@@ -53,6 +53,31 @@ FAULTS = {
     "missing": ("codes =", "missing = -9999\n#", ["missing is -9999", "valid list", "line 11"]),
     "factor": ("codes =", "factor = nan\n#", ["targets.sex.factor is nan", "finite", "line 11"]),
     "file": ('name = "alpha"', 'name = "alpha"\nfile = "x"', ["file is not a known key", "line 3"]),
+    "hours": (
+        "[policy]",
+        '[policy]\nhours = ["Mon-Fry 19:00-07:00"]',
+        ['policy.hours.0 is "Mon-Fry 19:00-07:00"', '"Fry" is no day; Mon, Tue', "line 14"],
+    ),
+    "no list of hours": (
+        "[policy]",
+        '[policy]\nhours = "19:00-07:00"',
+        ['policy.hours is "19:00-07:00"', "valid list", "line 14"],
+    ),
+    "exposures": (
+        "[policy]",
+        "[policy]\nmost_exposures = -1",
+        ["policy.most_exposures is -1", "equal to 0", "line 14"],
+    ),
+    "size": (
+        "[policy]",
+        "[policy]\nlargest_report_mb = 0.0",
+        ["policy.largest_report_mb is 0.0", "greater than 0", "line 14"],
+    ),
+    "norm": (
+        "[policy]",
+        "[policy]\nlargest_update_norm = inf",
+        ["policy.largest_update_norm is inf", "finite", "line 14"],
+    ),
     "order": ("[policy]", '[policy]\norders = ["dig"]', ['policy.orders.0 is "dig"', "'census'"]),
     "device": ("[policy]", '[device]\nkind = "tpu"\n[policy]', ['device.kind is "tpu"', "'auto'"]),
 }
@@ -94,3 +119,17 @@ def test_paths_start_from_the_site_file(tmp_path: Path) -> None:
     site = load(folder, TEXT)
     assert site.root == folder
     assert site.state == folder / ".callosum"
+
+
+def test_limits_and_hours_are_read_as_they_are_written(tmp_path: Path) -> None:
+    """Without them nothing is limited; with them, all of them are."""
+    plain = load(tmp_path, TEXT).policy
+    assert (plain.most_exposures, plain.largest_update_norm, plain.hours) == (0, 0.0, ())
+    text = TEXT + (
+        "most_exposures = 40\nlargest_report_mb = 12.5\nlargest_update_norm = 3.0\n"
+        'hours = ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]\n'
+    )
+    policy = load(tmp_path, text).policy
+    assert (policy.most_exposures, policy.largest_report_mb) == (40, 12.5)
+    assert policy.largest_update_norm == 3.0
+    assert policy.hours == ("Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00")

@@ -1,0 +1,125 @@
+"""The first door: every check of an order that needs neither its arrays nor the site's data.
+
+In this order: signature, expiry, replay, study, code, role, policy, privacy left. What an order
+asks of the prepared data is checked by the agent, which has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from client import approvals
+from client.hours import open_at
+from client.ledger import SPENDING, Ledger
+from client.site import Site
+from common.code import agreed_digest
+from common.errors import Refusal, StorageError
+from common.orders import PROTOCOL, Order
+from common.signing import Envelope, Sealed, unseal
+from common.study import Study
+
+ROLES = {"train": "train", "finetune": "train", "linear": "train", "evaluate": "heldout"}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What one site lets in.
+
+    keys: the coordinator's, any of which may have signed.
+    study_of: the approved study of a digest, or None.
+    """
+
+    site: Site
+    keys: Sequence[Ed25519PublicKey]
+    ledger: Ledger
+    study_of: Callable[[str], Study | None]
+
+    def admit(self, sealed: Sealed, now: float) -> Envelope:
+        """What was signed, if it may be carried out at Unix time `now`; else `Refusal`."""
+        envelope = self._unsealed(sealed, now)
+        order = envelope.order
+        if order.site != self.site.name:
+            raise Refusal("ORDER_MALFORMED", f"the order is for {order.site}")
+        try:
+            self.ledger.present(envelope.nonce, order.id, envelope.expires)
+        except StorageError as error:
+            raise Refusal("DISK_FULL", str(error)) from error
+        study = self.study_of(order.study)
+        if study is None:
+            raise Refusal("STUDY_UNKNOWN", f"study {order.study} is not approved")
+        if envelope.code != agreed_digest():
+            raise Refusal("CODE", f"theirs is {envelope.code}, ours {agreed_digest()}")
+        check_role(self.site, order)
+        _check_place(self.site, study, order)
+        check_kind(self.site, order)
+        self._check_policy(order, now)
+        self._check_privacy(order)
+        return envelope
+
+    def _unsealed(self, sealed: Sealed, now: float) -> Envelope:
+        try:
+            return unseal(sealed, self.keys, now=now)
+        except Refusal as refusal:
+            # the signature was checked first: a trusted coordinator of another version
+            if refusal.code == "ORDER_MALFORMED" and _is_foreign(sealed.text):
+                raise Refusal("CODE", refusal.detail) from None
+            raise
+
+    def _check_policy(self, order: Order, now: float) -> None:
+        pause = approvals.paused(self.site)
+        if pause is not None:
+            raise Refusal("PAUSED", f"since {pause.since}: {pause.reason}")
+        policy = self.site.policy
+        if not open_at(policy.hours, datetime.fromtimestamp(now)):  # noqa: DTZ006  local time
+            raise Refusal("HOURS", f"policy.hours is {', '.join(policy.hours)}")
+        if order.kind == "train":
+            approval = approvals.approval_of(self.site, order.study)
+            size = approval.report_bytes if approval is not None else 0
+            if size > policy.largest_report_bytes:
+                raise Refusal("REPORT_TOO_LARGE", f"arrays of this study have {size:,} bytes")
+
+    def _check_privacy(self, order: Order) -> None:
+        """The ledger checks again when it spends: other orders may come first."""
+        most = self.site.policy.most_exposures
+        if not most or order.kind not in SPENDING or self.ledger.is_spent(order.id):
+            return
+        if self.ledger.exposures() >= most:
+            raise Refusal("PRIVACY_SPENT", f"policy.most_exposures is {most}")
+
+
+def check_role(site: Site, order: Order) -> None:
+    """Refuse what the site's role excludes, whatever anyone asks."""
+    if ROLES.get(order.kind, site.role) != site.role:
+        raise Refusal("ROLE", f"this site's role is {site.role}")
+    if site.role == "heldout" and site.name in order.lineage:
+        raise Refusal("ROLE", "this held-out site is in the model's lineage")
+
+
+def check_kind(site: Site, order: Order) -> None:
+    """Refuse kinds of order that the site's policy does not list."""
+    if order.kind not in site.policy.orders:
+        raise Refusal("POLICY", f"{order.kind} is not among policy.orders")
+
+
+def _check_place(site: Site, study: Study, order: Order) -> None:
+    """Refuse to train for a study that holds this site out, or to judge where it trains."""
+    wanted = ROLES.get(order.kind)
+    if wanted == "train" and site.name not in study.sites.train:
+        raise Refusal("ROLE", f"{study.name} does not list this site among those that train")
+    if wanted == "heldout" and site.name in study.sites.train:
+        raise Refusal("ROLE", f"{study.name} lists this site among those that train")
+
+
+def _is_foreign(text: str) -> bool:
+    """Whether a signed text that is no envelope of ours says that it is of another version."""
+    try:
+        content = json.loads(text)
+        code, protocol = content.get("code"), content["order"].get("protocol", PROTOCOL)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return bool(protocol != PROTOCOL or (isinstance(code, str) and code != agreed_digest()))

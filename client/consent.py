@@ -1,0 +1,156 @@
+"""What a study would ask of this site, let out of it and cost it, in words: what one approves.
+
+Only the site's own files are read, never its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from client.ledger import read_ledger
+from client.site import Site
+from common.errors import SettingError
+from common.explain import travelling_bytes
+from common.network import Plan, build, plan_of
+from common.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The consequences for one site, a sentence a line, and the size of a training report."""
+
+    lines: tuple[str, ...]
+    report_bytes: int
+
+
+def consent(site: Site, study: Study) -> Consent:
+    """Say what approving `study` means for `site`.
+
+    Raises
+    ------
+    SettingError
+        If the site can have no part in the study as both are written.
+    """
+    _check_part(site, study)
+    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    size = travelling_bytes(plan)
+    lines = [f"this site: {site.name}, {_part(site, study)}", *_targets(site, study)]
+    if site.role == "train":
+        lines += [*_training(study, plan, size), *_exposures(site, study)]
+    else:
+        lines += _judging()
+    lines += _refused(site, study, size)
+    lines.append("leaves with each report: how many seconds the work took")
+    lines.append(
+        f"small cells: a measurement of fewer than {site.policy.minimum_support} participants "
+        "loses its value, sums over fewer scans stay here"
+    )
+    lines.append(
+        f"small cohorts: fewer than {site.policy.minimum_cohort} participants take no part"
+    )
+    lines.append(f"hours: {', '.join(site.policy.hours) or 'always'} (local time)")
+    return Consent(tuple(lines), size)
+
+
+def _check_part(site: Site, study: Study) -> None:
+    kind, own = study.data.kind, site.data.kind  # type: ignore[attr-defined]
+    if kind != own:
+        raise SettingError(
+            f'{study.name} is about data of kind "{kind}"; data.kind is "{own}" ({site.file})'
+        )
+    if site.name in study.sites.train and site.role == "heldout":
+        raise SettingError(
+            f'{study.name} wants {site.name} to train; role is "heldout" and the site decides '
+            f"({site.file})"
+        )
+    if site.name not in study.sites.train and site.role == "train":
+        listed = "holds it out" if site.name in study.sites.heldout else "does not name it"
+        raise SettingError(f'role of {site.name} is "train"; {study.name} {listed} ({site.file})')
+
+
+def _part(site: Site, study: Study) -> str:
+    if site.role == "train":
+        return "contributes to the weights"
+    named = "" if site.name in study.sites.heldout else "; the study does not name it"
+    return f"judges the result and never contributes{named}"
+
+
+def _targets(site: Site, study: Study) -> Iterator[str]:
+    held = [
+        f"{name} from column {site.targets[name].column}"
+        for name in study.targets
+        if name in site.targets
+    ]
+    lacking = [name for name in study.targets if name not in site.targets]
+    yield f"targets held: {', '.join(held) or 'none'}"
+    if lacking:
+        yield f"targets not held: {', '.join(lacking)}; their heads are left to others"
+
+
+def _training(study: Study, plan: Plan, size: int) -> Iterator[str]:
+    sums = ", each column's sum and sum of squares" if len(study.shape) == 1 else ""
+    yield (
+        "leaves once (census): how many scans and labels of each target there are, the labels' "
+        f"sums{sums}, a fingerprint of all scans together"
+    )
+    travelling = sum(rule.travels for rule in plan.values())
+    own = sum(rule.kept for rule in plan.values())
+    stay = f"; {own} are the site's own" if own else ""
+    yield (
+        f"leaves in each round (train): {travelling} arrays of the network trained here, "
+        f"{size / 1e6:.2f} MB{stay}; how many scans and labels were used; the sums that loss and "
+        "validation metrics are made of"
+    )
+    for task in study.finetuning:
+        yield (
+            f"leaves after fine-tuning {task.name} ({', '.join(task.inits)}): metrics on this "
+            "site's test participants with their intervals, no arrays"
+        )
+
+
+def _judging() -> Iterator[str]:
+    yield (
+        "leaves once (census): how many scans and labels of each target there are, a fingerprint "
+        "of all scans together"
+    )
+    yield (
+        "leaves for each model (evaluate): metrics with their intervals and the sums they are made "
+        "of, no arrays"
+    )
+
+
+def _exposures(site: Site, study: Study) -> Iterator[str]:
+    """How often the participants would be learnt from, and how often they still may be."""
+    rounds = study.pretraining.rounds
+    alone = rounds if study.comparisons.single_site and len(study.sites.train) > 1 else 0
+    tasks = sum(len(task.inits) for task in study.finetuning)
+    parts = {"rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks}
+    counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
+    asked = sum(n for n in parts.values())
+    yield f"training orders in one run: {asked} ({counted})"
+    spent = len(read_ledger(site.state / "ledger.sqlite").exposures)
+    most = site.policy.most_exposures
+    if not most:
+        yield f"limit: none (policy.most_exposures is 0); {spent} carried out so far"
+        return
+    left = max(0, most - spent)
+    yield f"limit: {most} over all studies and runs (policy.most_exposures), {left} left"
+    if left < asked:
+        yield f"  this study asks for more: after {left} the site refuses with PRIVACY_SPENT"
+
+
+def _refused(site: Site, study: Study, size: int) -> Iterator[str]:
+    """What the study would ask for and the policy refuses."""
+    policy = site.policy
+    wanted = {"census", "train"} if site.role == "train" else {"census", "evaluate"}
+    if study.finetuning and site.role == "train":
+        wanted.add("finetune")
+    missing = sorted(wanted - set(policy.orders))
+    if missing:
+        yield f"refused with POLICY: {', '.join(missing)} (policy.orders)"
+    if site.role == "train" and size > policy.largest_report_bytes:
+        yield (
+            f"refused with REPORT_TOO_LARGE: train, {size / 1e6:.2f} MB "
+            f"(policy.largest_report_mb is {policy.largest_report_mb:g})"
+        )

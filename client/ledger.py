@@ -1,0 +1,334 @@
+"""What a site has taken, spent and answered: one SQLite file that no crash can set back.
+
+    deliveries    numbers used once of delivered orders; closed when the answer was handed over
+    exposures     orders that trained on the site's participants, each once and for ever
+    answers       digest of the one answer that may leave for an order
+    head          number and hash of the last receipt, so that missing receipts are noticed
+
+Everything is on disk before a method returns. One process writes, and holds a lock beside the file
+for as long as it lives; anyone who may read the file can do so meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Final, NamedTuple, Self
+
+from common.durable import storage_checked
+from common.errors import FolderError, Refusal, StorageError
+from common.orders import Order
+
+SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+BEGIN IMMEDIATE;
+CREATE TABLE deliveries (
+    nonce TEXT PRIMARY KEY, order_id TEXT NOT NULL, expires REAL NOT NULL,
+    closed INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE exposures (
+    number INTEGER PRIMARY KEY, order_id TEXT NOT NULL UNIQUE, time TEXT NOT NULL,
+    study TEXT NOT NULL, study_name TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
+    model TEXT NOT NULL, round INTEGER NOT NULL
+);
+CREATE TABLE answers (order_id TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE head (
+    only INTEGER PRIMARY KEY CHECK (only = 1), number INTEGER NOT NULL, hash TEXT NOT NULL
+);
+PRAGMA user_version = 1;
+COMMIT;
+"""
+_EXPOSURES: Final = """
+SELECT time, study, study_name, run, kind, model, round, order_id,
+       order_id IN (SELECT order_id FROM answers)
+FROM exposures ORDER BY number
+"""
+
+
+class Head(NamedTuple):
+    """The last receipt; number 0 where there is none."""
+
+    number: int
+    hash: str
+
+
+NOTHING: Final = Head(0, "0" * 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """One order that trained on the site's participants; `answered` when its report was let out."""
+
+    time: str
+    study: str
+    study_name: str
+    run: str
+    kind: str
+    model: str
+    round: int
+    order: str
+    answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A ledger as it was read at one moment."""
+
+    exposures: tuple[Exposure, ...]
+    head: Head
+
+
+class Ledger:
+    """The one writer of a site's ledger, for any number of threads.
+
+    Raises
+    ------
+    FolderError
+        If another process holds the ledger, or the file is not one.
+    StorageError
+        If it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with storage_checked(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._held = _alone(path)
+        self._mutex = threading.Lock()
+        try:
+            self._connection = _connected(path)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shut()
+
+    def shut(self) -> None:
+        """Let go of the file and of its lock."""
+        self._connection.close()
+        self._held.close()
+
+    def present(self, nonce: str, order_id: str, expires: float) -> None:
+        """Note that an order was delivered; `Refusal("REPLAYED")` if its answer was handed over.
+
+        Until then the same delivery may be presented again: an agent may be killed in between.
+        """
+        with self._change() as change:
+            row = change.execute(
+                "SELECT order_id, closed FROM deliveries WHERE nonce = ?", (nonce,)
+            ).fetchone()
+            if row is not None and (row[0] != order_id or row[1]):
+                raise Refusal("REPLAYED", f"delivery {nonce} of order {row[0]}")
+            # never forgotten: a clock that is set back must not reopen what has expired
+            change.execute(
+                "INSERT OR IGNORE INTO deliveries (nonce, order_id, expires) VALUES (?, ?, ?)",
+                (nonce, order_id, expires),
+            )
+
+    def close(self, nonce: str) -> None:
+        """Note that the whole answer to this delivery was handed over."""
+        with self._change() as change:
+            change.execute("UPDATE deliveries SET closed = 1 WHERE nonce = ?", (nonce,))
+
+    def spend(self, order: Order, study_name: str, most: int = 0) -> bool:
+        """Record an exposure for `order`, once and for ever; False if it was there.
+
+        `Refusal("PRIVACY_SPENT")` if there are `most` already (0: no cap).
+        """
+        with self._change() as change:
+            if _is_spent(change, order.id):
+                return False
+            if most and _exposures(change) >= most:
+                raise Refusal("PRIVACY_SPENT", f"{most} training orders were carried out")
+            change.execute(
+                "INSERT INTO exposures (order_id, time, study, study_name, run, kind, model, round)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    order.id,
+                    datetime.now(UTC).isoformat(timespec="seconds"),
+                    order.study,
+                    study_name,
+                    order.run,
+                    order.kind,
+                    order.model,
+                    order.round,
+                ),
+            )
+            return True
+
+    def is_spent(self, order_id: str) -> bool:
+        """Whether this very order has been spent for, so that it costs nothing more."""
+        with self._reading() as reading:
+            return _is_spent(reading, order_id)
+
+    def exposures(self) -> int:
+        """Training orders carried out, over all studies and runs."""
+        with self._reading() as reading:
+            return _exposures(reading)
+
+    def spent(self, study: str) -> int:
+        """Training orders carried out for one study, by its digest."""
+        with self._reading() as reading:
+            row = reading.execute("SELECT count(*) FROM exposures WHERE study = ?", (study,))
+            return int(row.fetchone()[0])
+
+    def answered(self, order_id: str, digest: str) -> None:
+        """Record the one answer that may leave for an order.
+
+        `Refusal("SITE_FAILED")` if it had another.
+        """
+        with self._change() as change:
+            change.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (order_id, digest))
+            row = change.execute("SELECT digest FROM answers WHERE order_id = ?", (order_id,))
+            earlier = row.fetchone()[0]
+            if earlier != digest:
+                raise Refusal(
+                    "SITE_FAILED",
+                    f"order {order_id} was answered with {earlier}; {digest} is another answer "
+                    "and may not leave",
+                )
+
+    def head(self) -> Head:
+        """The last receipt that was written."""
+        with self._reading() as reading:
+            return _head(reading)
+
+    def set_head(self, number: int, hash_: str) -> None:
+        """Note the last receipt that was written."""
+        with self._change() as change:
+            change.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", (number, hash_))
+
+    def rows(self) -> list[Exposure]:
+        """Every exposure, oldest first."""
+        with self._reading() as reading:
+            return _rows(reading)
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: durable when the block ends, undone when it raises."""
+        with self._reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:  # a full disk may have ended it already
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex, _explained(self._path):
+            yield self._connection
+
+
+def read_ledger(path: Path) -> Account:
+    """What a ledger says, read beside the agent that may be writing it; nothing, if there is none.
+
+    Raises
+    ------
+    FolderError
+        If the file is no ledger or cannot be read.
+    """
+    if not path.exists():
+        return Account((), NOTHING)
+    with _explained(path):
+        # not mode=ro: after a kill in mid-write SQLite must be able to take back that write
+        uri = f"{path.resolve().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection:
+            connection.execute("PRAGMA query_only = ON")
+            if _version(connection) == 0:  # its agent was killed before it wrote anything
+                return Account((), NOTHING)
+            _check_version(connection, path)
+            connection.execute("BEGIN")
+            return Account(tuple(_rows(connection)), _head(connection))
+
+
+def _alone(path: Path) -> IO[str]:
+    """Hold the lock beside the ledger; the kernel lets go of it however the process ends."""
+    with storage_checked(path):
+        handle = path.with_suffix(".lock").open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise FolderError(
+            f"another process holds {path}; a site has one agent, stop that one first"
+        ) from None
+    return handle
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    with _explained(path):
+        # transactions are ours; threads take turns by the mutex; readers hold it for milliseconds
+        connection = sqlite3.connect(
+            path, timeout=30.0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            # a rollback journal, because hospitals keep such folders on network disks, where a
+            # write-ahead log is unsafe; EXTRA is FULL and syncs the folder after each commit, too
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("PRAGMA synchronous = EXTRA")
+            if _version(connection) == 0:
+                connection.executescript(_SCHEMA)
+            _check_version(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours; each names the file and the remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            raise StorageError(f"{path} cannot be written: {error}; free space there") from error
+        raise FolderError(
+            f"{path} cannot be used as a ledger: {error}; put its newest backup in its place"
+        ) from error
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+    found = _version(connection)
+    if found != _VERSION:
+        raise FolderError(
+            f"{path} is a ledger of version {found}; this Callosum knows version {_VERSION}, "
+            "install the one that wrote it"
+        )
+
+
+def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
+    found = connection.execute("SELECT 1 FROM exposures WHERE order_id = ?", (order_id,))
+    return found.fetchone() is not None
+
+
+def _exposures(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
+
+
+def _head(connection: sqlite3.Connection) -> Head:
+    row = connection.execute("SELECT number, hash FROM head").fetchone()
+    return Head(*row) if row is not None else NOTHING
+
+
+def _rows(connection: sqlite3.Connection) -> list[Exposure]:
+    return [Exposure(*(*row, bool(said))) for *row, said in connection.execute(_EXPOSURES)]

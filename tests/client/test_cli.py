@@ -1,0 +1,338 @@
+"""What a hospital types about its own authority, and what it reads then."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import cli
+from client.approvals import approved, paused, study_of
+from client.books import Books, open_books
+from client.consent import consent
+from client.data.cohort import open_cohort
+from client.data.prepare import prepare
+from client.site import Site, load_site
+from common.errors import SettingError
+from common.network import arrays_of, build
+from common.orders import Order, digest_of, refuse
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`callosum-site WORDS`, with what a person types at the question."""
+    level = logging.getLogger("callosum.site").level
+
+    def command(*words: object, typed: str = "") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["callosum-site", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", StringIO(typed))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        logging.getLogger("callosum.site").setLevel(level)
+        written = capsys.readouterr()
+        return int(ended.value.code or 0), written.out + written.err
+
+    return command
+
+
+@dataclass(frozen=True)
+class Hospital:
+    made: Any
+    file: Path
+
+    @property
+    def site(self) -> Site:
+        return load_site(self.file)
+
+    @property
+    def study(self) -> Path:
+        return self.made.study_file
+
+    def order(self, **changes: Any) -> Order:
+        return Order.model_validate({
+            "kind": "census", "study": self.made.study.digest, "run": "c" * 64, "site": "alpha",
+            "arrays": "d" * 64, **changes,
+        })  # fmt: skip
+
+    def edit(self, **policy: Any) -> None:
+        lines = [f"{key} = {json.dumps(value)}" for key, value in policy.items()]
+        self.file.write_text(
+            self.file.read_text() + "\n[policy]\nminimum_cohort = 9\n" + "\n".join(lines) + "\n"
+        )
+
+
+@pytest.fixture
+def hospital(federation: Any) -> Hospital:
+    made = federation(
+        {
+            "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
+            "objective.targets": ["age"],
+            "comparisons": {"single_site": True, "pooled": False},
+            "finetuning": [
+                {"name": "dementia", "target": "diagnosis", "inits": ["frozen", "scratch"]}
+            ],
+        },
+        lacks={"alpha": ("sex",)},
+    )
+    return Hospital(made, made.sites / "alpha" / "site.toml")
+
+
+@pytest.fixture
+def kit(hospital: Hospital) -> Path:
+    """The same site as a kit."""
+    folder = hospital.made.folder / "kits" / "alpha"
+    (folder / "agent").mkdir(parents=True)
+    (folder / "kit.toml").write_text(
+        'name = "alpha"\nrole = "train"\nconsortium = "tests"\nhub = "hub.example.org:443"\n'
+        "expires = 2030-01-01\n"
+    )
+    text = hospital.file.read_text().replace("table.csv", str(hospital.file.parent / "table.csv"))
+    (folder / "agent" / "site.toml").write_text(text)
+    return folder
+
+
+COMMANDS = [
+    ["studies"],
+    ["pause", "--reason", "audit"],
+    ["resume"],
+    ["ledger"],
+    ["receipts"],
+    ["receipts", "verify"],
+    ["revoke", "tiny"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_needs_a_kit_or_a_site_and_not_both(run, hospital, kit, words):
+    """Working on another site than one believes would be worse than an error."""
+    code, text = run(*words)
+    assert (code, "neither is given" in text) == (2, True)
+    code, text = run(*words, "--kit", kit, "--site", hospital.file)
+    assert (code, "both are given" in text) == (2, True)
+
+
+def test_a_study_is_shown_and_approved_after_a_yes(run, hospital):
+    """Nobody approves what they were not shown."""
+    code, text = run("approve", hospital.study, "--site", hospital.file, typed="y\n")
+    assert code == 0
+    for words in (
+        "study tiny, digest",  # the study in words
+        "this site: alpha, contributes to the weights",
+        "targets held: age from column age, diagnosis from column diagnosis",
+        "targets not held: sex",
+        "MB travel from each site in each round",
+        "leaves once (census)",
+        "each column's sum",
+        "leaves in each round (train): 8 arrays",
+        "leaves after fine-tuning dementia (frozen, scratch)",
+        "training orders in one run: 6 (2 rounds, 2 for a model of this site alone, 2 of fine-t",
+        "limit: none (policy.most_exposures is 0); 0 carried out so far",
+        "hours: always",
+        "Does alpha approve this?",
+        "approved: tiny",
+    ):
+        assert words in text, words
+    assert study_of(hospital.site, hospital.made.study.digest) is not None
+
+
+@pytest.mark.parametrize(("typed", "code"), [("n\n", 1), ("\n", 1), ("", 130)])
+def test_anything_but_a_yes_approves_nothing(run, hospital, typed, code):
+    """Enter alone, a no, and a script that has nobody to ask."""
+    ended, _ = run("approve", hospital.study, "--site", hospital.file, typed=typed)
+    assert ended == code
+    assert approved(hospital.site) == []
+
+
+def test_the_policys_consequences_are_said(run, hospital):
+    """A limit that one learns of in round seven has cost six rounds."""
+    hospital.edit(
+        most_exposures=4,
+        largest_report_mb=0.0001,
+        orders=["census", "train"],
+        hours=["Mon-Fri 19:00-07:00"],
+    )
+    with open_books(hospital.site) as books:
+        books.spend(hospital.order(kind="train", round=9), "earlier", 0)
+    code, text = run("approve", hospital.study, "--site", hospital.file, "--yes")
+    assert code == 0
+    assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
+    assert "after 3 the site refuses with PRIVACY_SPENT" in text
+    assert "refused with REPORT_TOO_LARGE: train" in text
+    assert "refused with POLICY: finetune (policy.orders)" in text
+    assert "hours: Mon-Fri 19:00-07:00" in text
+    assert "fewer than 9 participants" in text
+
+
+def test_a_judge_is_told_what_it_lets_out(hospital):
+    """A held-out site sends numbers and no arrays, and is told so."""
+    judge = load_site(hospital.made.sites / "omega" / "site.toml")
+    lines = "\n".join(consent(judge, hospital.made.study).lines)
+    assert "judges the result and never contributes" in lines
+    assert "no arrays" in lines
+    assert "training orders" not in lines
+
+
+def test_a_site_that_can_have_no_part_approves_nothing(hospital):
+    """Roles that contradict the study are refused here, where somebody can mend them."""
+    study, site = hospital.made.study, hospital.site
+    other = site.model_copy(update={"name": "gamma"})
+    with pytest.raises(SettingError, match='role of gamma is "train"; tiny does not name it'):
+        consent(other, study)
+    with pytest.raises(SettingError, match="wants alpha to train"):
+        consent(site.model_copy(update={"role": "heldout"}), study)
+    with pytest.raises(SettingError, match='role of omega is "train"; tiny holds it out'):
+        consent(site.model_copy(update={"name": "omega"}), study)
+    data = site.data.model_copy(update={"kind": "t1w"})
+    with pytest.raises(SettingError, match=r'data\.kind is "t1w"'):
+        consent(site.model_copy(update={"data": data}), study)
+    judge = site.model_copy(update={"name": "gamma", "role": "heldout"})
+    assert "the study does not name it" in consent(judge, study).lines[0]
+
+
+def test_a_study_that_cannot_be_built_is_not_approved(run, hospital):
+    """The coordinator's mistake is found by the first site that looks."""
+    odd = hospital.made.folder / "odd.toml"
+    odd.write_text(hospital.study.read_text().replace("[targets.sex]", "[targets.training]"))
+    code, text = run("approve", odd, "--site", hospital.file, "--yes")
+    assert code == 3
+    assert "targets.training has a name that PyTorch keeps for itself" in text
+    assert approved(hospital.site) == []
+
+
+def test_studies_are_listed_and_revoked(run, hospital):
+    """A list of what one agreed to, and a way out of it."""
+    run("approve", hospital.study, "--site", hospital.file, "--yes")
+    digest = hospital.made.study.digest
+    code, text = run("studies", "--site", hospital.file)
+    assert code == 0
+    assert "tiny" in text
+    assert digest[:12] in text
+    code, text = run("studies", "--site", hospital.file, "--json")
+    [found] = json.loads(text)
+    assert (found["digest"], found["name"], found["revoked"]) == (digest, "tiny", "")
+    code, text = run("revoke", "tiny", "--site", hospital.file)
+    assert code == 0
+    assert json.loads(run("studies", "--site", hospital.file, "--json")[1]) == []
+    assert run("revoke", "tiny", "--site", hospital.file)[0] == 3
+
+
+def test_a_kit_is_a_site(run, hospital, kit):
+    """In a hospital nobody types the way to a site file."""
+    code, _ = run("approve", hospital.study, "--kit", kit, "--yes")
+    assert code == 0
+    assert len(approved(load_site(kit / "agent" / "site.toml"))) == 1
+    code, text = run("check", "--study", hospital.study, "--kit", kit)
+    assert code == 0
+    assert "40 participants" in text
+    code, text = run("studies", "--kit", kit.parent)
+    assert code == 3
+    assert "kit.toml" in text
+
+
+def test_pause_and_resume(run, hospital):
+    """One word stops everything, and the reason is there for whoever comes next."""
+    code, text = run("pause", "--site", hospital.file, "--reason", "audit")
+    assert (code, "alpha is paused" in text) == (0, True)
+    assert paused(hospital.site).reason == "audit"
+    assert "goes on" in run("resume", "--site", hospital.file)[1]
+    assert "was not paused" in run("resume", "--site", hospital.file)[1]
+    assert run("pause", "--site", hospital.file)[0] == 2
+
+
+def worked(hospital: Hospital, books: Books) -> None:
+    """A round, the same round again, and a refusal."""
+    from client.agent import Agent
+
+    study, site = hospital.made.study, hospital.site
+    prepare(study, site)
+    agent = Agent(site, study, open_cohort(study, site), books=books)
+    arrays = arrays_of(build(study, seed=3))
+    order = hospital.order(kind="train", round=1, arrays=digest_of(arrays))
+    for _ in range(2):
+        report, _ = agent.answer(order, arrays)
+        assert report.refusal == ""
+    declined = hospital.order()
+    books.decline(declined, "tiny", refuse(declined, "PAUSED"))
+    books.decline_unread("UNSIGNED", 20)
+
+
+def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospital):
+    """Open books: a person reads them whenever they like."""
+    assert "spent: 0" in run("ledger", "--site", hospital.file)[1]
+    assert json.loads(run("receipts", "--site", hospital.file, "--json")[1]) == []
+    assert "0 receipts are whole" in run("receipts", "verify", "--site", hospital.file)[1]
+    with open_books(hospital.site) as books:
+        worked(hospital, books)
+        code, text = run("ledger", "--site", hospital.file)
+        assert code == 0
+        assert "spent: 1 over all studies and runs; policy.most_exposures sets no limit" in text
+        code, text = run("ledger", "--site", hospital.file, "--json")
+        told = json.loads(text)
+        assert (told["spent"], told["most"], told["left"]) == (1, 0, None)
+        assert told["exposures"][0]["answered"] is True
+        code, text = run("receipts", "--site", hospital.file)
+        assert code == 0
+        rows = [line for line in text.splitlines() if "train" in line and "tiny" in line]
+        assert len(rows) == 2
+        assert "PAUSED" in text
+        assert "UNSIGNED" in text
+        code, text = run("receipts", "--site", hospital.file, "--last", "1", "--json")
+        [last] = json.loads(text)
+        assert (last["refusal"], last["number"]) == ("UNSIGNED", 4)
+        code, text = run("receipts", "verify", "--site", hospital.file)
+        assert (code, "4 receipts are whole; the hash of number 4" in text) == (0, True)
+
+
+def test_what_is_left_of_a_limit_is_shown(run, hospital):
+    """The number that decides whether the next study is possible."""
+    hospital.edit(most_exposures=3)
+    with open_books(hospital.site) as books:
+        books.spend(hospital.order(kind="train"), "tiny", 3)
+    assert "2 of 3 left" in run("ledger", "--site", hospital.file)[1]
+    told = json.loads(run("ledger", "--site", hospital.file, "--json")[1])
+    assert (told["most"], told["left"]) == (3, 2)
+
+
+def test_receipts_that_were_changed_end_in_code_5(run, hospital):
+    """A script that runs it every night acts on the code; a person needs the place."""
+    with open_books(hospital.site) as books:
+        for number in range(3):
+            order = hospital.order(round=number)
+            books.decline(order, "tiny", refuse(order, "PAUSED"))
+    [file] = (hospital.site.state / "receipts").glob("*.jsonl")
+    file.write_text(file.read_text().replace('"round": 1', '"round": 7'))
+    for words in (("verify", "--site", hospital.file), ("--site", hospital.file, "verify")):
+        code, text = run("receipts", *words)
+        assert code == 5
+        assert f"{file.name}, line 2: receipt 2 was changed after it was written" in text
+        assert "receipts of alpha were changed or lost; faults: 1" in text
+
+
+def test_a_lost_ledger_is_noticed(run, hospital):
+    """Without it, what was spent is not known, and receipts could be cut off unseen."""
+    with open_books(hospital.site) as books:
+        worked(hospital, books)
+    (hospital.site.state / "ledger.sqlite").unlink()
+    code, text = run("receipts", "verify", "--site", hospital.file)
+    assert code == 5
+    assert "the ledger knows receipts up to 0 only" in text
+    with pytest.raises(Exception, match="the ledger is not the newest"):
+        open_books(hospital.site)
+
+
+def test_rich_markup_in_a_name_is_shown_as_it_is(run, hospital):
+    """A file called [red] must not colour the list, nor vanish from it."""
+    odd = hospital.made.folder / "[red]study.toml"
+    odd.write_text(hospital.study.read_text())
+    run("approve", odd, "--site", hospital.file, "--yes")
+    found = run("studies", "--site", hospital.file)[1]
+    assert "[red]study.toml" in "".join(found.split()).replace("│", "")
