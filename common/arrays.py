@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from types import EllipsisType
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK: Final = 1 << 22  # numbers; 32 MiB in float64
+
 Arrays = dict[str, NDArray[Any]]
+
+
+class Rows(Protocol):
+    """An array, or one that is read from disk by parts of its first axis."""
+
+    def __getitem__(self, part: slice | EllipsisType, /) -> NDArray[Any]: ...
 
 
 def weighted_mean(terms: Iterable[tuple[float, NDArray[Any]]]) -> NDArray[np.float64] | None:
@@ -35,6 +45,20 @@ def weighted_mean(terms: Iterable[tuple[float, NDArray[Any]]]) -> NDArray[np.flo
         return None
     total /= weight
     return total
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[slice | EllipsisType]:
+    """Parts of an array along its first axis, each of few enough numbers to be held many times.
+
+    >>> list(blocks((3, 4))), list(blocks(()))
+    ([slice(0, 3, None)], [Ellipsis])
+    """
+    if not shape or math.prod(shape) <= _BLOCK:
+        yield slice(0, shape[0]) if shape else ...
+        return
+    rows = max(1, _BLOCK * shape[0] // math.prod(shape))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))
 
 
 def norm_of_difference(

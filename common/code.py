@@ -18,7 +18,13 @@ from common import catalogue
 _ROOT: Final = Path(__file__).parent.parent
 _ROOMS: Final = ("common", "client", "server")
 # what decides how an order is read, a network is built and numbers are merged
-_AGREED: Final = ("common.orders", "common.signing", "common.wire", "common.network", "common.study")
+_AGREED: Final = (
+    "common.orders",
+    "common.signing",
+    "common.wire",
+    "common.network",
+    "common.study",
+)
 
 
 def files_behind(modules: Iterable[str]) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,12 @@ from common.errors import StorageError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(
+    path: Path, data: bytes | Iterable[bytes | memoryview], mode: int = 0o666
+) -> None:
     """Replace the content of `path` by `data`, durably; a crash leaves the old content or the new.
+
+    `data` may come in parts, of which one is held at a time; the user's umask narrows `mode`.
 
     Raises
     ------
@@ -28,8 +32,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     with storage_checked(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as stream:
-                stream.write(data)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(handle, "wb") as stream:
+                stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -37,6 +42,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """The same for what only this user may read: 0600 from the first byte on."""
+    write_atomically(path, data, mode=0o600)
 
 
 @contextmanager

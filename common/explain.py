@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pydantic import BaseModel
 
-from common.network import build, plan_of
+from common.network import Plan, build, plan_of
 from common.study import Study
 
 
@@ -12,7 +13,6 @@ def explain(study: Study) -> str:
     """Sentences about a checked study; builds its network once to count what travels."""
     plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
     numbers = {name: _size(rule.shape) for name, rule in plan.items()}
-    travelling = sum(numbers[name] for name, rule in plan.items() if rule.travels)
     settings, sites = study.pretraining, study.sites
     targets = ", ".join(_target(study, name) for name in study.pretraining_targets)
     prox = f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""
@@ -21,7 +21,7 @@ def explain(study: Study) -> str:
         f"data: {_plugged(study.data, 'kind')}, one sample is {'x'.join(map(str, study.shape))}",
         f"pretraining targets: {targets or 'none'}",
         f"network: {_plugged(study.backbone, 'name')} with {sum(numbers.values()):,} numbers",
-        f"wire: {travelling * 4 / 1e6:.2f} MB travel from each site in each round",
+        f"wire: {travelling_bytes(plan) / 1e6:.2f} MB travel from each site in each round",
         f"sites that train: {', '.join(sites.train)}; a round counts with {study.quorum} of them",
         f"sites that judge: {', '.join(sites.heldout) or 'none'}",
         f"rounds: {settings.rounds}, each {settings.local_epochs} pass(es)",
@@ -41,6 +41,13 @@ def explain(study: Study) -> str:
         f"{study.splits.test:.0%} are kept for fine-tuning's test"
     )
     return "\n".join(lines)
+
+
+def travelling_bytes(plan: Plan) -> int:
+    """Bytes of the arrays in one training report."""
+    return sum(
+        _size(rule.shape) * np.dtype(rule.dtype).itemsize for rule in plan.values() if rule.travels
+    )
 
 
 def _plugged(settings: BaseModel, key: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -99,16 +100,22 @@ def refuse(order: Order, code: str) -> Report:
     return Report(order=order.id, site=order.site, kind=order.kind, round=order.round, refusal=code)
 
 
-def read_order(text: str | bytes) -> Order:
-    """An order from its JSON text, or `Refusal("ORDER_MALFORMED")`."""
-    try:
-        return Order.model_validate_json(text)
-    except ValidationError as error:
-        raise Refusal("ORDER_MALFORMED", str(error)) from None
+class Declined(Table):
+    """An answer to an order that could not even be read, or was not passed on: a code alone."""
+
+    refusal: str
+
+
+def declined(code: str) -> str:
+    """The text of an answer that names no order."""
+    return Declined(refusal=code).model_dump_json()
 
 
 def read_report(text: str | bytes) -> Report:
     """A report from its JSON text, or `Refusal` with the code that fits."""
+    with suppress(ValidationError):
+        code = Declined.model_validate_json(text).refusal
+        raise Refusal(code if code in SENTENCES else "REPORT_MALFORMED")
     try:
         report = Report.model_validate_json(text)
     except ValidationError as error:

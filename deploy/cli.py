@@ -11,6 +11,7 @@ import typer
 
 from common import command
 from common.progress import say, track
+from deploy import hub_cli
 from server import cli as server_cli
 
 app = typer.Typer(
@@ -24,6 +25,11 @@ app = typer.Typer(
 app.add_typer(server_cli.study_app, name="study")
 app.command()(server_cli.show)
 app.command()(server_cli.report)
+app.command()(hub_cli.provision)
+app.command()(hub_cli.hub)
+app.command()(hub_cli.run)
+app.command()(hub_cli.runs)
+app.command()(hub_cli.stop)
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 

@@ -31,12 +31,12 @@ from common.errors import SENTENCES, DataError, FolderError, LineageError, Setti
 from common.network import check_buildable
 from common.progress import say, track
 from common.study import RESERVED, Study, load_study
-from common.wire import array_record, pack, read_spooled, unpack_order
+from common.wire import array_record, pack_report, read_spooled, unpack_order
 from server.app import Phases, app
 from server.census import POOLED
+from server.exchange import Exchange
 from server.report import Picture
 from server.results import write_results
-from server.rounds import Exchange
 from server.run import Run, open_run, read_run
 
 _log = getLogger("callosum.local")
@@ -111,7 +111,7 @@ class LocalGrid(Grid):
         agent = self._agents[message.metadata.dst_node_id]
         order, arrays = unpack_order(message.content)
         report, sent = agent.answer(order, arrays)
-        return Message(pack(report, array_record(sent)), reply_to=message)
+        return Message(pack_report(report, array_record(sent)), reply_to=message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def run_phases(agents: Sequence[Agent], folder: Path) -> None:
         node_id=_SERVER_NODE,
         node_config={},
         state=RecordDict(),
-        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes)},
+        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": ""},
     )
     app(grid, context)
 

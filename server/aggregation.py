@@ -8,15 +8,17 @@ negative. Formulas follow Reddi et al. 2021 as in Flower's strategies, which are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.arrays import Arrays, weighted_mean
-from common.network import Plan, Rule
+from common.arrays import Arrays, Rows, blocks, weighted_mean
+from common.network import Plan
 from common.study import Aggregation
 
 Float64 = NDArray[np.float64]
@@ -24,22 +26,33 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One accepted report: its site, support by group, and how to read one of its arrays."""
+    """One accepted report: its site, support by group, and how to reach one of its arrays."""
 
     site: str
     support: Mapping[str, float]
-    read: Callable[[str], NDArray[Any]]
+    read: Callable[[str], Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The next arrays and moments, and how far the arrays moved (Euclidean norm)."""
+
+    arrays: Arrays
+    state: Arrays
+    moved: float
 
 
 def aggregate(
     plan: Plan,
-    current: Arrays,
+    current: Mapping[str, Rows],
     contributions: Sequence[Contribution],
     settings: Aggregation,
-    state: Arrays,
+    state: Mapping[str, Rows],
     round_number: int,
-) -> tuple[Arrays, Arrays]:
+) -> Aggregated:
     """The next global arrays and the server optimiser's next state.
+
+    Beside its results it holds a few blocks of one array, however many sites and however large.
 
     Parameters
     ----------
@@ -50,57 +63,84 @@ def aggregate(
     """
     ordered = sorted(contributions, key=lambda contribution: contribution.site)
     following: Arrays = {}
-    moments = dict(state)
+    moments: Arrays = {}
+    squares = 0.0
     for name in sorted(plan):
         rule = plan[name]
-        mean = _mean(rule, name, ordered)
-        if mean is None:
-            following[name] = current[name]
-            continue
-        if rule.role == "parameter":
-            mean = _optimised(settings, name, current[name], mean, moments, round_number)
-        following[name] = mean.astype(rule.dtype)
-    return following, moments
+        terms = [
+            (share, contribution.read)
+            for contribution in ordered
+            if rule.travels and (share := contribution.support.get(rule.group, 0)) > 0
+        ]
+        step = _Step(settings, name, round_number, state, moments)
+        following[name] = np.empty(rule.shape, rule.dtype)
+        for part in blocks(rule.shape):
+            now = current[name][part]
+            if not terms:
+                following[name][part] = now
+                continue
+            mean = weighted_mean((share, read(name)[part]) for share, read in terms)
+            assert mean is not None  # every share is above zero
+            if rule.role == "parameter":
+                mean = step.taken(now, mean, part, rule.shape)
+            following[name][part] = mean
+            moved = np.subtract(following[name][part], now, dtype=np.float64)
+            squares += float(np.sum(np.square(moved)))
+    for name in set(state) - set(moments):  # of arrays that nobody sent in this round
+        moments[name] = np.array(state[name][...])
+    return Aggregated(following, moments, math.sqrt(squares))
 
 
-def _mean(rule: Rule, name: str, contributions: Sequence[Contribution]) -> Float64 | None:
-    if not rule.travels:
-        return None
-    return weighted_mean(
-        (share, contribution.read(name))
-        for contribution in contributions
-        if (share := contribution.support.get(rule.group, 0)) > 0
-    )
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The server optimiser's step for one array, by parts; its moments are filled on the way."""
 
+    settings: Aggregation
+    name: str
+    round_number: int
+    state: Mapping[str, Rows]
+    moments: Arrays
 
-def _optimised(
-    settings: Aggregation,
-    name: str,
-    current: NDArray[Any],
-    mean: Float64,
-    moments: Arrays,
-    round_number: int,
-) -> Float64:
-    """The server optimiser's step from `current` along the averaged update; `moments` move on."""
-    if settings.server_optimiser == "fedavg":
-        return mean
-    start = current.astype(np.float64)
-    update = mean - start
-    if settings.server_optimiser == "fedavgm":
-        earlier = moments.get(f"m/{name}")
-        first = update if earlier is None else settings.momentum * earlier + update
-        moments[f"m/{name}"] = first
-        return start + settings.learning_rate * first
-    beta_1 = 0.0 if settings.server_optimiser == "fedadagrad" else settings.beta_1
-    first = beta_1 * moments.get(f"m/{name}", np.zeros_like(update)) + (1 - beta_1) * update
-    earlier = moments.get(f"v/{name}", np.zeros_like(update))
-    second = _second_moment(settings, earlier, update**2)
-    moments[f"m/{name}"], moments[f"v/{name}"] = first, second
-    rate = settings.learning_rate
-    if settings.server_optimiser == "fedadam":  # Flower corrects the bias with round + 1
-        step = round_number + 1.0
-        rate *= np.sqrt(1 - settings.beta_2**step) / (1 - settings.beta_1**step)
-    return start + rate * first / (np.sqrt(second) + settings.tau)
+    def taken(
+        self,
+        current: NDArray[Any],
+        mean: Float64,
+        part: slice | EllipsisType,
+        shape: tuple[int, ...],
+    ) -> Float64:
+        """From `current` along the averaged update."""
+        settings = self.settings
+        if settings.server_optimiser == "fedavg":
+            return mean
+        start = current.astype(np.float64)
+        update = mean - start
+        earlier = self._earlier("m", part)
+        if settings.server_optimiser == "fedavgm":
+            first = update if earlier is None else settings.momentum * earlier + update
+            self._keep("m", part, shape, first)
+            return start + settings.learning_rate * first
+        beta_1 = 0.0 if settings.server_optimiser == "fedadagrad" else settings.beta_1
+        zero = np.zeros_like(update)
+        first = beta_1 * (zero if earlier is None else earlier) + (1 - beta_1) * update
+        before = self._earlier("v", part)
+        second = _second_moment(settings, zero if before is None else before, update**2)
+        self._keep("m", part, shape, first)
+        self._keep("v", part, shape, second)
+        rate = settings.learning_rate
+        if settings.server_optimiser == "fedadam":  # Flower corrects the bias with round + 1
+            step = self.round_number + 1.0
+            rate *= np.sqrt(1 - settings.beta_2**step) / (1 - settings.beta_1**step)
+        return start + rate * first / (np.sqrt(second) + settings.tau)
+
+    def _earlier(self, which: str, part: slice | EllipsisType) -> Float64 | None:
+        rows = self.state.get(f"{which}/{self.name}")
+        return None if rows is None else np.asarray(rows[part], dtype=np.float64)
+
+    def _keep(
+        self, which: str, part: slice | EllipsisType, shape: tuple[int, ...], moment: Float64
+    ) -> None:
+        whole = self.moments.setdefault(f"{which}/{self.name}", np.empty(shape))
+        whole[part] = moment
 
 
 def _second_moment(settings: Aggregation, earlier: Float64, square: Float64) -> Float64:

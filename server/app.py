@@ -1,7 +1,8 @@
 """Flower's ServerApp: opens the run and drives its phases, each of which resumes by itself.
 
 census -> federated rounds -> comparisons -> fine-tuning -> out-of-site evaluation -> results.csv.
-Run config: `run` is the run folder, `nodes` a JSON object from site name to Flower node id.
+Run config: `run` is the run folder, `nodes` a JSON object from site name to Flower node id, `key`
+the file of the coordinator's signing key, empty where sites and coordinator are one process.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import FileHandler, Formatter, getLogger
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
-from common.arrays import Arrays
-from common.errors import SENTENCES, DataError, LineageError, QuorumError
+from common.errors import SENTENCES, CallosumError, DataError, LineageError, QuorumError
 from common.network import Plan, arrays_of, build, plan_of, seed_of
 from common.orders import Order, Report, digest_of
 from common.progress import say
+from common.signing import read_private_key
 from common.study import Study
-from common.wire import array_record, open_arrays
+from common.wire import open_arrays
 from server.census import POOLED, constants, standardised, summarise
+from server.desk import note_failure
+from server.exchange import Exchange, Outcome
 from server.results import write_results
-from server.rounds import Exchange, Outcome, Rounds
+from server.rounds import Rounds
 from server.run import Branch, Checkpoint, Run, load_checkpoint, open_run, read_run, write_json
+from server.watch import Watch
 
 app = ServerApp()
+_log = getLogger("callosum.server")
 REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
 
 
@@ -35,10 +42,36 @@ REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with
 def main(grid: Grid, context: Context) -> None:
     """Run the study of a run folder over Flower's grid."""
     folder = Path(str(context.run_config["run"]))
+    _log_to(folder / "run.log")
     nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
+    key = str(context.run_config["key"])
     study = read_run(folder).study
-    with open_run(folder, study) as run:
-        Phases(run, Exchange(grid, nodes, study), grid, nodes).all()
+    exchange = Exchange(
+        grid,
+        nodes,
+        study,
+        key=read_private_key(Path(key)) if key else None,
+        watch=Watch(folder, study.pretraining.rounds),
+    )
+    try:
+        with open_run(folder, study) as run:
+            Phases(run, exchange, grid, nodes).all()
+    except CallosumError as error:  # whoever drives the run must not try for ever
+        note_failure(folder, str(error))
+        raise
+    except Exception:
+        _log.exception("the run broke off")
+        raise
+
+
+def _log_to(path: Path) -> None:
+    """Keep what is logged beside the run: Flower shows it to nobody who does not ask in time."""
+    for handler in list(_log.handlers):
+        _log.removeHandler(handler)
+        handler.close()
+    handler = FileHandler(path)
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _log.addHandler(handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +128,7 @@ class Phases:
     def _judge_one(
         self,
         model: str,
-        arrays: Arrays,
+        arrays: Mapping[str, NDArray[Any]],
         lineage: Sequence[str],
         sites: Sequence[str],
         training: Sequence[Report],
@@ -145,20 +178,30 @@ class Phases:
         study = self.run.study
         reports = [census[site] for site in sites if site in census]
         network = build(study, seed=seed_of(study.seed, "initial"))
-        initial = standardised(arrays_of(network), reports, self.run.folder / "census")
+        plan = plan_of(network, study.aggregation.normalisation)
+        if branch.latest(study) is None:
+            first = Checkpoint(
+                round=0,
+                arrays=standardised(arrays_of(network), reports, self.run.folder / "census"),
+                state={},
+                contributors=(),
+                cohorts=tuple(sorted(report.cohort for report in reports)),
+            )
+            branch.save(first, study, plan, last=False)
+            del first
+        del network
         strategy = Rounds(
             self.run,
             branch,
             self.exchange,
             sites=[report.site for report in reports],
             quorum=quorum,
-            plan=plan_of(network, study.aggregation.normalisation),
-            cohorts=sorted(report.cohort for report in reports),
+            plan=plan,
             members={POOLED: study.sites.train},
             absent={site: "NO_ANSWER" for site in sites if site not in census}
             | {site: code for site, code in self._refusals("census").items() if site in sites},
         )
-        strategy.start(self.grid, array_record(initial), num_rounds=study.pretraining.rounds)
+        strategy.start(self.grid, ArrayRecord(), num_rounds=study.pretraining.rounds)
 
     def _comparisons(
         self, census: Mapping[str, Report], able: Sequence[str]
@@ -190,7 +233,12 @@ class Phases:
                 self._ask(orders, final.arrays, folder, {}, title)
 
     def _ask(
-        self, orders: Sequence[Order], arrays: Arrays, folder: Path, plan: Plan, title: str
+        self,
+        orders: Sequence[Order],
+        arrays: Mapping[str, NDArray[Any]],
+        folder: Path,
+        plan: Plan,
+        title: str,
     ) -> Outcome:
         outcome = self.exchange.ask(orders, arrays, folder, plan, title)
         if outcome.refused or (folder / REFUSED).exists():
@@ -208,7 +256,7 @@ class Phases:
         self,
         kind: str,
         sites: Sequence[str],
-        arrays: Arrays,
+        arrays: Mapping[str, NDArray[Any]],
         **more: object,
     ) -> list[Order]:
         """The same order for each of `sites`, about the arrays that will be sent along."""

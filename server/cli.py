@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from common.durable import write_atomically
 from common.errors import FolderError
-from common.progress import console
+from common.progress import console, say
 
 study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.")
 
@@ -34,9 +34,9 @@ def init(
 @study_app.command("check")
 def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     """Check a study file and say in words what it will do."""
+    from common.explain import explain
     from common.network import check_buildable
     from common.study import load_study
-    from server.explain import explain
 
     study = load_study(file)
     check_buildable(study, file)
@@ -53,28 +53,22 @@ def show_keys() -> None:
 
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
+    from server.desk import state_of
+    from server.follow import row_of
     from server.run import read_run
 
     run = read_run(folder)
     for branch in run.branches():
-        records = branch.records()
         table = RichTable(title=f"{run.study.name}: {branch.model}")
-        for column in ("round", "answered", "refused", "seconds", "MB", "loss"):
+        for column in ("phase", "answered", "refused", "seconds", "MB", "loss"):
             table.add_column(column)
-        for record in records:
-            size = sum(line["bytes"] for line in record["answered"].values()) / 1e6
-            loss = ", ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
-            mark = " DEGRADED" if record["degraded"] else ""
-            refused = ", ".join(f"{site}: {code}" for site, code in record["refused"].items())
-            table.add_row(
-                f"{record['round']} of {run.study.pretraining.rounds}{mark}",
-                ", ".join(record["answered"]),
-                refused,
-                f"{record['seconds']:.1f}",
-                f"{size:.1f}",
-                loss,
-            )
+        for record in branch.records():
+            table.add_row(*row_of(record, run.study.pretraining.rounds))
         console.print(table)
+    state = state_of(folder)
+    if state:
+        error = state.get("error")
+        say(f"the hub says: {state.get('state')}" + (f": {error}" if error else ""))
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:

@@ -6,7 +6,7 @@ RUN/
   provenance.json      run id, study digest, versions
   census/              what each site holds
   rounds/0001/         replies/SITE.safetensors, record.json
-  checkpoints/         0001.safetensors ..., final.safetensors
+  checkpoints/         0000.safetensors (initial) ..., final.safetensors
   comparisons/MODEL/   rounds and checkpoints of a rival model
   linear/, finetuning/, evaluation/   reports of those orders
   results.csv, report.html
@@ -28,12 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from numpy.typing import NDArray
+
 from common.arrays import Arrays
 from common.durable import write_atomically
 from common.errors import FolderError
 from common.network import Plan
 from common.study import Study, parse_study
-from common.wire import open_arrays, write_arrays
+from common.wire import Stored, open_arrays, write_arrays
 
 FORMAT: Final = 1
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
@@ -42,11 +44,11 @@ _VERSIONS: Final = ("callosum", "flwr", "torch", "numpy", "safetensors", "pydant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Global arrays after a round, with what they came from."""
+    """Global arrays after a round, read from disk where needed, with what they came from."""
 
     round: int
-    arrays: Arrays
-    state: Arrays
+    arrays: Mapping[str, NDArray[Any]]
+    state: Mapping[str, NDArray[Any]]
     contributors: tuple[str, ...]
     cohorts: tuple[str, ...]
 
@@ -75,7 +77,7 @@ class Branch:
     def save(self, checkpoint: Checkpoint, study: Study, plan: Plan, *, last: bool) -> None:
         """Write a checkpoint; the last one becomes `final.safetensors`, without optimiser state."""
         path = self.final if last else self._path(checkpoint.round)
-        arrays = {f"model/{name}": array for name, array in checkpoint.arrays.items()}
+        arrays: Arrays = {f"model/{name}": array for name, array in checkpoint.arrays.items()}
         if not last:
             arrays |= {f"state/{name}": array for name, array in checkpoint.state.items()}
         write_arrays(path, arrays, _describe(checkpoint, study, plan, self.model))
@@ -142,12 +144,28 @@ def open_run(folder: Path, study: Study, source: Path | None = None) -> Iterator
     foreign = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if foreign and not (folder / "study.json").exists():
         raise FolderError(f"{folder} holds {foreign[0]} and is no run; choose an empty folder")
-    with _alone(folder):
+    with alone(folder):
         if not (folder / "provenance.json").exists():
             _create(folder, study, source)
         run = read_run(folder)
         _same_study(run, study)
         yield run
+
+
+def create_run(folder: Path, study: Study, source: Path) -> Run:
+    """Make the run's folder, or check that it is this study's; a run may be going on in it.
+
+    Raises
+    ------
+    FolderError
+        If the folder holds another study or foreign files.
+    """
+    if (folder / "provenance.json").exists():
+        run = read_run(folder)
+        _same_study(run, study)
+        return run
+    with open_run(folder, study, source) as run:
+        return run
 
 
 def read_run(folder: Path) -> Run:
@@ -180,11 +198,10 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
         about = json.loads(file.text("checkpoint"))
         if about["study"] != study.digest:
             raise FolderError(f"{path} belongs to another study ({about['name']})")
-        arrays = file.all()
     return Checkpoint(
         round=about["round"],
-        arrays=_below("model/", arrays),
-        state=_below("state/", arrays),
+        arrays=Stored(path, "model/"),
+        state=Stored(path, "state/"),
         contributors=tuple(about["contributors"]),
         cohorts=tuple(about["cohorts"]),
     )
@@ -193,14 +210,6 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
 def write_json(path: Path, value: object) -> None:
     """Write readable JSON, whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _below(prefix: str, arrays: Mapping[str, Any]) -> Arrays:
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
 
 
 def _describe(checkpoint: Checkpoint, study: Study, plan: Plan, model: str) -> dict[str, str]:
@@ -263,7 +272,7 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets go of it however the process ends."""
     try:
         lock = (folder / ".lock").open("a")

@@ -6,7 +6,6 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from common.network import Plan, Rule
 from common.seams import SCANS
 from common.study import Aggregation
-from common.wire import read_array, write_arrays
+from common.wire import Stored, write_arrays
 from server.aggregation import Contribution, aggregate
 
 NUMBERS, ARRAYS = 10_000_000, 50
@@ -63,7 +62,7 @@ def _average(folder: Path, sites: int) -> tuple[float, float, float]:
         Contribution(
             site=f"site-{n:02d}",
             support={SCANS: 100 + n},
-            read=partial(read_array, folder / f"{n % 4}.safetensors"),
+            read=Stored(folder / f"{n % 4}.safetensors").by_rows().__getitem__,
         )
         for n in range(sites)
     ]

@@ -19,7 +19,7 @@ from common.errors import SettingError
 from common.network import arrays_of, build
 from common.settings import keys
 from common.study import Study, load_study, parse_study
-from server.explain import explain
+from common.explain import explain
 from server.templates import study_template
 
 TEXT = """

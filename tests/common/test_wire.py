@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from common.arrays import Arrays
 from common.errors import FolderError, Refusal
-from common.orders import Measurement, Order, Report, digest_of, read_order, read_report
+from common.orders import Measurement, Order, Report, digest_of, read_report
 from common.wire import (
     array_record,
     open_arrays,
@@ -127,7 +127,7 @@ def carried(content: RecordDict) -> RecordDict:
 @settings(deadline=None, max_examples=60)
 def test_an_order_arrives_as_it_was_sent(order: Order, arrays: Arrays) -> None:
     """Its id is a digest of its content: one changed bit would be another order."""
-    arrived, there = unpack_order(carried(pack(order, array_record(arrays))))
+    arrived, there = unpack_order(carried(packed(order, array_record(arrays))))
     assert arrived == order
     assert arrived.id == order.id
     assert same(there, arrays)
@@ -140,7 +140,7 @@ def test_a_report_survives_the_wire_and_the_spool(
     tmp_path: Path, report: Report, arrays: Arrays
 ) -> None:
     """A resumed round reads from disk what an undisturbed one had in memory."""
-    arrived, there = unpack_report(carried(pack(report, array_record(arrays))))
+    arrived, there = unpack_report(carried(packed(report, array_record(arrays))))
     assert arrived == report
     assert same(there, arrays)
     spool(tmp_path / "one", arrived, there)
@@ -152,7 +152,7 @@ def test_a_report_survives_the_wire_and_the_spool(
 def test_a_single_number_stays_a_single_number(tmp_path: Path) -> None:
     """A learnt temperature has shape (); as (1,) it would be refused as misshapen."""
     scalar = {"scale": np.float32(2.5) + np.zeros((), np.float32)}
-    assert same(unpack_order(pack(ORDER, array_record(scalar)))[1], scalar)
+    assert same(unpack_order(packed(ORDER, array_record(scalar)))[1], scalar)
     write_arrays(tmp_path / "a", scalar, {})
     with open_arrays(tmp_path / "a") as file:
         assert same(file.all(), scalar)
@@ -161,7 +161,7 @@ def test_a_single_number_stays_a_single_number(tmp_path: Path) -> None:
 def test_arrays_of_any_layout_arrive_in_c_order() -> None:
     """A transposed view has the same numbers in other places of memory."""
     arrays = {"t": np.arange(6, dtype=np.float32).reshape(2, 3).T, "s": np.arange(9.0)[::2]}
-    arrived = unpack_order(pack(ORDER, array_record(arrays)))[1]
+    arrived = unpack_order(packed(ORDER, array_record(arrays)))[1]
     assert all(np.array_equal(arrived[name], arrays[name]) for name in arrays)
     assert digest_of(arrived) == digest_of(arrays)
 
@@ -282,7 +282,7 @@ def test_any_value_in_any_field_is_a_message_or_a_refusal(message: Any, data: An
     fields = message.model_dump(mode="json")
     name = data.draw(st.sampled_from(sorted(fields)))
     fields[name] = data.draw(json_values)
-    read = read_order if isinstance(message, Order) else read_report
+    read = read_envelope if isinstance(message, Order) else read_report
     try:
         read(json.dumps(fields))
     except Refusal as refusal:
@@ -336,7 +336,7 @@ def test_a_report_of_another_form_is_malformed(text: str) -> None:
 @unpacks
 def test_missing_and_wrong_records_are_refused(unpack: Unpack) -> None:
     """Flower carries whatever records a peer puts in."""
-    text = ConfigRecord({"json": (ORDER if unpack is unpack_order else REPORT).model_dump_json()})
+    text = ConfigRecord({"json": text_of(ORDER if unpack is unpack_order else REPORT)})
     arrays = ArrayRecord()
     assert not believed(unpack, RecordDict({"callosum": text, "arrays": arrays}))
     extra = RecordDict({"callosum": text, "arrays": arrays, "more": ConfigRecord({"a": 1})})
@@ -465,7 +465,7 @@ def test_any_bytes_in_an_array_are_an_array_or_a_refusal(noise: bytes, place: in
 @unpacks
 def test_too_many_arrays_are_refused_and_thousands_are_not(unpack: Unpack) -> None:
     """A deep network has thousands; a hundred thousand empty ones are an attack on the memory."""
-    text = ConfigRecord({"json": (ORDER if unpack is unpack_order else REPORT).model_dump_json()})
+    text = ConfigRecord({"json": text_of(ORDER if unpack is unpack_order else REPORT)})
     one = Array(np.zeros(1, np.float32))
     some = ArrayRecord({str(i): one for i in range(3000)})
     assert len(unpack(RecordDict({"callosum": text, "arrays": some}))[1]) == 3000
@@ -557,4 +557,4 @@ def test_types_that_numpy_does_not_know_are_a_folder_error(tmp_path: Path) -> No
 def test_every_letter_of_a_name_is_kept() -> None:
     """Array names are layer names of networks that we have not seen."""
     arrays = {letter: np.zeros(1, np.float32) for letter in string.printable}
-    assert same(unpack_order(carried(pack(ORDER, array_record(arrays))))[1], arrays)
+    assert same(unpack_order(carried(packed(ORDER, array_record(arrays))))[1], arrays)

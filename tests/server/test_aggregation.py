@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import arrays as arrays_module
 from common.arrays import Arrays
 from common.network import Plan, Role, Rule
 from common.study import Aggregation
@@ -53,6 +54,11 @@ def rule(shape: Sequence[int] = (2,), group: str = "scans", role: Role = "parame
 
 def settings(server_optimiser: str = "fedavg", **more: Any) -> Aggregation:
     return Aggregation.model_validate({"server_optimiser": server_optimiser, **more})
+
+
+def averaged(*arguments: Any) -> tuple[Arrays, Arrays]:
+    found = aggregate(*arguments)
+    return found.arrays, found.state
 
 
 def contribution(site: str, support: Mapping[str, float], arrays: Arrays) -> Contribution:
@@ -100,7 +106,7 @@ def test_five_rounds_are_those_of_flowers_strategy(name):
         wanted, _ = oracle.aggregate_train(
             number, [flower_reply(arrays, weights[site]) for site, arrays in sites.items()]
         )
-        current, state = aggregate(
+        current, state = averaged(
             plan,
             current,
             [contribution(site, {"scans": weights[site]}, sites[site]) for site in "abc"],
@@ -130,7 +136,7 @@ def test_each_array_is_averaged_by_its_own_support():
         "c": {"scans": 31, "labels/age": 30, "labels/sex": 7},
     }
     sites = {site: drawn(i, shapes) for i, site in enumerate("abc")}
-    found, _ = aggregate(
+    found, _ = averaged(
         plan,
         drawn(9, shapes),
         [contribution(site, support[site], sites[site]) for site in "abc"],
@@ -154,7 +160,7 @@ def test_site_without_labels_does_not_move_the_head():
     knows = contribution("a", {"scans": 5, "labels/age": 5}, drawn(1, shapes))
     knows_not = contribution("b", {"scans": 500, "labels/age": 0}, drawn(2, shapes))
     absent = contribution("c", {"scans": 500}, drawn(3, shapes))
-    found, _ = aggregate(plan, drawn(0, shapes), [knows, knows_not, absent], settings(), {}, 1)
+    found, _ = averaged(plan, drawn(0, shapes), [knows, knows_not, absent], settings(), {}, 1)
     assert same_bits(found, drawn(1, shapes))
 
 
@@ -164,7 +170,7 @@ def test_head_that_nobody_knows_keeps_its_bits_and_its_moments(name):
     plan = {"heads.age.weight": rule((3,), "labels/age"), "backbone.w": rule((4,))}
     shapes = {"heads.age.weight": (3,), "backbone.w": (4,)}
     known = {"scans": 5, "labels/age": 5}
-    first, moments = aggregate(
+    first, moments = averaged(
         plan,
         drawn(0, shapes),
         [contribution("a", known, drawn(1, shapes))],
@@ -173,7 +179,7 @@ def test_head_that_nobody_knows_keeps_its_bits_and_its_moments(name):
         1,
     )
     unknown = {"scans": 5, "labels/age": 0}
-    found, later = aggregate(
+    found, later = averaged(
         plan, first, [contribution("a", unknown, drawn(2, shapes))], settings(name), moments, 2
     )
     head = "heads.age.weight"
@@ -196,7 +202,7 @@ def test_order_of_contributions_does_not_change_a_bit(order, name):
 
     def in_order(names: Sequence[str]) -> tuple[Arrays, Arrays]:
         terms = [contribution(site, {"scans": 3 + 7 * ord(site)}, sites[site]) for site in names]
-        return aggregate(plan, drawn(99), terms, settings(name), {}, 1)
+        return averaged(plan, drawn(99), terms, settings(name), {}, 1)
 
     (arrays, moments), (wanted, wanted_moments) = in_order(order), in_order("abcdef")
     assert same_bits(arrays, wanted)
@@ -214,7 +220,7 @@ def test_statistics_never_meet_the_server_optimiser(name):
     now, state = drawn(0, shapes), {}
     for number in range(1, 4):
         a, b = drawn(number, shapes), drawn(50 + number, shapes)
-        now, state = aggregate(
+        now, state = averaged(
             plan,
             now,
             [contribution("a", {"scans": 1}, a), contribution("b", {"scans": 3}, b)],
@@ -241,7 +247,7 @@ def test_positive_variances_stay_positive_where_plain_arrays_may_not(name, role)
         if shrunk["running_var"].min() < 0:
             break
         term = contribution("a", {"scans": 3}, shrunk)
-        now, state = aggregate(plan, now, [term], settings(name, **steep), state, number)
+        now, state = averaged(plan, now, [term], settings(name, **steep), state, number)
         lowest = min(lowest, float(now["running_var"].min()))
     if role == "statistic" or name == "fedavg":
         assert lowest > 0
@@ -257,7 +263,7 @@ def test_one_contribution_comes_back_bit_for_bit(weight, values):
     """One site alone is its own training, to the last bit, whatever it weighs."""
     array = np.array(values, dtype=np.float32)
     plan = {"w": rule(array.shape)}
-    found, _ = aggregate(
+    found, _ = averaged(
         plan,
         {"w": np.zeros_like(array)},
         [contribution("a", {"scans": weight}, {"w": array})],
@@ -272,7 +278,7 @@ def test_arrays_that_do_not_travel_stay_as_they_are():
     """A site's own and frozen arrays are in no report: reading them would fail the round."""
     plan = {"own": rule(group="site", role="statistic"), "fixed": rule(group="frozen")}
     now = drawn(0, {"own": (2,), "fixed": (2,)})
-    found, state = aggregate(
+    found, state = averaged(
         plan,
         now,
         [contribution("a", {"scans": 4, "site": 4, "frozen": 4}, {})],
@@ -305,3 +311,20 @@ def test_memory_does_not_grow_with_sites():
 
     few, many = peak(4), peak(64)
     assert many < few + 500_000  # 60 more sites cost less than half of one array
+
+
+@pytest.mark.parametrize("name", FLOWER)
+def test_blocks_of_an_array_are_averaged_as_the_whole(name, monkeypatch):
+    """Large arrays are read by rows so that memory holds a few; the bits must not show it."""
+    plan = {"w": rule((7, 3)), "n": rule(()), "none": rule((0, 3))}
+    shapes = {array: described.shape for array, described in plan.items()}
+    terms = [contribution(site, {"scans": 3 + i}, drawn(i, shapes)) for i, site in enumerate("abc")]
+    before = {f"{which}/{n}": np.abs(a) for which in "mv" for n, a in drawn(8, shapes).items()}
+    whole = aggregate(plan, drawn(9, shapes), terms, settings(name), before, 2)
+    monkeypatch.setattr(arrays_module, "_BLOCK", 6)
+    assert len(list(arrays_module.blocks((7, 3)))) == 4
+    parts = aggregate(plan, drawn(9, shapes), terms, settings(name), before, 2)
+    assert same_bits(parts.arrays, whole.arrays)
+    assert same_bits(parts.state, whole.state)
+    moved = arrays_module.norm_of_difference(whole.arrays, drawn(9, shapes))
+    assert parts.moved == pytest.approx(moved)

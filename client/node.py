@@ -1,0 +1,85 @@
+"""`callosum-site node`: Flower's SuperNode and the courier, kept alive for ever.
+
+The SuperNode speaks to the hub and to nobody else; the courier speaks to the SuperNode and to the
+agent. Neither has the site's data. A SuperNode that crashed is refused by the hub for about a
+minute, until its old session has expired: the rests between restarts outlast that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+from client.kit import SiteKit
+from common.durable import write_secret
+from common.supervision import Child, told_to_stop
+
+_TICK_S: Final = 0.5
+FLOWER_SWITCHES: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "NO_PROXY": "127.0.0.1,localhost",  # httpx would ask a hospital's proxy for its own loopback
+}
+
+
+def run_node(kit: SiteKit, *, agent: str = "", hub: str = "", folder: Path | None = None) -> None:
+    """Serve as a Flower node until told to stop.
+
+    Parameters
+    ----------
+    agent : the agent's address, ``unix:/path`` or ``host:port``; empty takes the kit's socket
+    hub : overrides the hub's address of the kit
+    folder : where the courier keeps its logs; below the kit if not given
+    """
+    folder = folder or kit.folder / "courier" / "run"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    children = _children(kit, agent or f"unix:{kit.socket}", hub or kit.hub, folder)
+    stop = told_to_stop()
+    try:
+        while not stop.wait(_TICK_S):
+            for child in children:
+                child.tend()
+    finally:
+        for child in reversed(children):
+            child.stop()
+
+
+def _children(kit: SiteKit, agent: str, hub: str, folder: Path) -> list[Child]:
+    secret = folder / "runtime.secret"
+    write_secret(secret, secrets.token_hex(32).encode())
+    port = _free_port()
+    keys = "" if agent.startswith("unix:") else str(kit.folder)
+    config = f'agent="{agent}" kit="{keys}"'
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        **FLOWER_SWITCHES,
+        "FLWR_HOME": str(folder / "flower"),
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    supernode = [
+        str(programs / "flower-supernode"),
+        *("--superlink", hub),
+        *("--root-certificates", str(kit.ca)),
+        *("--auth-supernode-private-key", str(kit.node_key)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--node-config", config),
+    ]
+    courier = [sys.executable, "-m", "client.courier", f"127.0.0.1:{port}", str(secret)]
+    return [
+        Child("SuperNode", supernode, environment, folder / "supernode.log"),
+        Child("courier", courier, environment, folder / "courier.log"),
+    ]
+
+
+def _free_port() -> int:
+    """A port that nobody uses now; SuperNode and courier keep it between their restarts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

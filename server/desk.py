@@ -1,0 +1,68 @@
+"""What a coordinator wants of a run, and how it stands: two files in the run folder.
+
+`wanted.json` is written by the coordinator's commands and read by the hub; `state.json` is written
+by the hub and read by whoever looks on. Whoever restarts finds here what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from server.run import write_json
+
+Wanted = Literal["running", "stopped"]
+State = Literal["waiting", "running", "finished", "failed", "stopped"]
+
+_WANTED: Final = "wanted.json"
+_STATE: Final = "state.json"
+_FAILURE: Final = "failure.json"
+
+
+def want(folder: Path, wanted: Wanted) -> None:
+    """Say what should become of the run; a failure of before is forgiven."""
+    (folder / _FAILURE).unlink(missing_ok=True)
+    write_json(folder / _WANTED, {"wanted": wanted, "since": time.time()})
+
+
+def wanted_of(folder: Path) -> Wanted | None:
+    """What the coordinator wants of this run; None if no hub was asked to drive it."""
+    found = read_state_file(folder / _WANTED).get("wanted")
+    return found if found in ("running", "stopped") else None
+
+
+def note_state(folder: Path, state: State, *, attempts: int, error: str = "") -> None:
+    """Write how the run stands."""
+    about = {"state": state, "attempts": attempts, "error": error, "since": time.time()}
+    write_json(folder / _STATE, {**about, "wanted": wanted_of(folder)})
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """How the hub says the run stands: state, attempts, error, since; empty before it said."""
+    return read_state_file(folder / _STATE)
+
+
+def note_failure(folder: Path, error: str) -> None:
+    """Say that the run cannot go on without a person; nothing done so far is lost."""
+    write_json(folder / _FAILURE, {"error": error, "at": time.time()})
+
+
+def failure_of(folder: Path) -> str:
+    """Why the run cannot go on without a person, or nothing."""
+    return str(read_state_file(folder / _FAILURE).get("error", ""))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether every phase is done: results are the last that a run writes."""
+    return (folder / "results.csv").exists()
+
+
+def read_state_file(path: Path) -> dict[str, Any]:
+    """A small JSON table; empty if it is not there or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
