@@ -70,7 +70,7 @@ class Agent:
             self._enter(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
-            code = _code_of(error)
+            code = code_of(error)
             _log.log(30, "%s: order %s: %s", self.site.name, order.kind, code, exc_info=error)
             return self._declined(order, code), {}
 
@@ -247,7 +247,8 @@ class Agent:
         )
 
 
-def _code_of(error: Exception) -> str:
+def code_of(error: Exception) -> str:
+    """What may be said about an error: a code, never its text."""
     if isinstance(error, Refusal):
         return error.code
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -267,6 +267,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the agent: the process that has the data and answers orders."""
+    command.fix_allocator(sys.orig_argv)
     from client.daemon import serve as serve_agent
     from client.kit import open_kit
 

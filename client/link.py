@@ -7,19 +7,19 @@ that it was asked before. Nothing here limits how long an order may take; what i
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final
 
 import grpc
 
 from client.frames import METHOD, chunks, gather, header, read_header, sizes_of, text_of
+from client.kit import TlsFiles
 from common.errors import SENTENCES, Refusal, SettingError
 from common.signing import Sealed
 
@@ -31,48 +31,18 @@ _LONGEST_REPORT: Final = 128 << 20  # bytes; 64 MiB of text, doubled by JSON at 
 _REPORT: Final = "REPORT_MALFORMED"
 
 Named = list[tuple[str, bytes]]
-_log = getLogger("callosum.courier")
-
-
-class Certificates(Protocol):
-    """Files of one end of mutual TLS: its own certificate and key, and the one peer it trusts."""
-
-    @property
-    def certificate(self) -> Path: ...
-    @property
-    def key(self) -> Path: ...
-    @property
-    def peer(self) -> Path: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """Such files, for whoever has no whole kit to read."""
-
-    certificate: Path
-    key: Path
-    peer: Path
-
-    @classmethod
-    def of_courier(cls, folder: Path) -> Self:
-        """The courier's, in the courier's folder of a kit."""
-        return cls(
-            certificate=folder / "courier.crt",
-            key=folder / "courier.key",
-            peer=folder / "agent.crt",
-        )
+_log = logging.getLogger("callosum.courier")
 
 
 class Watch:
     """Calls `end` once the other end has made no progress for `limit_s`; idle until touched."""
 
-    def __init__(self, end: Any, limit_s: float) -> None:
+    def __init__(self, end: Callable[[], object], limit_s: float) -> None:
         self._end, self._limit_s = end, limit_s
         self._deadline: float | None = None
         self._open = True
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def touch(self) -> None:
         """There was progress, or waiting begins: count from here."""
@@ -111,7 +81,7 @@ def unix_address(socket: Path) -> str:
 
 def ask(
     address: str,
-    tls: Certificates | None,
+    tls: TlsFiles | None,
     sealed: Sealed,
     arrays: Iterable[tuple[str, bytes]],
     patience_s: float,
@@ -140,9 +110,11 @@ def ask(
             with channel_of() as channel:
                 return conversation.hold(channel)
         except grpc.RpcError as error:
-            _log.warning("the agent at %s does not answer: %s", address, _reason(error))
-        if conversation.heard != heard:
-            pause_s = _FIRST_PAUSE_S
+            if conversation.heard != heard:
+                pause_s = _FIRST_PAUSE_S
+            again = pause_s > _FIRST_PAUSE_S  # said once, not every few seconds for minutes
+            level = logging.DEBUG if again else logging.WARNING
+            _log.log(level, "the agent at %s does not answer: %s", address, _reason(error))
         left_s = conversation.heard + patience_s - began
         if left_s <= 0:
             raise Refusal("NO_AGENT", f"{address} has been silent for {patience_s:.0f} s")
@@ -219,7 +191,7 @@ class _Turn:
         self._wanted = False
         self.reported = False
         self.received: int | None = None
-        self.progress: Any = lambda: None
+        self.progress: Callable[[], None] = lambda: None
 
     def to_send(self) -> bool:
         """Wait until the agent wants the arrays, or needs none."""
@@ -252,7 +224,7 @@ class _Turn:
         self._complete.set()
 
 
-def _dialler(address: str, tls: Certificates | None) -> Any:
+def _dialler(address: str, tls: TlsFiles | None) -> Callable[[], grpc.Channel]:
     """A function that opens a new channel to `address`."""
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _LONGEST_REPORT),

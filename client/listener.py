@@ -29,7 +29,8 @@ from client.frames import (
     sizes_of,
     text_of,
 )
-from client.link import Certificates, Watch, read_file, unix_address
+from client.kit import TlsFiles
+from client.link import Watch, read_file, unix_address
 from common.errors import FolderError, Refusal, SettingError
 from common.signing import Sealed
 
@@ -126,7 +127,7 @@ def serve_link(
     *,
     socket: Path | None = None,
     listen: str | None = None,
-    tls: Certificates | None = None,
+    tls: TlsFiles | None = None,
     stall_s: float = STALL_S,
 ) -> Listener:
     """Answer askings by `handler`, each in a thread, at `socket` or at `listen` ("host:port").
@@ -254,7 +255,7 @@ def _refuse_second(path: Path) -> None:
     raise FolderError(f"another agent is serving {path}")
 
 
-def _bind_tcp(server: grpc.Server, address: str, tls: Certificates | None) -> str:
+def _bind_tcp(server: grpc.Server, address: str, tls: TlsFiles | None) -> str:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise SettingError(f'{address!r} names no address; "127.0.0.1:9443" would')

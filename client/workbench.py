@@ -19,11 +19,11 @@ from typing import Any, Final
 import torch
 from numpy.typing import NDArray
 
-from client.agent import Agent
+from client.agent import Agent, code_of
 from client.listener import Asking, Said
 from client.opening import Opened
 from common.arrays import Arrays
-from common.errors import Refusal, StorageError
+from common.errors import Refusal
 from common.orders import Order, Report
 from common.study import Study
 from common.wire import view_npy
@@ -172,12 +172,9 @@ def _pin_threads(asked: int) -> None:
 
 def _viewed(name: str, data: bytes) -> NDArray[Any]:
     try:
-        found = view_npy(data)
+        return view_npy(data)
     except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
         raise Refusal("ORDER_MALFORMED", f"array {name!r} cannot be read: {error}") from None
-    if found.dtype.kind not in "fiu":
-        raise Refusal("ORDER_MALFORMED", f"array {name!r} is {found.dtype}")
-    return found
 
 
 def _had(opening: Future[Agent]) -> Agent:
@@ -185,5 +182,4 @@ def _had(opening: Future[Agent]) -> Agent:
         return opening.result()
     except Exception as error:  # noqa: BLE001  its text may name a path: for the log alone
         _log.exception("the data cannot be prepared")
-        code = "DISK_FULL" if isinstance(error, StorageError) else "SITE_FAILED"
-        raise Refusal(code, str(error)) from None
+        raise Refusal(code_of(error), str(error)) from None

@@ -41,9 +41,8 @@ def demo(
 ) -> None:
     """Five synthetic hospitals: four train together, each fine-tunes, the fifth judges."""
     from common.study import load_study
-    from deploy.local import fix_allocator
 
-    fix_allocator(sys.orig_argv)
+    command.fix_allocator(sys.orig_argv)
     with as_file(files("deploy") / "studies" / "demo.toml") as study_file:
         study = load_study(study_file)
         _write_hospitals(
@@ -65,9 +64,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Run folder; the same one resumes.")],
 ) -> None:
     """Run a whole study on this machine; after any interruption the same command resumes."""
-    from deploy.local import fix_allocator
-
-    fix_allocator(sys.orig_argv)
+    command.fix_allocator(sys.orig_argv)
     _simulate(study, sites, out)
 
 
@@ -77,11 +74,11 @@ def evaluate(
     site: Annotated[Path, typer.Option(help='A site file with role = "heldout".')],
 ) -> None:
     """Judge a finished run's models on a site that took no part; results.csv gains its rows."""
-    from deploy.local import evaluate_site, fix_allocator
+    from deploy.local import evaluate_site
     from server.report import format_tables, write_report
     from server.run import read_run
 
-    fix_allocator(sys.orig_argv)
+    command.fix_allocator(sys.orig_argv)
     evaluate_site(run, site)
     print(format_tables(read_run(run)))
     print(f"report: {write_report(read_run(run))}")

@@ -46,10 +46,19 @@ class Control:
             )
         )
 
-    def register(self, name: str, public_key: Path) -> int:
+    @staticmethod
+    def key_of(file: Path) -> bytes:
+        """A node's public key as Flower compares it."""
+        return public_key_to_bytes(load_ssh_public_key(file.read_bytes()))  # type: ignore[arg-type]
+
+    def register(self, name: str, key: bytes) -> int:
         """Let the holder of a node key in; its node id."""
-        key = public_key_to_bytes(load_ssh_public_key(public_key.read_bytes()))  # type: ignore[arg-type]
         return int(self.client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
+
+    def nodes(self) -> dict[bytes, int]:
+        """Ids of the nodes that are let in, by key."""
+        nodes = self.client.ListNodes(ListNodesRequest()).nodes_info
+        return {bytes(n.public_key): int(n.node_id) for n in nodes if n.status != "unregistered"}
 
     def unregister(self, node: int) -> None:
         """Shut a node out."""

@@ -7,11 +7,9 @@ to Flower once more; it resumes by itself.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
-import time
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -22,66 +20,59 @@ import httpx
 from client.kit import certificate_end, expiring
 from client.node import FLOWER_SWITCHES
 from common.durable import write_secret
-from common.errors import FolderError, SettingError
+from common.errors import RunBusyError, SettingError
 from common.progress import say
 from common.study import Study
 from common.supervision import Child, told_to_stop
 from deploy.bundle import stage
 from deploy.control import Control
-from deploy.kits import HubKit
+from deploy.errands import Errands, nodes_text
+from deploy.kits import HubKit, open_hub
 from deploy.monitor import HubCollector
-from server.desk import State, failure_of, is_finished, note_state, state_of, wanted_of
 from server.run import alone
 
 _log = getLogger("callosum.hub")
-_TICK_S: Final = 0.5
-_START_S: Final = 60.0
-_LONGEST_REST_S: Final = 60.0
-
-
-@dataclass(slots=True)
-class Errand:
-    """One run that the hub drives."""
-
-    folder: Path
-    flower: int | None = None  # Flower's id of the present attempt
-    attempts: int = 0
-    due: float = 0.0
+_TICK_S: Final = 1.0
 
 
 @dataclass(slots=True)
 class Hub:
-    """The processes of one hub and the runs that they serve."""
+    """The processes of one hub, the nodes that may connect, and the runs that are driven."""
 
     kit: HubKit
-    bundle: bytes
     superlink: Child
     superexec: Child
+    errands: Errands
     control: Control | None = None
     nodes: dict[str, int] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
-    errands: dict[Path, Errand] = field(default_factory=dict)
+    admitted: int = 0  # when the kit's list of sites that was last acted on was written
 
     def tick(self) -> None:
-        """Look after processes and runs once."""
+        """Look after processes, nodes and runs once."""
         if self.superlink.tend():
             self._forget()
-        if self.control is None and not self._connect():
-            return
-        self.superexec.tend()
+        control = self.control or Control.at(f"127.0.0.1:{self.kit.port}", self.kit.ca)
         try:
-            self._serve()
+            self._admit(control)
+            self.superexec.tend()
+            self.online = control.online()
+            told = {"nodes": nodes_text(self.nodes), "key": str(self.kit.coordinator_key)}
+            self.errands.drive(control, told)
         except httpx.HTTPError as error:
-            _log.warning("SuperLink does not answer: %s", error)
-            self._forget()
+            log = _log.warning if self.control else _log.debug  # it has not served yet
+            log("SuperLink does not answer: %s", error)
+            if control is not self.control:
+                control.close()
+            return
+        self.control = control
 
     def collector(self) -> HubCollector:
         """What Prometheus may see."""
+        children = (self.superlink, self.superexec)
         return HubCollector(
             self.kit.runs,
-            restarts=lambda: {
-                c.name: max(0, c.starts - 1) for c in (self.superlink, self.superexec)
-            },
+            restarts=lambda: {child.name: max(0, child.starts - 1) for child in children},
             online=lambda: {site: node in self.online for site, node in self.nodes.items()},
             certificates=lambda: {
                 file.name: certificate_end(file).timestamp()
@@ -98,71 +89,29 @@ class Hub:
         """A new SuperLink knows no node and no run."""
         if self.control is not None:
             self.control.close()
-        self.control, self.nodes = None, {}
-        for errand in self.errands.values():
-            errand.flower = None
+        self.control, self.nodes, self.admitted = None, {}, 0
+        self.errands.forget()
 
-    def _connect(self) -> bool:
-        """Register every node as soon as SuperLink answers."""
-        control = Control.at(f"127.0.0.1:{self.kit.port}", self.kit.ca)
-        try:
-            self.nodes = {
-                site: control.register(site, self.kit.node_public_key(site))
-                for site in self.kit.sites
-            }
-        except httpx.HTTPError:
-            control.close()
-            return False
-        self.control = control
+    def _admit(self, control: Control) -> None:
+        """Let in whom the kit names, with the key that it holds, and nobody else."""
+        written = self.kit.file.stat().st_mtime_ns
+        if written == self.admitted:
+            return
+        self.kit = open_hub(self.kit.folder)
+        before, there = self.nodes, control.nodes()
+        keys = {site: control.key_of(self.kit.node_public_key(site)) for site in self.kit.sites}
+        for key, node in there.items():
+            if key not in keys.values():
+                control.unregister(node)
+        self.nodes = {
+            site: there[key] if key in there else control.register(site, key)
+            for site, key in keys.items()
+        }
+        self.admitted = written
         self.superlink.settle()
         say(f"SuperLink serves on 127.0.0.1:{self.kit.port}; {len(self.nodes)} nodes may connect")
-        return True
-
-    def _serve(self) -> None:
-        assert self.control is not None
-        self.online = self.control.online()
-        for wanted in sorted(self.kit.runs.glob("*/wanted.json")):
-            self.errands.setdefault(wanted.parent, Errand(wanted.parent))
-        going = self.control.going() if any(e.flower for e in self.errands.values()) else set()
-        for errand in self.errands.values():
-            self._drive(errand, going)
-
-    def _drive(self, errand: Errand, going: set[int]) -> None:
-        """Bring one run closer to what the coordinator wants of it."""
-        assert self.control is not None
-        alive = errand.flower in going
-        if wanted_of(errand.folder) == "stopped":
-            if alive and errand.flower is not None:
-                self.control.stop(errand.flower)
-            errand.flower = None
-            self._note(errand, "stopped")
-        elif is_finished(errand.folder) and not alive:
-            self._note(errand, "finished")
-        elif alive:
-            self._note(errand, "running")
-        elif error := failure_of(errand.folder):
-            self._note(errand, "failed", error)
-        elif time.monotonic() >= errand.due:
-            self._start(errand)
-
-    def _start(self, errand: Errand) -> None:
-        assert self.control is not None
-        rest_s = min(2.0**errand.attempts, _LONGEST_REST_S)
-        errand.attempts, errand.due = errand.attempts + 1, time.monotonic() + rest_s
-        config = {
-            "run": str(errand.folder.resolve()),
-            "nodes": json.dumps(self.nodes),
-            "key": str(self.kit.coordinator_key.resolve()),
-        }
-        errand.flower = self.control.start(self.bundle, config)
-        say(f"{errand.folder.name}: handed to Flower, attempt {errand.attempts}")
-        self._note(errand, "running")
-
-    def _note(self, errand: Errand, state: State, error: str = "") -> None:
-        before = state_of(errand.folder)
-        if (before.get("state"), before.get("error")) != (state, error):
-            note_state(errand.folder, state, attempts=errand.attempts, error=error)
-            say(f"{errand.folder.name}: {state}" + (f": {error}" if error else ""))
+        if any(self.nodes.get(site) != node for site, node in before.items()):
+            self.errands.interrupt(control)  # a run that goes on would ask a node that is gone
 
 
 def serve_hub(kit: HubKit, *, metrics: str = "") -> None:
@@ -172,7 +121,9 @@ def serve_hub(kit: HubKit, *, metrics: str = "") -> None:
     for certificate in expiring([kit.ca, kit.server_certificate]):
         say(f"warning: {certificate}")
     with alone(kit.folder):
-        hub = Hub(kit, stage(kit.app), *_children(kit))
+        bundle = stage(kit.app)
+        errands = Errands(kit.runs, lambda control, config: control.start(bundle, config))
+        hub = Hub(kit, *_children(kit), errands)
         if metrics:
             hub.collector().serve(metrics)
         try:
@@ -187,7 +138,7 @@ def hub_lives(kit: HubKit) -> bool:
     try:
         with alone(kit.folder):
             return False
-    except FolderError:
+    except RunBusyError:
         return True
 
 

@@ -70,11 +70,19 @@ def hub(
     metrics: Annotated[
         str, typer.Option(help="Serve Prometheus metrics at this host:port; empty: nowhere.")
     ] = "",
+    *,
+    nginx: Annotated[
+        bool, typer.Option("--nginx", help="Print the nginx file of this hub and end.")
+    ] = False,
 ) -> None:
     """Serve as the hub: Flower kept alive, every wanted run driven to its end."""
     from deploy.hub import serve_hub
     from deploy.kits import open_hub
+    from deploy.nginx.proxy import render_nginx
 
+    if nginx:
+        print(render_nginx(open_hub(kit)))
+        return
     serve_hub(open_hub(kit), metrics=metrics)
 
 

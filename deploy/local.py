@@ -24,12 +24,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from client.agent import Agent
-from client.data.cohort import Cohort, empty_cohort, open_cohort
-from client.data.prepare import prepare
+from client.data.cohort import Cohort, open_cohort
+from client.opening import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network import check_buildable
-from common.progress import say, track
 from common.study import RESERVED, Study, load_study
 from common.wire import array_record, pack_report, read_spooled, unpack_order
 from server.app import Phases, app
@@ -41,7 +40,6 @@ from server.run import Run, open_run, read_run
 
 _log = getLogger("callosum.local")
 _SERVER_NODE: Final = 1
-_ALLOCATOR: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 class LocalGrid(Grid):
@@ -207,35 +205,6 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
             f"found: {', '.join(sorted(found)) or 'none'}"
         )
     return [found[name] for name in named]
-
-
-def open_agent(study: Study, site: Site, *, keeps_training: bool = True) -> Agent:
-    """Prepare a site's data and stand its agent up; one unusable site does not stop the others."""
-    try:
-        total = len(study.kind.find(study.data, site.data, site.root).sources)
-        with track(f"{site.name}: preparing, scans", total) as advance:
-            prepare(study, site, advance=advance)
-        cohort = open_cohort(study, site)
-    except DataError as error:
-        say(f"{site.name} cannot take part: {error}")
-        return Agent(site, study, empty_cohort(study))
-    left_out = [finding for finding in cohort.findings if finding.left_out]
-    if left_out:
-        say(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
-            f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
-    return Agent(site, study, cohort, keeps_training=keeps_training)
-
-
-def fix_allocator(argv: Sequence[str]) -> None:
-    """Start this program again with glibc told to keep its buffers.
-
-    3D convolutions map and unmap theirs at every step otherwise, which costs a third of the time;
-    the weights are the same to the bit.
-    """
-    if os.name != "posix" or all(name in os.environ for name in _ALLOCATOR):
-        return
-    os.environ.update(dict.fromkeys(_ALLOCATOR, str(1 << 30)))
-    os.execvpe(argv[0], list(argv), os.environ)  # noqa: S606  our own command line again
 
 
 def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agent]:

@@ -18,7 +18,14 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from common.errors import SENTENCES, CallosumError, DataError, LineageError, QuorumError
+from common.errors import (
+    SENTENCES,
+    CallosumError,
+    DataError,
+    LineageError,
+    QuorumError,
+    RunBusyError,
+)
 from common.network import Plan, arrays_of, build, plan_of, seed_of
 from common.orders import Order, Report, digest_of
 from common.progress import say
@@ -56,6 +63,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with open_run(folder, study) as run:
             Phases(run, exchange, grid, nodes).all()
+    except RunBusyError:  # a ServerApp that lost its hub still ends; trying again is right
+        raise
     except CallosumError as error:  # whoever drives the run must not try for ever
         note_failure(folder, str(error))
         raise

@@ -76,9 +76,9 @@ class Exchange:
         self._time_limit_s = study.sites.time_limit_s
         self._arrays: Mapping[str, NDArray[Any]] = {}
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
-        self._unreached: dict[
-            str, tuple[str, int]
-        ] = {}  # by site: why it is asked again, and again
+        self._waiting: set[str] = set()  # messages without a reply
+        self._resting: dict[str, tuple[float, Order]] = {}  # by site: what is asked again, and when
+        self._unreached: dict[str, tuple[str, int]] = {}  # by site: why, and how often already
 
     def ask(
         self,
@@ -116,24 +116,25 @@ class Exchange:
         """
         if not orders:
             return
-        self._arrays, self._unreached = arrays, {}
-        resting: dict[str, tuple[float, Order]] = {}
-        waiting = self._push(orders)
+        self._arrays = arrays
+        self._unreached.clear()
+        self._resting.clear()
+        self._waiting = waiting = set[str]()
+        self._push(orders)
         deadline, pause = time.monotonic() + self._time_limit_s, _SHORTEST_POLL_S
-        with track(title, len(waiting)) as advance:
-            while waiting or resting:
+        with track(title, len(orders)) as advance:
+            while waiting or self._resting:
                 arrived = False
                 for reply in pull(self._grid, list(waiting)) if waiting else ():
                     waiting.discard(reply.metadata.reply_to_message_id)
-                    if self._rest(reply, resting):
+                    if self._rests_after(reply):
                         continue
                     arrived = True
                     yield reply
                     del reply  # the next is fetched only now, and memory holds one
                     advance()
                 now = time.monotonic()
-                waiting |= self._push([order for due, order in resting.values() if due <= now])
-                resting = {site: entry for site, entry in resting.items() if entry[0] > now}
+                self._push([order for due, order in self._resting.values() if due <= now])
                 if arrived:
                     deadline, pause = now + self._time_limit_s, _SHORTEST_POLL_S
                 elif now > deadline:
@@ -176,10 +177,10 @@ class Exchange:
                 outcome.refused.setdefault(order.site, code)
         self._show(orders, outcome)
 
-    def _push(self, orders: Sequence[Order]) -> set[str]:
+    def _push(self, orders: Sequence[Order]) -> None:
         """Seal and send; one record serves all sites, so Flower carries each array once."""
         if not orders:
-            return set()
+            return
         record, now = array_record(self._arrays), time.time()
         messages = [
             Message(
@@ -190,23 +191,30 @@ class Exchange:
             )
             for order in orders
         ]
-        pushed = push(self._grid, messages)
-        self._asked |= dict(zip(pushed, orders, strict=True))
-        return set(pushed)
+        for message_id, order in zip(push(self._grid, messages), orders, strict=True):
+            self._resting.pop(order.site, None)
+            if message_id:
+                self._asked[message_id] = order
+                self._waiting.add(message_id)
+            else:  # Flower takes no message for a node that is not connected
+                self._rest(order, "TRANSPORT")
 
-    def _rest(self, reply: Message, resting: dict[str, tuple[float, Order]]) -> bool:
+    def _rests_after(self, reply: Message) -> bool:
         """Whether the reply says that its order must be asked again; it is due after a rest."""
         order = self._asked.get(reply.metadata.reply_to_message_id)
         code = "TRANSPORT" if reply.has_error() else refusal_of(reply.content)
         if order is None or code not in _AGAIN:
             return False
+        self._rest(order, code)
+        return True
+
+    def _rest(self, order: Order, code: str) -> None:
         _, rests = self._unreached.get(order.site, ("", 0))
         if not rests:
             _log.warning("%s: %s; asking again", order.site, code)
         rest_s = min(_LONGEST_REST_S, _SHORTEST_REST_S * 2.0**rests)
         self._unreached[order.site] = (code, rests + 1)
-        resting[order.site] = (time.monotonic() + rest_s, order)
-        return True
+        self._resting[order.site] = (time.monotonic() + rest_s, order)
 
     def _decide(
         self,

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays
 from common.durable import write_atomically
-from common.errors import FolderError
+from common.errors import FolderError, RunBusyError
 from common.network import Plan
 from common.study import Study, parse_study
 from common.wire import Stored, open_arrays, write_arrays
@@ -282,5 +282,5 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderError(f"another process is working in {folder}; wait for it") from None
+            raise RunBusyError(f"another process is working in {folder}; wait for it") from None
         yield

@@ -91,8 +91,8 @@ class Federation:
 
     def agent(self, name: str, study: Any = None) -> Any:
         """A site with its data prepared, ready for orders."""
+        from client.opening import open_agent
         from client.site import load_site
-        from deploy.local import open_agent
 
         return open_agent(study or self.study, load_site(self.sites / name / "site.toml"))
 

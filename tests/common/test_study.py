@@ -16,10 +16,10 @@ from client.site import Site
 from common import catalogue
 from common.documentation import site_keys, study_keys
 from common.errors import SettingError
+from common.explain import explain
 from common.network import arrays_of, build
 from common.settings import keys
 from common.study import Study, load_study, parse_study
-from common.explain import explain
 from server.templates import study_template
 
 TEXT = """

@@ -1,0 +1,105 @@
+"""The runs that a hub drives: handed to Flower, watched, handed over again until they are done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from common.progress import say
+from deploy.control import Control
+from server.desk import State, failure_of, is_finished, note_state, state_of, wanted_of
+
+_LONGEST_REST_S: Final = 60.0
+_HEALTHY_S: Final = 60.0  # an attempt that lasted this long does not count as a failed start
+
+
+@dataclass(slots=True)
+class Errand:
+    """One run: Flower's id of the present attempt, and when it may be tried next."""
+
+    folder: Path
+    flower: int | None = None
+    attempts: int = 0
+    began: float = 0.0
+    due: float = 0.0
+
+
+@dataclass(slots=True)
+class Errands:
+    """Every run that a coordinator has asked for, brought closer to what is wanted of it.
+
+    Parameters
+    ----------
+    runs : the folder of run folders
+    start : hands a run to Flower with a run config; Flower's id of it
+    """
+
+    runs: Path
+    start: Callable[[Control, Mapping[str, str]], int]
+    known: dict[Path, Errand] = field(default_factory=dict)
+
+    def drive(self, control: Control, config: Mapping[str, str]) -> None:
+        """Look at every run once. `config` is what all runs are told, beside their folder."""
+        for wanted in sorted(self.runs.glob("*/wanted.json")):
+            self.known.setdefault(wanted.parent, Errand(wanted.parent))
+        going = control.going() if any(errand.flower for errand in self.known.values()) else set()
+        for errand in self.known.values():
+            self._drive(control, errand, going, config)
+
+    def forget(self) -> None:
+        """Flower knows none of them any more."""
+        for errand in self.known.values():
+            errand.flower = None
+
+    def interrupt(self, control: Control) -> None:
+        """End the present attempts; each run is handed over anew."""
+        for errand in self.known.values():
+            if errand.flower is not None:
+                control.stop(errand.flower)
+
+    def _drive(
+        self, control: Control, errand: Errand, going: set[int], config: Mapping[str, str]
+    ) -> None:
+        alive = errand.flower in going
+        if wanted_of(errand.folder) == "stopped":
+            if alive and errand.flower is not None:
+                control.stop(errand.flower)
+            errand.flower = None
+            _note(errand, "stopped")
+        elif alive:
+            _note(errand, "running")
+        elif is_finished(errand.folder):
+            _note(errand, "finished")
+        elif error := failure_of(errand.folder):
+            _note(errand, "failed", error)
+        elif time.monotonic() >= errand.due:
+            self._start(control, errand, config)
+
+    def _start(self, control: Control, errand: Errand, config: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if errand.flower is not None and now - errand.began > _HEALTHY_S:
+            errand.attempts = 0
+        rest_s = min(2.0**errand.attempts, _LONGEST_REST_S)
+        errand.attempts, errand.began, errand.due = errand.attempts + 1, now, now + rest_s
+        errand.flower = self.start(control, {**config, "run": str(errand.folder.resolve())})
+        say(f"{errand.folder.name}: handed to Flower, attempt {errand.attempts}")
+        _note(errand, "running")
+
+
+def nodes_text(nodes: Mapping[str, int]) -> str:
+    """Node ids by site, as the ServerApp reads them."""
+    return json.dumps(dict(nodes))
+
+
+def _note(errand: Errand, state: State, error: str = "") -> None:
+    before = state_of(errand.folder)
+    now = (state, error, errand.attempts)
+    if (before.get("state"), before.get("error"), before.get("attempts")) != now:
+        note_state(errand.folder, state, attempts=errand.attempts, error=error)
+        said = before.get("state") != state or error
+        if said:
+            say(f"{errand.folder.name}: {state}" + (f": {error}" if error else ""))
