@@ -13,12 +13,13 @@ from common.command import fix_allocator
 
 def main() -> None:
     """Run the chosen benchmarks, or all of them."""
-    from tests.bench import averaging, federation, loading, machine
+    from tests.bench import averaging, deployment, federation, loading, machine
 
     tables = {
         "federation": federation.table,
         "loading": loading.table,
         "averaging": averaging.table,
+        "deployment": deployment.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="which tables")

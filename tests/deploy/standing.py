@@ -30,6 +30,7 @@ class Standing:
     folder: Path
     roles: Mapping[str, str]
     nginx: bool = False
+    programs: Path = PROGRAMS
     started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -67,7 +68,7 @@ class Standing:
     def command(self, program: str, *arguments: object, **more: Any) -> str:
         """Run one of our commands to its end; what it printed."""
         done = subprocess.run(
-            [str(PROGRAMS / program), *map(str, arguments)],
+            [str(self.programs / program), *map(str, arguments)],
             env=os.environ | QUIET,
             cwd=self.folder,
             capture_output=True,
@@ -81,7 +82,7 @@ class Standing:
     def start(self, name: str, program: str, *arguments: object) -> None:
         with (self.folder / f"{name}.out").open("ab") as output:
             self.started[name] = subprocess.Popen(
-                [str(PROGRAMS / program), *map(str, arguments)],
+                [str(self.programs / program), *map(str, arguments)],
                 env=os.environ | QUIET,
                 cwd=self.folder,
                 stdout=output,
@@ -164,10 +165,15 @@ class Standing:
 
 @contextmanager
 def standing(
-    folder: Path, sites: Mapping[str, tuple[str, Path]], *, nginx: bool = False
+    folder: Path,
+    sites: Mapping[str, tuple[str, Path]],
+    *,
+    nginx: bool = False,
+    programs: Path = PROGRAMS,
 ) -> Iterator[Standing]:
     """A provisioned consortium of `sites` (role and site file); whatever was started is stopped."""
-    made = Standing(folder, {name: role for name, (role, _) in sites.items()}, nginx)
+    roles = {name: role for name, (role, _) in sites.items()}
+    made = Standing(folder, roles, nginx, programs)
     made.provision()
     for name, (_, file) in sites.items():
         made.settle(name, file)

@@ -8,10 +8,13 @@ import os
 import shutil
 import signal
 import ssl
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,15 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from deploy.control import Control
-from tests.deploy.standing import Standing, read_json, removed, short_folder, standing, until
+from tests.deploy.standing import (
+    PROGRAMS,
+    Standing,
+    read_json,
+    removed,
+    short_folder,
+    standing,
+    until,
+)
 
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
@@ -335,3 +346,42 @@ def sending(pid: int) -> bool:
 
 
 _written: dict[int, int] = {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_installed_wheel_in_an_empty_folder_federates(federation, folder):
+    """Hospitals install a package; nothing may need the checkout that it was made from."""
+    made = federation({"objective.targets": ["age"]})
+    here = made.simulate()
+    programs = installed(folder)
+    where = "import common, deploy; print(common.__file__, deploy.__file__)"
+    found = subprocess.check_output([programs / "python", "-c", where], cwd=folder, text=True)
+    assert str(Path.cwd()) not in found
+    with standing(folder / "stand", files_of(made), programs=programs) as there:
+        there.stand(made.study_file)
+        there.command("callosum", "run", made.study_file, "--hub", there.hub)
+        run = there.hub / "runs" / "tiny"
+        assert sha(run / "checkpoints" / "final.safetensors") == sha(
+            here.folder / "checkpoints" / "final.safetensors"
+        )
+
+
+def installed(folder: Path) -> Path:
+    """Programs of a fresh environment with our wheel; what it depends on is borrowed from here."""
+    run = partial(subprocess.run, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, Path(__file__).parents[2]])
+    run([sys.executable, "-m", "venv", folder / "venv"])
+    programs = folder / "venv" / "bin"
+    packages = Path(pytest.__file__).parents[1]
+    here = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (here / "borrowed.pth").write_text(f"{packages}\n")
+    wheel = next(folder.glob("callosum-*.whl"))
+    run([programs / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel])
+    for program in ("flower-superlink", "flower-superexec", "flower-supernode", "flwr-serverapp"):
+        text = (PROGRAMS / program).read_text().splitlines(keepends=True)
+        (programs / program).write_text(f"#!{programs / 'python'}\n" + "".join(text[1:]))
+        (programs / program).chmod(0o755)
+    (folder / "stand").mkdir()
+    return programs
