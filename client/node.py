@@ -1,8 +1,8 @@
 """`callosum-site node`: Flower's SuperNode and the courier, kept alive for ever.
 
 The SuperNode speaks to the hub and to nobody else; the courier speaks to the SuperNode and to the
-agent. Neither has the site's data. A SuperNode that crashed is refused by the hub for about a
-minute, until its old session has expired: the rests between restarts outlast that.
+agent. Neither has the site's data. A SuperNode that crashed is refused by the hub until its old
+session has ended: the hub is told so, and the rests between restarts outlast the minute without.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from client.farewell import say_farewell
 from client.kit import SiteKit
 from common.durable import write_secret
 from common.supervision import Child, told_to_stop
@@ -71,10 +72,12 @@ def _children(kit: SiteKit, agent: str, hub: str, folder: Path) -> list[Child]:
         *("--node-config", config),
     ]
     courier = [sys.executable, "-m", "client.courier", f"127.0.0.1:{port}", str(secret)]
-    return [
-        Child("SuperNode", supernode, environment, folder / "supernode.log"),
-        Child("courier", courier, environment, folder / "courier.log"),
-    ]
+    log = folder / "supernode.log"
+    carrier = Child("SuperNode", supernode, environment, log)
+    carrier.after_end = lambda: say_farewell(hub, kit.ca, kit.node_key, log)
+    # what a courier that died was carrying is lost; a SuperNode that starts anew says so at once
+    hands = Child("courier", courier, environment, folder / "courier.log", carrier.stop)
+    return [carrier, hands]
 
 
 def _free_port() -> int:

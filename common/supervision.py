@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -30,12 +30,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(slots=True)
 class Child:
-    """One supervised process; its output goes to `log`."""
+    """One supervised process; its output goes to `log`.
+
+    `after_end` is called when it ended by itself, before it is due again.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    after_end: Callable[[], None] | None = None
     starts: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _began: float = 0.0
@@ -58,6 +62,8 @@ class Child:
                 self._rest_s = _SHORTEST_REST_S
             _log.warning("%s ended (%s); again in %.0f s", self.name, code, self._rest_s)
             self._due, self._rest_s = now + self._rest_s, min(2 * self._rest_s, _LONGEST_REST_S)
+            if self.after_end is not None:
+                self.after_end()
         if self._process is not None or now < self._due:
             return False
         self._start(now)

@@ -241,7 +241,7 @@ def test_foreign_bundle_runs_no_line_at_a_site_and_learns_nothing(federation, fo
         replies = until(lambda: read_list(said), 180, "replies")
         control.close()
         assert len(replies) == 3
-        assert all("ORDER_MALFORMED" in reply for reply in replies)
+        assert all("UNSIGNED" in reply for reply in replies)
         assert not marker.exists()
         people = table.read_text().splitlines()[1].split(",")[0]
         assert not any(people in reply for reply in replies)
@@ -276,19 +276,18 @@ def test_path_in_an_exception_stays_in_the_sites_own_log(federation, folder):
     file.write_text(f'folder = "{patient}"\n' + file.read_text())
     with standing(folder, files_of(made)) as there:
         state = there.kits / "alpha" / "agent" / patient
-        state.mkdir()
-        (state / "runs").write_text("where the agent wants a folder")
         there.stand(made.study_file)
-        said = there.command("callosum", "run", made.study_file, "--hub", there.hub)
+        there.command("callosum", "run", made.study_file, "--hub", there.hub, "--detach")
         run = there.hub / "runs" / "tiny"
-        census = read_json(run / "census" / "refused.json")
-        refused = [record["refused"] for record in records(run)]
-        assert census.get("alpha") == "SITE_FAILED" or all(
-            each == {"alpha": "SITE_FAILED"} for each in refused
-        )
+        name = read_json(run / "provenance.json")["run"]
+        damaged = state / "runs" / name[:16] / "federated" / "own-0000.safetensors"
+        damaged.parent.mkdir(parents=True)
+        damaged.write_text("training reads this, and says its whole path")
+        said = there.command("callosum", "run", made.study_file, "--hub", there.hub)
+        assert all(record["refused"] == {"alpha": "SITE_FAILED"} for record in records(run))
+        assert len(records(run)) == 2
         log = (state / "agent.log").read_text()
-        assert patient in log
-        assert "NotADirectoryError" in log
+        assert f"{damaged} is damaged" in log
         assert patient not in said
         told = [*there.hub.rglob("*"), *(there.kits / "alpha" / "courier").rglob("*")]
         told += [folder / "hub.out", folder / "node-alpha.out"]
