@@ -12,8 +12,10 @@ from typing import Final
 from common.progress import say
 from deploy.control import Control
 from server.desk import State, failure_of, is_finished, note_state, state_of, wanted_of
+from server.run import is_held
 
 _LONGEST_REST_S: Final = 60.0
+_ABSENT_S: Final = 15.0  # longer than a ServerApp takes to start on a busy machine
 _HEALTHY_S: Final = 60.0  # an attempt that lasted this long does not count as a failed start
 
 
@@ -25,6 +27,7 @@ class Errand:
     flower: int | None = None
     attempts: int = 0
     began: float = 0.0
+    seen: float = 0.0  # when its ServerApp last held the run folder
     due: float = 0.0
 
 
@@ -71,6 +74,7 @@ class Errands:
             errand.flower = None
             _note(errand, "stopped")
         elif alive:
+            self._look_after(control, errand)
             _note(errand, "running")
         elif is_finished(errand.folder):
             _note(errand, "finished")
@@ -78,6 +82,16 @@ class Errands:
             _note(errand, "failed", error)
         elif time.monotonic() >= errand.due:
             self._start(control, errand, config)
+
+    def _look_after(self, control: Control, errand: Errand) -> None:
+        """A ServerApp that was killed holds its folder no longer; Flower would wait a minute."""
+        now = time.monotonic()
+        if is_held(errand.folder) or is_finished(errand.folder):
+            errand.seen = now
+        elif now - max(errand.began, errand.seen) > _ABSENT_S and errand.flower is not None:
+            say(f"{errand.folder.name}: its ServerApp is gone")
+            control.stop(errand.flower)
+            errand.seen = now
 
     def _start(self, control: Control, errand: Errand, config: Mapping[str, str]) -> None:
         now = time.monotonic()

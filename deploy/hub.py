@@ -20,7 +20,7 @@ import httpx
 from client.kit import certificate_end, expiring
 from client.node import FLOWER_SWITCHES
 from common.durable import write_secret
-from common.errors import RunBusyError, SettingError
+from common.errors import SettingError
 from common.progress import say
 from common.study import Study
 from common.supervision import Child, told_to_stop
@@ -29,7 +29,7 @@ from deploy.control import Control
 from deploy.errands import Errands, nodes_text
 from deploy.kits import HubKit, open_hub
 from deploy.monitor import HubCollector
-from server.run import alone
+from server.run import alone, is_held
 
 _log = getLogger("callosum.hub")
 _TICK_S: Final = 1.0
@@ -135,11 +135,7 @@ def serve_hub(kit: HubKit, *, metrics: str = "") -> None:
 
 def hub_lives(kit: HubKit) -> bool:
     """Whether a hub is serving from this kit now."""
-    try:
-        with alone(kit.folder):
-            return False
-    except RunBusyError:
-        return True
+    return is_held(kit.folder)
 
 
 def check_sites(kit: HubKit, study: Study, file: Path) -> None:

@@ -271,6 +271,16 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [] if old == new else [f"{at} (was {old}, is {new})"]
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder, asked without disturbing one that is about to."""
+    try:
+        inode = (folder / ".lock").stat().st_ino
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return False
+    return any("FLOCK" in line and f":{inode} " in line for line in locks)
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets go of it however the process ends."""

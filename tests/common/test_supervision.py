@@ -102,7 +102,11 @@ def test_a_child_that_keeps_failing_rests_longer_each_time(child: Make, clock: C
     """A full disk or a refused certificate must not fill a log with a start every second."""
     failing = child("exit 3")
     assert failing.tend()
-    assert [rest_of(failing, clock) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    longest = supervision._LONGEST_REST_S
+    wanted = [min(2.0**number, longest) for number in range(8)]
+    assert wanted[3] == 8
+    assert wanted[-1] == longest
+    assert [rest_of(failing, clock) for _ in range(8)] == wanted
     assert failing.starts == 9
 
 
@@ -124,6 +128,21 @@ def test_a_child_that_was_seen_to_work_starts_again_soon(child: Make, clock: Clo
     assert [rest_of(failing, clock) for _ in range(3)] == [1, 2, 4]
     failing.settle()
     assert [rest_of(failing, clock) for _ in range(2)] == [1, 2]
+
+
+def test_what_follows_an_end_is_done_once_before_the_next_start(child: Make, clock: Clock) -> None:
+    """The hub is told of a SuperNode that crashed, or it would not let the next one in."""
+    failing = child("exit 3")
+    seen: list[tuple[int, int | None]] = []
+    failing.after_end = lambda: seen.append((failing.starts, failing.pid))
+    failing.tend()
+    assert seen == []
+    rest_of(failing, clock)
+    assert seen == [(1, None)]
+    rest_of(failing, clock)
+    assert seen == [(1, None), (2, None)]
+    failing.stop()
+    assert len(seen) == 2  # it was told to end
 
 
 def test_a_child_that_runs_is_left_alone(child: Make, clock: Clock) -> None:
