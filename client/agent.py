@@ -71,7 +71,10 @@ class Agent:
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
-            _log.log(30, "%s: order %s: %s", self.site.name, order.kind, code, exc_info=error)
+            if isinstance(error, Refusal):  # it says why itself
+                _log.warning("%s: order %s: %s", self.site.name, order.kind, error)
+            else:
+                _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:

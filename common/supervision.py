@@ -22,7 +22,7 @@ _log = getLogger("callosum.supervision")
 _SHORTEST_REST_S: Final = 1.0
 _LONGEST_REST_S: Final = 15.0  # Flower lets a crashed node in again after a minute: not much later
 _HEALTHY_S: Final = 60.0  # one that ran this long starts again without a long rest
-_GRACE_S: Final = 10.0
+_GRACE_S: Final = 5.0
 _LARGEST_LOG: Final = 20 << 20
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)

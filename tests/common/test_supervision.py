@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,20 @@ def written(path: Path) -> str:
     """What a child writes in one go, once it is there."""
     until(lambda: path.exists() and path.read_text().endswith("\n"), f"{path.name}")
     return path.read_text().strip()
+
+
+@contextmanager
+def typed(text: bytes) -> Iterator[None]:
+    """Somebody types at the parent's terminal."""
+    before, (end, keyboard) = os.dup(0), os.pipe()
+    os.dup2(end, 0)
+    os.write(keyboard, text)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        for handle in (before, end, keyboard):
+            os.close(handle)
 
 
 def rest_of(failing: Child, clock: Clock) -> float:
@@ -176,8 +191,9 @@ def test_a_child_gets_its_own_environment_its_log_and_nothing_to_read(
     """A secret in the parent's environment is no child's business."""
     monkeypatch.setenv("CALLOSUM_SECRET", "of the parent")
     talking = child('echo "$CALLOSUM_SECRET|$OWN"; echo wrong >&2; cat', OWN="mine")
-    talking.tend()
-    until(lambda: ended(talking.pid), "the child's end")  # cat ends at once: no input
+    with typed(b"meant for the parent\n"):
+        talking.tend()
+        until(lambda: ended(talking.pid), "the child's end")  # cat ends at once: no input
     assert (tmp_path / "log" / "child.log").read_text() == "|mine\nwrong\n"
 
 

@@ -57,9 +57,9 @@ class Standing:
     def settle(self, site: str, site_file: Path) -> None:
         """Fill in a kit's site file as a hospital would; data stay where they are."""
         table = tomllib.loads(site_file.read_text())
-        for key in ("table", "root"):
-            if key in table["data"]:
-                table["data"][key] = str((site_file.parent / table["data"][key]).resolve())
+        for key, value in table["data"].items():
+            if isinstance(value, str) and (site_file.parent / value).exists():
+                table["data"][key] = str((site_file.parent / value).resolve())
         (self.kits / site / "agent" / "site.toml").write_text(tomli_w.dumps(table))
 
     def state(self, site: str) -> Path:
