@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Generator
@@ -38,6 +37,7 @@ from common.arrays import Arrays
 from common.errors import Refusal, SettingError
 from common.orders import Order, Report, refuse
 from common.signing import Envelope, read_envelope, read_public_keys
+from common.supervision import told_to_stop
 
 _GRACE_S: Final = 10.0
 _LOOK_S: Final = 5.0  # between looks at what a person may have changed
@@ -208,7 +208,7 @@ def serve(kit: SiteKit, *, socket: Path | None, listen: str | None, metrics: str
     FolderError
         If another agent has this site's books or serves the socket.
     """
-    stop = _told_to_stop()
+    stop = told_to_stop()
     os.umask(0o027)  # what is written from here on is about patients
     site = load_site(kit.site_file)
     if site.name != kit.name:
@@ -269,13 +269,6 @@ def _listening(kit: SiteKit, daemon: Daemon, socket: Path | None, listen: str | 
     if listen is not None:
         return serve_link(daemon.answer, listen=listen, tls=kit.agent_tls)
     return serve_link(daemon.answer, socket=socket or kit.socket)
-
-
-def _told_to_stop() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _look_round_until(stop: threading.Event, daemon: Daemon, kit: SiteKit, site: Site) -> None:

@@ -259,6 +259,7 @@ def test_looking_on_at_a_terminal_ends_with_the_run_and_leaves_its_table(
     assert "round 2 of 30" in last
     assert "why" in last
     assert "waiting for" not in last
+    assert "\x1b[2K" not in last  # nothing of it is wiped again
 
 
 def test_a_record_that_a_run_wrote_is_one_that_a_table_shows(
