@@ -23,6 +23,7 @@ _AGREED: Final = (
     "common.signing",
     "common.wire",
     "common.network",
+    "common.metrics",
     "common.study",
 )
 

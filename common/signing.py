@@ -97,12 +97,13 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
     """The coordinator's public keys from a PEM file; two while an old key gives way to a new."""
     try:
-        blocks = [part + _END for part in path.read_bytes().split(_END)[:-1]]
+        *parts, rest = path.read_bytes().split(_END)
+        blocks = [part + _END for part in parts]
         keys = [load_pem_public_key(block.strip()) for block in blocks]
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise SettingError(f"{path} cannot be read as public keys: {error}") from None
     found = [key for key in keys if isinstance(key, Ed25519PublicKey)]
-    if not found or len(found) != len(keys):
+    if not found or len(found) != len(keys) or b"-----BEGIN" in rest:
         raise SettingError(f"{path} must hold Ed25519 public keys and nothing else")
     return found
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Child:
     """One supervised process; its output goes to `log`.
 
-    `after_end` is called when it ended by itself, before it is due again.
+    `after_end` is called when it ended by itself, before it is due again. Only a thread that lives
+    as long as the process may tend it: the kernel ends children with the thread that made them.
     """
 
     name: str
@@ -98,7 +100,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the parent, who then ends it in order
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  one system call, nothing allocated
+                preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509  system calls alone
             )
         self._began, self.starts = now, self.starts + 1
         _log.info("%s started, process %d", self.name, self._process.pid)
@@ -119,5 +121,7 @@ def told_to_stop() -> threading.Event:
     return stop
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -117,7 +117,10 @@ def view_npy(data: bytes) -> NDArray[Any]:
     # version 1.0 is what NumPy writes for every type that may travel
     if read_magic(stream) != (1, 0):
         raise ValueError("another format than NumPy's npy 1.0")
-    shape, fortran, dtype = read_array_header_1_0(stream)
+    try:
+        shape, fortran, dtype = read_array_header_1_0(stream)
+    except Exception as error:  # noqa: BLE001  NumPy's tokenizer has exceptions of its own
+        raise ValueError(f"its header cannot be read: {error}") from None
     start = stream.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its header says {dtype}{shape}, it has {len(data)} bytes")
@@ -234,6 +237,11 @@ class Stored(Mapping[str, NDArray[Any]]):
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
+        for name, about in header.items():
+            if name != "__metadata__" and about["dtype"] not in _NAMES:
+                raise FolderError(
+                    f"{path} is damaged or not Callosum's: {name} is {about['dtype']}"
+                )
         self._places = {
             name.removeprefix(prefix): _Place(
                 np.dtype(_NAMES[about["dtype"]]),

@@ -11,7 +11,15 @@ from typing import Final
 
 from common.progress import say
 from deploy.control import Control
-from server.desk import State, failure_of, is_finished, note_state, state_of, wanted_of
+from server.desk import (
+    State,
+    failure_of,
+    is_finished,
+    note_state,
+    state_of,
+    wanted_of,
+    wanted_since,
+)
 from server.run import is_held
 
 _LONGEST_REST_S: Final = 60.0
@@ -97,7 +105,7 @@ class Errands:
         now = time.monotonic()
         if errand.flower is not None and now - errand.began > _HEALTHY_S:
             errand.attempts = 0
-        rest_s = min(2.0**errand.attempts, _LONGEST_REST_S)
+        rest_s = min(2.0 ** min(errand.attempts, 9), _LONGEST_REST_S)
         errand.attempts, errand.began, errand.due = errand.attempts + 1, now, now + rest_s
         errand.flower = self.start(control, {**config, "run": str(errand.folder.resolve())})
         say(f"{errand.folder.name}: handed to Flower, attempt {errand.attempts}")
@@ -112,7 +120,9 @@ def nodes_text(nodes: Mapping[str, int]) -> str:
 def _note(errand: Errand, state: State, error: str = "") -> None:
     before = state_of(errand.folder)
     now = (state, error, errand.attempts)
-    if (before.get("state"), before.get("error"), before.get("attempts")) != now:
+    asked = wanted_since(errand.folder)
+    stale = before.get("since", 0.0) < asked
+    if stale or (before.get("state"), before.get("error"), before.get("attempts")) != now:
         note_state(errand.folder, state, attempts=errand.attempts, error=error)
         said = before.get("state") != state or error
         if said:

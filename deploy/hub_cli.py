@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from common.errors import FolderError, QuorumError, SettingError
+from common.errors import INTERRUPTED, FolderError, QuorumError, SettingError
 from common.progress import console, say
 
 KitsFolder = Annotated[Path, typer.Option("--out", help="Folder of all kits.")]
@@ -120,6 +120,9 @@ def run(
         raise
     if state["state"] == "failed":
         raise QuorumError(f"{found.folder.name}: {state['error']}")
+    if state["state"] == "stopped":
+        say(f"{found.folder.name} was stopped; the same command goes on with it")
+        raise typer.Exit(INTERRUPTED)
     print(f"results: {found.folder / 'results.csv'}")
 
 

@@ -8,13 +8,17 @@ message is held once, and its objects travel in a short window.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from logging import getLogger
 from typing import Any, Final, TypeVar
 
-from flwr.app import Array, ArrayRecord, Error, Message
+import httpx
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -39,6 +43,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
+_log = getLogger("callosum.server")
+_LONGEST_HEADER: Final = 10 + 0xFFFF
 _WINDOW: Final = 3  # objects of 5 MiB under way
 _REST_S: Final = 0.2  # a site still sends what we fetch
 
@@ -82,10 +88,10 @@ def pull(grid: Grid, message_ids: Iterable[str]) -> Iterator[Message]:
     found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
     fetch = make_pull_object_fn_protobuf(client.PullObject, grid.node, run_id)
     for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+        metadata = message_from_proto(about).metadata  # the hub has checked it; not so the objects
         try:
-            message = _inflated(tree, fetch)
+            message = _message(tree, fetch, metadata)
         except ObjectPullError as error:  # the site went away while it sent
-            metadata = message_from_proto(about).metadata
             lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, str(error))
             yield make_message(metadata=metadata, error=lost)
             continue
@@ -94,9 +100,24 @@ def pull(grid: Grid, message_ids: Iterable[str]) -> Iterator[Message]:
                 node=grid.node, run_id=run_id, message_object_id=about.metadata.message_id
             )
         )
-        message.metadata.__dict__["_message_id"] = about.metadata.message_id
         yield message
         del message
+
+
+def _message(tree: ObjectTree, fetch: Callable[[str], bytes], metadata: Metadata) -> Message:
+    """A reply; one whose objects make no sense has no content, which is a malformed report."""
+    try:
+        found = _inflated(tree, fetch)
+        if found.has_error():
+            return make_message(metadata=metadata, error=found.error)
+        if not isinstance(found.content, RecordDict):
+            raise TypeError("the content of a message must be records")
+        return make_message(metadata=metadata, content=found.content)
+    except (ObjectPullError, httpx.HTTPError):
+        raise
+    except Exception as error:  # noqa: BLE001  a site's objects may say anything
+        _log.warning("a reply cannot be read: %s", error)
+        return make_message(metadata=metadata, content=RecordDict())
 
 
 def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
@@ -117,11 +138,15 @@ def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
 def _array(content: bytes, chunks: list[str], fetch: Callable[[str], bytes]) -> Array:
     """An array whose bytes are put in their place as they come; as `bytes` they would be twice."""
     about = json.loads(get_object_body(content, Array))
+    shape = tuple(about["shape"])
+    most = _LONGEST_HEADER + math.prod(shape) * np.dtype(about["dtype"]).itemsize
     data = bytearray()
     names = [chunks[number] for number in about["arraychunk_ids"]]
     for chunk in _windowed(lambda name: _patiently(fetch, name), names):
         data += memoryview(chunk)[chunk.index(b"\0") + 1 :]
-    array = Array(about["dtype"], tuple(about["shape"]), about["stype"], b"")
+        if len(data) > most:
+            raise ValueError(f"an array of shape {shape} has more than {most} bytes")
+    array = Array(about["dtype"], shape, about["stype"], b"")
     array.data = data  # type: ignore[assignment]
     return array
 

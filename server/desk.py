@@ -33,6 +33,12 @@ def wanted_of(folder: Path) -> Wanted | None:
     return found if found in ("running", "stopped") else None
 
 
+def wanted_since(folder: Path) -> float:
+    """When the coordinator last said so, as Unix time."""
+    since = read_state_file(folder / _WANTED).get("since", 0.0)
+    return float(since) if isinstance(since, int | float) else 0.0
+
+
 def note_state(folder: Path, state: State, *, attempts: int, error: str = "") -> None:
     """Write how the run stands."""
     about = {"state": state, "attempts": attempts, "error": error, "since": time.time()}

@@ -35,6 +35,7 @@ _log = getLogger("callosum.server")
 _SHORTEST_POLL_S: Final = 0.02
 _LONGEST_POLL_S: Final = 1.0
 _LARGE: Final = 64 << 20  # bytes
+_MOST_EXPIRED: Final = 3  # a site whose clock is wrong must not cost every round its time limit
 _SHORTEST_REST_S: Final = 0.5
 _LONGEST_REST_S: Final = 15.0
 # the order never reached the site's agent, or its answer never reached us; the same order asked
@@ -205,6 +206,9 @@ class Exchange:
         code = "TRANSPORT" if reply.has_error() else refusal_of(reply.content)
         if order is None or code not in _AGAIN:
             return False
+        _, rests = self._unreached.get(order.site, ("", 0))
+        if code == "EXPIRED" and rests >= _MOST_EXPIRED:
+            return False
         self._rest(order, code)
         return True
 
@@ -212,7 +216,7 @@ class Exchange:
         _, rests = self._unreached.get(order.site, ("", 0))
         if not rests:
             _log.warning("%s: %s; asking again", order.site, code)
-        rest_s = min(_LONGEST_REST_S, _SHORTEST_REST_S * 2.0**rests)
+        rest_s = min(_LONGEST_REST_S, _SHORTEST_REST_S * 2.0 ** min(rests, 9))
         self._unreached[order.site] = (code, rests + 1)
         self._resting[order.site] = (time.monotonic() + rest_s, order)
 

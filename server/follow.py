@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from common.errors import SENTENCES
 from common.progress import console, say
@@ -42,7 +43,9 @@ def follow(run: Run, *, hub_lives: Callable[[], bool], since: float) -> dict[str
 def table_of(run: Run, state: dict[str, Any], *, hub_lives: bool) -> Table:
     """The last rounds and the present exchange: who answered, in which time, with how much."""
     name = state.get("state", "waiting for the hub")
-    found = Table(title=f"{run.study.name}: {name}", caption=_caption(state, hub_lives=hub_lives))
+    found = Table(
+        title=f"{run.study.name}: {name}", caption=Text(_caption(state, hub_lives=hub_lives))
+    )
     for column in ("phase", "answered", "refused", "seconds", "MB", "loss"):
         found.add_column(column)
     records = run.federated.records()

@@ -109,7 +109,6 @@ def test_agreed_are_orders_signatures_networks_and_all_that_a_study_may_name() -
     } <= agreed  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="metrics are not among the agreed modules")
 def test_agreed_is_how_sums_are_made_that_all_sites_will_share() -> None:
     """Sites send sums and counts; one that sums otherwise would bend everybody's ratio unseen."""
     assert "common/metrics.py" in files_behind(code._AGREED)

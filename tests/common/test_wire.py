@@ -823,7 +823,6 @@ def test_a_stored_file_of_another_program_is_a_folder_error(tmp_path: Path) -> N
         Stored(tmp_path / "nothing")
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError escapes")
 def test_a_stored_file_of_types_that_numpy_lacks_is_a_folder_error(tmp_path: Path) -> None:
     """bfloat16 weights are sound safetensors, and none of ours."""
     sound = save({"a": np.zeros(3, np.float16)}, {"json": "{}"})
@@ -847,18 +846,7 @@ def test_npy_bytes_are_those_of_numpy_and_are_read_without_a_copy(arrays: Arrays
         assert same({"a": view_npy(npy(np.asfortranarray(array)))}, {"a": np.asfortranarray(array)})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.xfail(strict=True, reason="NumPy's own tokenizer escapes")]
-            if name == "deep"
-            else [],
-        )
-        for name in ARRAYS
-    ],
-)
+@pytest.mark.parametrize("name", ARRAYS)
 def test_npy_bytes_that_are_no_array_are_a_value_error(name: str) -> None:
     """The courier looks at each array that the agent sends, and must know what to expect."""
     with pytest.raises(ValueError):

@@ -153,7 +153,6 @@ class Flower:
         raise AssertionError("nothing runs")
 
 
-@pytest.mark.xfail(strict=True, reason="an unchanged state keeps the time of its first note")
 def test_a_wish_for_what_is_done_already_is_answered(tmp_path: Path) -> None:
     """`callosum run` on a finished study looks on until the hub has said how it stands since."""
 

@@ -145,7 +145,6 @@ def test_attempts_and_errors_are_told_below_the_table(run: Run) -> None:
     ["map its column in a site file ([targets.age])", "/data/[/bold] cannot be written",
      "[red]x", "\\[x]"],
 )  # fmt: skip
-@pytest.mark.xfail(strict=True, reason="an error is taken for rich's markup")
 def test_an_error_is_shown_letter_by_letter(run: Run, error: str) -> None:
     """Our own messages name tables of a settings file in brackets."""
     text = shown(run, {**RUNNING, "state": "failed", "error": error})
