@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from client.admission import check_kind, check_role
-from client.approvals import paused
-from client.books import Books
+from client.authority.admission import check_kind, check_role
+from client.authority.approvals import paused
+from client.authority.books import Books
+from client.authority.egress import inspect
 from client.data.cohort import Cohort
-from client.egress import inspect
 from client.evaluation import Judge
 from client.finetuning import finetune
 from client.kept import Kept

@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.kit import open_kit
-from client.link import ask
+from client.link.caller import ask
 from common.errors import Refusal
 from common.orders import declined
 from common.wire import forward, unpack_sealed

@@ -113,8 +113,8 @@ def approve(
     yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
 ) -> None:
     """Show what a study asks of this site, and approve it; without approval nothing is done."""
-    from client import approvals
-    from client.consent import consent
+    from client.authority import approvals
+    from client.authority.consent import consent
     from common.explain import explain
     from common.network import check_buildable
     from common.study import load_study
@@ -133,7 +133,7 @@ def approve(
 @app.command()
 def studies(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
     """List the studies that this site has approved."""
-    from client.approvals import approved
+    from client.authority.approvals import approved
 
     found = approved(_site(kit, site))
     if as_json:
@@ -153,7 +153,7 @@ def revoke(
     site: SiteOption = None,
 ) -> None:
     """Take an approval back; the study's orders are refused from now on."""
-    from client import approvals
+    from client.authority import approvals
 
     gone = approvals.revoke(_site(kit, site), study)
     print(f"revoked: {gone.name}, digest {gone.digest}; what left before is in the receipts")
@@ -166,7 +166,7 @@ def pause(
     site: SiteOption = None,
 ) -> None:
     """Refuse every order from now on, and let no answer out, until `resume`."""
-    from client import approvals
+    from client.authority import approvals
 
     own = _site(kit, site)
     approvals.pause(own, reason)
@@ -176,7 +176,7 @@ def pause(
 @app.command()
 def resume(kit: KitOption = None, site: SiteOption = None) -> None:
     """End a pause."""
-    from client import approvals
+    from client.authority import approvals
 
     own = _site(kit, site)
     print(f"{own.name} {'goes on' if approvals.resume(own) else 'was not paused'}")
@@ -185,7 +185,7 @@ def resume(kit: KitOption = None, site: SiteOption = None) -> None:
 @app.command()
 def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
     """Show how often orders learnt from this site's participants, and how often they still may."""
-    from client.ledger import read_ledger
+    from client.authority.ledger import read_ledger
 
     own = _site(kit, site)
     account = read_ledger(own.state / "ledger.sqlite")
@@ -217,7 +217,7 @@ def receipts(
     if context.invoked_subcommand is not None:
         context.obj = (kit, site)
         return
-    from client.receipts import read_receipts
+    from client.authority.receipts import read_receipts
 
     own = _site(kit, site)
     found = list(read_receipts(own.state / "receipts"))[-last:]
@@ -234,8 +234,8 @@ def receipts(
 @receipts_app.command("verify")
 def verify(context: typer.Context, kit: KitOption = None, site: SiteOption = None) -> None:
     """Check every receipt against its neighbours and the ledger; exit code 5 if one is amiss."""
-    from client.ledger import read_ledger
-    from client.receipts import verify as verify_receipts
+    from client.authority.ledger import read_ledger
+    from client.authority.receipts import verify as verify_receipts
 
     if kit is None and site is None:
         kit, site = context.obj  # they may stand before the word `verify`, too

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
-from client import approvals
-from client.admission import Admission
-from client.books import Books, open_books
-from client.frames import header
+from client.authority import approvals
+from client.authority.admission import Admission
+from client.authority.books import Books, open_books
 from client.kit import SiteKit
-from client.listener import Answer, Asking, Listener, Said, serve_link
+from client.link.frames import header
+from client.link.listener import Answer, Asking, Listener, Said, serve_link
 from client.monitor import DONE, SiteMetrics
 from client.notices import announce, warn, write_log
 from client.opening import Opened

@@ -11,9 +11,9 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
-from client import approvals
+from client.authority import approvals
+from client.authority.ledger import Ledger
 from client.kit import SiteKit, expiring
-from client.ledger import Ledger
 from client.site import Site
 from common.durable import storage_checked
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from client.agent import Agent
-from client.books import Books
+from client.authority.books import Books
 from client.data.cohort import empty_cohort, open_cohort
 from client.data.prepare import current_generation, prepare, prepared_folder
 from client.site import Site

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny
 
-from client.hours import check_window
+from client.authority.hours import check_window
 from common import catalogue
 from common.errors import SettingError
 from common.orders import OrderKind

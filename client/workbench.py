@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.agent import Agent, code_of
-from client.listener import Asking, Said
+from client.link.listener import Asking, Said
 from client.opening import Opened
 from common.arrays import Arrays
 from common.errors import Refusal

@@ -11,12 +11,12 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from client import approvals, hours
-from client.consent import consent
+from client.authority import approvals, hours
+from client.authority.consent import consent
 from client.data.check import check
 from client.examinations.finding import CannotTellError, Finding, bad, good, literal, note
 from client.kit import SiteKit
-from client.link import TLS_NAME, unix_address
+from client.link.caller import TLS_NAME, unix_address
 from client.site import Site
 from common.errors import CallosumError, DataError, SettingError
 from common.study import Study

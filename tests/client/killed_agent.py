@@ -23,12 +23,12 @@ from pathlib import Path
 
 import torch
 
-from client import ledger as client_ledger
 from client.agent import Agent
-from client.books import digest_of_answer, open_books
+from client.authority import ledger as client_ledger
+from client.authority.books import digest_of_answer, open_books
+from client.authority.ledger import read_ledger
+from client.authority.receipts import read_receipts, verify
 from client.data.cohort import open_cohort
-from client.ledger import read_ledger
-from client.receipts import read_receipts, verify
 from client.site import load_site
 from common.network import arrays_of, build
 from common.orders import Order, digest_of

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from client.listener import Answer, Asking, Said, serve_link
+from client.link.listener import Answer, Asking, Said, serve_link
 
 
 def peak_bytes() -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client import approvals
-from client.admission import Admission
-from client.approvals import approve, pause, study_of
-from client.ledger import Ledger
+from client.authority import approvals
+from client.authority.admission import Admission
+from client.authority.approvals import approve, pause, study_of
+from client.authority.ledger import Ledger
 from client.site import Site, load_site
 from common.errors import SENTENCES, Refusal, StorageError
 from common.orders import Order

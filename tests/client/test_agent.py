@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from client import agent as client_agent
-from client import approvals
 from client.agent import Agent
-from client.books import digest_of_answer, open_books
-from client.receipts import read_receipts, verify
+from client.authority import approvals
+from client.authority.books import digest_of_answer, open_books
+from client.authority.receipts import read_receipts, verify
 from common.errors import SENTENCES, DataError, Refusal, StorageError
 from common.network import arrays_of, build, plan_of
 from common.orders import Order, digest_of

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from client import approvals
-from client.approvals import approve, approved, pause, paused, resume, revoke, study_of
+from client.authority import approvals
+from client.authority.approvals import approve, approved, pause, paused, resume, revoke, study_of
 from client.site import Site, load_site
 from common.errors import SettingError
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from client import cli
-from client.approvals import approved, paused, study_of
-from client.books import Books, open_books
-from client.consent import consent
+from client.authority.approvals import approved, paused, study_of
+from client.authority.books import Books, open_books
+from client.authority.consent import consent
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site

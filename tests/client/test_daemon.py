@@ -32,20 +32,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from prometheus_client import CollectorRegistry
 
 from client import agent as client_agent
-from client import approvals
 from client import opening as client_opening
-from client.admission import Admission
-from client.books import open_books
+from client.authority import approvals
+from client.authority.admission import Admission
+from client.authority.books import open_books
+from client.authority.ledger import read_ledger
+from client.authority.receipts import read_receipts
 from client.daemon import Daemon, npy_parts, serve
-from client.frames import METHOD, chunks, header
 from client.kit import SiteKit, open_kit
-from client.ledger import read_ledger
-from client.link import ask, unix_address
-from client.listener import serve_link
+from client.link.caller import ask, unix_address
+from client.link.frames import METHOD, chunks, header
+from client.link.listener import serve_link
 from client.monitor import SiteMetrics
 from client.notices import announce
 from client.opening import Opened
-from client.receipts import read_receipts
 from client.site import load_site
 from client.workbench import MOST_ORDERS
 from common.errors import Refusal, SettingError, StorageError

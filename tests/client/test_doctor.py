@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from client import approvals, doctor
+from client import doctor
+from client.authority import approvals
 from client.examinations import (
     finding,
     gpu,
 )
 from client.examinations.finding import Finding
 from client.kit import SiteKit, open_kit
-from client.listener import serve_link
+from client.link.listener import serve_link
 from client.site import load_site
 from tests.client.loopback import Door, port_of, signed, told
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import tomli_w
 
-from client import approvals
+from client.authority import approvals
 from client.examinations import (
     installation,
     readiness,
 )
 from client.examinations.finding import CannotTellError
 from client.kit import SiteKit, open_kit
-from client.listener import serve_link
+from client.link.listener import serve_link
 from client.site import load_site
 from deploy.consortium import consortium_template
 from deploy.provision import provision

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.egress import inspect
+from client.authority.egress import inspect
 from client.site import Policy
 from common.errors import Refusal
 from common.network import arrays_of, build, plan_of

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from client.ledger import NOTHING, Head, Ledger, read_ledger
+from client.authority.ledger import NOTHING, Head, Ledger, read_ledger
 from common.errors import FolderError, Refusal, StorageError
 from common.orders import Order
 

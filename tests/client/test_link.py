@@ -28,10 +28,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.frames import CHUNK, METHOD, MOST_BYTES, SERVICE, chunks, gather, header
 from client.kit import TlsFiles
-from client.link import ask, unix_address
-from client.listener import Answer, Asking, Handler, serve_link
+from client.link.caller import ask, unix_address
+from client.link.frames import CHUNK, METHOD, MOST_BYTES, SERVICE, chunks, gather, header
+from client.link.listener import Answer, Asking, Handler, serve_link
 from common.errors import FolderError, Refusal, SettingError
 from common.signing import Sealed
 
@@ -102,9 +102,9 @@ def test_order_and_report_arrive_as_they_were_sent(served):
 def test_courier_imports_neither_torch_nor_the_agent():
     """The courier runs for every site in little memory, and has nothing that could touch data."""
     code = (
-        "import sys, client.link\n"
+        "import sys, client.link.caller\n"
         "print([m for m in sys.modules if m.partition('.')[0] in ('torch', 'flwr') or m in "
-        "('client.agent', 'client.listener', 'client.daemon', 'client.site')])"
+        "('client.agent', 'client.link.listener', 'client.daemon', 'client.site')])"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.strip() == "[]", found.stderr
@@ -144,7 +144,7 @@ def test_courier_sends_no_array_before_it_is_asked_to(served, monkeypatch):
         return chunks(parts)
 
     address = served(admit_slowly)
-    monkeypatch.setattr("client.link.chunks", noted)
+    monkeypatch.setattr("client.link.caller.chunks", noted)
     assert ask(address, None, SEALED, ARRAYS, 5)[1] == ARRAYS
     assert times == ["admitted", "sending"]
 
@@ -159,7 +159,7 @@ def test_report_may_come_before_all_arrays_were_read(served, read, monkeypatch):
             sent.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr("client.link.chunks", counted)
+    monkeypatch.setattr("client.link.caller.chunks", counted)
 
     def half(asking: Asking) -> Iterator[Any]:
         yield "send"
@@ -745,7 +745,7 @@ def test_arrays_are_held_once_at_each_end(tmp_path, agent_process):
         "import sys, time\n"
         "sys.path.insert(0, 'tests/client')\n"
         "from plain_agent import peak_bytes\n"
-        "from client.link import ask\n"
+        "from client.link.caller import ask\n"
         "from common.signing import Sealed\n"
         f"address = {unix_address(socket)!r}\n"
         "idle = [peak_bytes(), int(ask(address, None, Sealed('peak', ''), [], 5)[0])]\n"

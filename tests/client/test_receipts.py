@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client import receipts as client_receipts
-from client.ledger import NOTHING, Head, Ledger
-from client.receipts import Receipts, departure, read_receipts, verify
+from client.authority import receipts as client_receipts
+from client.authority.ledger import NOTHING, Head, Ledger
+from client.authority.receipts import Receipts, departure, read_receipts, verify
 from common.errors import FolderError, StorageError
 from common.orders import Measurement, Order, Report, refuse
 

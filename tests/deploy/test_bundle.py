@@ -23,7 +23,8 @@ from deploy.bundle import bundle_files, stage
 ROOT = Path(__file__).parents[2]
 INSTALLED = sysconfig.get_paths()["purelib"]
 COURIER = [
-    "client/__init__.py", "client/app.py", "client/frames.py", "client/kit.py", "client/link.py",
+    "client/__init__.py", "client/app.py", "client/kit.py",
+    "client/link/__init__.py", "client/link/caller.py", "client/link/frames.py",
 ]  # fmt: skip
 
 
@@ -112,7 +113,7 @@ print(json.dumps({
     assert found["app"] is True
     assert found["heavy"] == []
     assert found["agent"] == []
-    assert {"client.app", "client.link", "common.wire"} < found["ours"].keys()
+    assert {"client.app", "client.link.caller", "common.wire"} < found["ours"].keys()
     assert all(Path(place).is_relative_to(unpacked) for place in found["ours"].values())
 
 

@@ -175,7 +175,7 @@ def at_work(there: Standing, run: Path, number: int) -> bool:
 
 
 def spent(state: Path) -> int:
-    from client.ledger import read_ledger
+    from client.authority.ledger import read_ledger
 
     path = state / "ledger.sqlite"
     return len(read_ledger(path).exposures) if path.exists() else 0

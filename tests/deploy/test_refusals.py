@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tomli_w import dumps
 
-from client.ledger import read_ledger
-from client.link import ask, unix_address
-from client.receipts import read_receipts
+from client.authority.ledger import read_ledger
+from client.authority.receipts import read_receipts
+from client.link.caller import ask, unix_address
 from common.network import arrays_of, build
 from common.orders import Order, digest_of
 from common.signing import Sealed, read_private_key, seal

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import grpc
 
-from client.frames import METHOD, chunks, gather, header, read_header, sizes_of, text_of
 from client.kit import TlsFiles
+from client.link.frames import METHOD, chunks, gather, header, read_header, sizes_of, text_of
 from common.errors import SENTENCES, Refusal, SettingError
 from common.signing import Sealed
 

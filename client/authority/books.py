@@ -10,9 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Self
 
-from client import receipts
-from client.ledger import SPENDING, Ledger
-from client.receipts import Receipts
+from client.authority import receipts
+from client.authority.ledger import SPENDING, Ledger
+from client.authority.receipts import Receipts
 from client.site import Site
 from common.arrays import Arrays
 from common.orders import Order, Report, digest_of

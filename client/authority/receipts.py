@@ -23,8 +23,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from client.egress import size_of
-from client.ledger import NOTHING, Head, Ledger
+from client.authority.egress import size_of
+from client.authority.ledger import NOTHING, Head, Ledger
 from common.arrays import Arrays
 from common.durable import storage_checked, sync_folder, write_atomically
 from common.errors import FolderError

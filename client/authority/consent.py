@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from client.ledger import read_ledger
+from client.authority.ledger import read_ledger
 from client.site import Site
 from common.errors import SettingError
 from common.explain import travelling_bytes

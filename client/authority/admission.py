@@ -13,9 +13,9 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from client import approvals
-from client.hours import open_at
-from client.ledger import SPENDING, Ledger
+from client.authority import approvals
+from client.authority.hours import open_at
+from client.authority.ledger import SPENDING, Ledger
 from client.site import Site
 from common.code import agreed_digest
 from common.errors import Refusal, StorageError

@@ -19,7 +19,9 @@ from typing import Any, Final, Literal
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from client.frames import (
+from client.kit import TlsFiles
+from client.link.caller import Watch, read_file, unix_address
+from client.link.frames import (
     SERVICE,
     Sizes,
     chunks,
@@ -29,8 +31,6 @@ from client.frames import (
     sizes_of,
     text_of,
 )
-from client.kit import TlsFiles
-from client.link import Watch, read_file, unix_address
 from common.errors import FolderError, Refusal, SettingError
 from common.signing import Sealed
 
