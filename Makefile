@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
 
 test: $(READY)
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 3 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow

@@ -732,7 +732,7 @@ def test_kit_of_another_site_is_refused(station, monkeypatch):
     here = station()
     file = here.kit.folder / "kit.toml"
     file.write_text(file.read_text().replace('name = "alpha"', 'name = "beta"'))
-    monkeypatch.setattr("client.daemon._told_to_stop", threading.Event)
+    monkeypatch.setattr("client.daemon.told_to_stop", threading.Event)
     with pytest.raises(SettingError, match="the kit is for beta"):
         serve(open_kit(here.kit.folder), socket=None, listen=None, metrics=None)
 

