@@ -59,10 +59,12 @@ def check(study: StudyFile, kit: KitOption = None, site: SiteOption = None) -> N
 
     Without --kit and --site the site file is site.toml in this folder.
     """
+    from client.authority.consent import check_data_kind
     from client.data.check import check as check_data
     from common.study import load_study
 
     agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
+    check_data_kind(own, agreed)
     found = check_data(agreed, own)
     print(f"{own.name} ({own.role}): {found.participants} participants, {found.scans} scans")
     for name, count in found.targets.items():
@@ -89,11 +91,13 @@ def prepare(
 
     Without --kit and --site the site file is site.toml in this folder.
     """
+    from client.authority.consent import check_data_kind
     from client.data.cohort import open_cohort
     from client.data.prepare import prepare as prepare_data
     from common.study import load_study
 
     agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
+    check_data_kind(own, agreed)
     total = len(agreed.kind.find(agreed.data, own.data, own.root).sources)
     with track(f"{own.name}: preparing, scans", total) as advance:
         folder = prepare_data(agreed, own, workers=workers or None, advance=advance)

@@ -11,6 +11,7 @@ import sys
 import time
 from logging import getLogger
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from flwr.app import Context, Message
@@ -32,6 +33,7 @@ from client.app import app
 
 _log = getLogger("callosum.courier")
 _POLL_S: Final = 0.1
+_MOST: Final = 8
 _CLAIM: Final = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -48,12 +50,18 @@ def carry_all(runtime: str, secret: bytes) -> None:
         retry_invoker=make_simple_http_retry_invoker(),
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    carrying: list[Thread] = []
     while True:
         found = claims.AcquireTask(request)
-        if found.HasField("task") and found.token:
-            _carry_one(runtime, found.token)
-        else:
+        if not found.HasField("task") or not found.token:
             time.sleep(_POLL_S)
+            continue
+        # a thread each: a message whose run was stopped is waited for in vain, for an hour
+        carrying = [thread for thread in carrying if thread.is_alive()]
+        if len(carrying) >= _MOST:
+            raise SystemExit("too many messages never came whole; the courier starts anew")
+        carrying.append(Thread(target=_carry_one, args=(runtime, found.token), daemon=True))
+        carrying[-1].start()
 
 
 def _carry_one(runtime: str, token: str) -> None:

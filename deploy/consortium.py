@@ -39,8 +39,13 @@ data = "t1w"
 
 [[sites]]
 name = "hospital-c"
+role = "train"
+data = "t1w"
+
+[[sites]]
+name = "hospital-d"
 role = "heldout"               # only judges
-data = "features"
+data = "t1w"
 """
 
 Days = Annotated[int, Field(ge=1, le=36_500)]

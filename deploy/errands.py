@@ -68,8 +68,9 @@ class Errands:
 
     def interrupt(self, control: Control) -> None:
         """End the present attempts; each run is handed over anew."""
+        going = control.going()
         for errand in self.known.values():
-            if errand.flower is not None:
+            if errand.flower is not None and errand.flower in going:
                 control.stop(errand.flower)
 
     def _drive(

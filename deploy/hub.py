@@ -46,7 +46,7 @@ class Hub:
     control: Control | None = None
     nodes: dict[str, int] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
-    admitted: int = 0  # when the kit's list of sites that was last acted on was written
+    admitted: dict[Path, int] = field(default_factory=dict)  # when what was acted on was written
 
     def tick(self) -> None:
         """Look after processes, nodes and runs once."""
@@ -89,12 +89,13 @@ class Hub:
         """A new SuperLink knows no node and no run."""
         if self.control is not None:
             self.control.close()
-        self.control, self.nodes, self.admitted = None, {}, 0
+        self.control, self.nodes, self.admitted = None, {}, {}
         self.errands.forget()
 
     def _admit(self, control: Control) -> None:
         """Let in whom the kit names, with the key that it holds, and nobody else."""
-        written = self.kit.file.stat().st_mtime_ns
+        files = (self.kit.file, *self.kit.nodes.glob("*.pub"))
+        written = {file: file.stat().st_mtime_ns for file in files}
         if written == self.admitted:
             return
         self.kit = open_hub(self.kit.folder)

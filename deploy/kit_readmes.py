@@ -30,7 +30,8 @@ callosum-site approve study.toml --kit .
 ```
 
 4. Start the agent as the first user and the courier as the second. They run for weeks; either may
-   be restarted at any moment.
+   be restarted at any moment. Between the two lies a socket in `run`: make that folder beforehand,
+   owned by the first user and a group that both are in (`install -d -m 2750 -o USER -g GROUP run`).
 
 ```sh
 callosum-site serve --kit .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table as RichTable
 
 from common.durable import write_atomically
-from common.errors import FolderError
+from common.errors import SENTENCES, FolderError
 from common.progress import console, say
 
 study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.")
@@ -65,6 +66,10 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
         for record in branch.records():
             table.add_row(*row_of(record, run.study.pretraining.rounds))
         console.print(table)
+    for path in sorted(folder.rglob("refused.json")):
+        for site, code in json.loads(path.read_text()).items():
+            phase = path.parent.relative_to(folder)
+            say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
     state = state_of(folder)
     if state:
         error = state.get("error")

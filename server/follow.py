@@ -74,8 +74,8 @@ def row_of(record: dict[str, Any], rounds: int) -> tuple[str, ...]:
 def _present(progress: dict[str, Any]) -> tuple[str, ...]:
     if not progress:
         return ("starting", "", "", "", "", "")
-    answered = progress.get("answered", {})
-    waiting = [site for site in progress.get("asked", []) if site not in answered]
+    answered, refused = progress.get("answered", {}), progress.get("refused", {})
+    waiting = [site for site in progress.get("asked", []) if site not in refused | answered]
     title = " ".join(str(progress.get(key, "")) for key in ("phase", "task", "init")).strip()
     if progress.get("round"):
         title = f"{progress.get('model')}: round {progress['round']} of {progress.get('rounds')}"
@@ -84,7 +84,7 @@ def _present(progress: dict[str, Any]) -> tuple[str, ...]:
     return (
         title,
         (", ".join(answered) or "nobody yet") + missing,
-        ", ".join(f"{site}: {code}" for site, code in progress.get("refused", {}).items()),
+        ", ".join(f"{site}: {code}" for site, code in refused.items()),
         f"{max((about['seconds'] for about in answered.values()), default=0):.1f}",
         f"{size:.1f}",
         "",

@@ -168,6 +168,11 @@ def write_federation(
     return made
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that mostly wait for real processes go first, so that no worker waits alone at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_deployment.py", "test_kill.py"))
+
+
 @pytest.fixture
 def federation(tmp_path: Path) -> Callable[..., Federation]:
     """Write a `features` federation: `federation({"pretraining.rounds": 5}, lacks=...)`."""

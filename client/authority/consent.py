@@ -53,12 +53,17 @@ def consent(site: Site, study: Study) -> Consent:
     return Consent(tuple(lines), size)
 
 
-def _check_part(site: Site, study: Study) -> None:
+def check_data_kind(site: Site, study: Study) -> None:
+    """Refuse a study about another kind of data than the site's."""
     kind, own = study.data.kind, site.data.kind  # type: ignore[attr-defined]
     if kind != own:
         raise SettingError(
             f'{study.name} is about data of kind "{kind}"; data.kind is "{own}" ({site.file})'
         )
+
+
+def _check_part(site: Site, study: Study) -> None:
+    check_data_kind(site, study)
     if site.name in study.sites.train and site.role == "heldout":
         raise SettingError(
             f'{study.name} wants {site.name} to train; role is "heldout" and the site decides '

@@ -59,6 +59,7 @@ calm = digest()
 """
 
 
+@pytest.mark.slow
 def test_one_byte_in_any_agreed_file_is_another_digest(copied: Ask) -> None:
     """A site whose metrics or mask differ in a single digit would give numbers of its own."""
     found = copied(

@@ -448,6 +448,7 @@ def age_errors(anatomy: Anatomy, seed: int, strength: float) -> tuple[Floats, Fl
     return np.concatenate(known_errors), np.concatenate(unseen_errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_gap_to_unseen_sites_grows_from_zero_with_strength(anatomy: Anatomy, seed: int) -> None:
     """Without site effects an unseen site is as easy as a known one.
@@ -583,6 +584,7 @@ def gain(anatomy: Anatomy, seed: int, weights: Floats, centre: Floats, shared: b
     return np.array(gains)
 
 
+@pytest.mark.slow
 def test_pretraining_helps_only_where_disease_and_phenotypes_share_modes(anatomy: Anatomy) -> None:
     """The negative control.
 

@@ -24,6 +24,7 @@ from common.wire import npy_bytes
 from tests.conftest import FEATURES, overridden, write_table_site
 from tests.deploy.standing import Standing, removed, short_folder, standing, until
 
+pytestmark = pytest.mark.slow  # the quick suite asks the same of a daemon in the test process
 HOUR_S = 3600.0
 
 

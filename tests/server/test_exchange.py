@@ -324,6 +324,7 @@ def test_others_are_heard_while_one_rests(census, stage):
     assert heard[2] > 25
 
 
+@pytest.mark.slow
 def test_a_site_may_be_away_for_a_day(census, stage):
     """A study whose sites work at night has a time limit of many hours."""
     census.exchange._time_limit_s = 24 * 3600.0
