@@ -117,6 +117,7 @@ print(json.dumps({
     assert all(Path(place).is_relative_to(unpacked) for place in found["ours"].values())
 
 
+@pytest.mark.slow
 def test_the_serverapp_stands_on_the_bundle_alone(unpacked: Path) -> None:
     """What it imports only when a phase needs it is in the bundle, too."""
     found = isolated(
