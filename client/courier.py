@@ -33,7 +33,7 @@ from client.app import app
 
 _log = getLogger("callosum.courier")
 _POLL_S: Final = 0.1
-_MOST: Final = 8
+_MOST_AT_ONCE: Final = 8  # a SuperNode gives one; the others wait for what never comes
 _CLAIM: Final = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -58,7 +58,7 @@ def carry_all(runtime: str, secret: bytes) -> None:
             continue
         # a thread each: a message whose run was stopped is waited for in vain, for an hour
         carrying = [thread for thread in carrying if thread.is_alive()]
-        if len(carrying) >= _MOST:
+        if len(carrying) >= _MOST_AT_ONCE:
             raise SystemExit("too many messages never came whole; the courier starts anew")
         carrying.append(Thread(target=_carry_one, args=(runtime, found.token), daemon=True))
         carrying[-1].start()

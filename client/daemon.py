@@ -14,13 +14,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
-from numpy.typing import NDArray
+from typing import Final
 
 from client.authority import approvals
 from client.authority.admission import Admission
@@ -37,7 +32,9 @@ from common.arrays import Arrays
 from common.errors import Refusal, SettingError
 from common.orders import Order, Report, refuse
 from common.signing import Envelope, read_envelope, read_public_keys
+from common.study import Study
 from common.supervision import told_to_stop
+from common.wire import npy_parts
 
 _GRACE_S: Final = 10.0
 _LOOK_S: Final = 5.0  # between looks at what a person may have changed
@@ -105,7 +102,11 @@ class Daemon:
             study = self._admission.study_of(order.study)
             if study is None:
                 raise Refusal("STUDY_UNKNOWN", "its approval was revoked a moment ago")
-            report, arrays = yield from self._bench.carry_out(order, study, asking, visit.phases)
+            (report, arrays), joined = yield from self._bench.carry_out(
+                order, study, asking, visit.phases
+            )
+            if joined:  # the agent has entered one departure; this is another
+                self._enter_again(order, study, report, arrays)
         except Refusal as refusal:
             report, arrays = self._decline(order, refusal), {}
         yield from self._hand_over(envelope, report, arrays, visit)
@@ -148,6 +149,14 @@ class Daemon:
         except Exception:  # noqa: BLE001  a full disk, say; the coordinator must hear that much
             _log.exception("%s leaves without a receipt", refusal.code)
         return report
+
+    def _enter_again(self, order: Order, study: Study, report: Report, arrays: Arrays) -> None:
+        if report.refusal:
+            self._books.decline(order, study.name, report)
+        elif approvals.paused(self._site) is not None:
+            raise Refusal("PAUSED", "the answer is kept until the same order is sent again")
+        else:
+            self._books.depart(order, study.name, report, arrays)
 
     def _enter_unread(self, refusal: Refusal) -> None:
         size = len(header(refusal=refusal.code))
@@ -237,14 +246,6 @@ def serve(kit: SiteKit, *, socket: Path | None, listen: str | None, metrics: str
             logging.shutdown()
             os._exit(0)  # a training step cannot be interrupted; whatever is on disk is whole
     _log.info("stopped")
-
-
-def npy_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
-    """An array as NumPy's npy 1.0: its header, and its own memory without a copy."""
-    plain = np.asarray(array, order="C")
-    stream = BytesIO()
-    write_array_header_1_0(stream, header_data_from_array_1_0(plain))
-    return stream.getvalue(), plain.reshape(-1).view(np.uint8).data
 
 
 _LEFT: Final = "; nobody is there to take it"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from cryptography import x509
 from pydantic import AfterValidator, Field
@@ -81,6 +81,7 @@ def _checked_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_checked_address)]
 Role = Literal["train", "heldout"]
+Kit = TypeVar("Kit", bound=Table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +158,16 @@ def open_kit(folder: Path) -> SiteKit:
     SettingError
         Naming every fault with its key, line and remedy.
     """
-    file = folder / "kit.toml"
+    return read_kit(SiteKit, folder / "kit.toml")
+
+
+def read_kit(model: type[Kit], file: Path) -> Kit:
+    """A site's or a hub's kit from its file; `folder` is where the file lies, and no key of it."""
     table = read_toml(file)
     if "folder" in table:
         raise SettingError(f"folder is not a known key ({file}{line_of(file, 'folder')})")
     # absolute, because daemons and what they start work in other folders
-    return checked(SiteKit, {**table, "folder": folder.absolute()}, file=file)
+    return checked(model, {**table, "folder": file.parent.absolute()}, file=file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from common.errors import SENTENCES, SettingError
 from common.orders import PROTOCOL, OrderKind
 
 DONE: Final = "done"
-PHASES: Final = ("queue", "prepare", "receive", "work", "egress", "send")
+PHASES: Final = ("queue", "prepare", "receive", "work", "send")
 _KINDS: Final = get_args(OrderKind)
 _OTHER: Final = "other"  # a kind or phase that nobody documented: counted, never repeated
 

@@ -20,23 +20,34 @@ from common.durable import write_secret
 from common.supervision import Child, told_to_stop
 
 _TICK_S: Final = 0.5
-FLOWER_SWITCHES: Final = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "NO_PROXY": "127.0.0.1,localhost",  # httpx would ask a hospital's proxy for its own loopback
-}
+_NO_PROXY: Final = ("NO_PROXY", "no_proxy")
 
 
-def run_node(kit: SiteKit, *, agent: str = "", hub: str = "", folder: Path | None = None) -> None:
+def flower_environment(home: Path) -> dict[str, str]:
+    """What Flower's programs are started with: our own beside them, nothing told to anybody."""
+    programs, path = Path(sys.executable).parent, os.environ.get("PATH", "")
+    # httpx would ask a hospital's proxy for its own loopback; what is excepted already stays so
+    excepted = {os.environ[name] for name in _NO_PROXY if os.environ.get(name)}
+    direct = ",".join([*sorted(excepted), "127.0.0.1", "localhost"])
+    return {
+        **os.environ,
+        **dict.fromkeys(_NO_PROXY, direct),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(home),
+        "PATH": f"{programs}{os.pathsep}{path}",
+    }
+
+
+def run_node(kit: SiteKit, *, agent: str = "", hub: str = "") -> None:
     """Serve as a Flower node until told to stop.
 
     Parameters
     ----------
     agent : the agent's address, ``unix:/path`` or ``host:port``; empty takes the kit's socket
     hub : overrides the hub's address of the kit
-    folder : where the courier keeps its logs; below the kit if not given
     """
-    folder = folder or kit.folder / "courier" / "run"
+    folder = kit.folder / "courier" / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     children = _children(kit, agent or f"unix:{kit.socket}", hub or kit.hub, folder)
     stop = told_to_stop()
@@ -56,12 +67,7 @@ def _children(kit: SiteKit, agent: str, hub: str, folder: Path) -> list[Child]:
     keys = "" if agent.startswith("unix:") else str(kit.folder)
     config = f'agent="{agent}" kit="{keys}"'
     programs = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        **FLOWER_SWITCHES,
-        "FLWR_HOME": str(folder / "flower"),
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    environment = flower_environment(folder / "flower")
     supernode = [
         str(programs / "flower-supernode"),
         *("--superlink", hub),

@@ -69,8 +69,10 @@ class Workbench:
 
     def carry_out(
         self, order: Order, study: Study, asking: Asking, phases: Phases
-    ) -> Generator[Said, None, Outcome]:
-        """The answer to `order`, and seconds by phase; meanwhile, what to tell the courier.
+    ) -> Generator[Said, None, tuple[Outcome, bool]]:
+        """The answer to `order`, and whether it joined work begun for another delivery of it.
+
+        Meanwhile it says what to tell the courier, and fills in `phases` by seconds.
 
         Raises
         ------
@@ -92,7 +94,7 @@ class Workbench:
             if outcome is not None:
                 if not mine:
                     phases["queue"] = time.monotonic() - since
-                return outcome
+                return outcome, not mine
 
     def close(self) -> bool:
         """Begin no more work; False if some is still under way."""

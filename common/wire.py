@@ -18,7 +18,12 @@ from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from numpy.lib.format import read_array_header_1_0, read_magic
+from numpy.lib.format import (
+    header_data_from_array_1_0,
+    read_array_header_1_0,
+    read_magic,
+    write_array_header_1_0,
+)
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -46,7 +51,11 @@ _TYPES: Final = frozenset(_CODES)
 
 def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Named arrays as Flower carries them; make it once for a round and pack it for every site."""
-    return ArrayRecord({name: Array(np.asarray(a, order="C")) for name, a in arrays.items()})
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        shape = tuple(array.shape)
+        record[name] = Array(str(array.dtype), shape, "numpy.ndarray", npy_bytes(array))
+    return record
 
 
 def pack_order(sealed: Sealed, arrays: ArrayRecord) -> RecordDict:
@@ -100,9 +109,17 @@ def forward(text: str, arrays: Iterable[tuple[str, bytes]]) -> RecordDict:
     return RecordDict({_TEXT: ConfigRecord({"json": text}), _ARRAYS: record})
 
 
+def npy_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
+    """An array as NumPy's npy 1.0: its header, and its own memory without a copy."""
+    plain = np.asarray(array, order="C")
+    stream = BytesIO()
+    write_array_header_1_0(stream, header_data_from_array_1_0(plain))
+    return stream.getvalue(), plain.reshape(-1).view(np.uint8).data
+
+
 def npy_bytes(array: NDArray[Any]) -> bytes:
-    """An array as NumPy's npy 1.0, the form in which Flower carries it."""
-    return Array(np.asarray(array, order="C")).data
+    """An array as npy 1.0 in one piece, the form in which Flower carries it."""
+    return b"".join(npy_parts(array))
 
 
 def view_npy(data: bytes) -> NDArray[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import Final
 
+from common.errors import CallosumError
 from common.progress import say
 from deploy.control import Control
 from server.desk import (
@@ -22,6 +23,7 @@ from server.desk import (
 )
 from server.run import is_held
 
+_log = getLogger("callosum.hub")
 _LONGEST_REST_S: Final = 60.0
 _ABSENT_S: Final = 15.0  # longer than a ServerApp takes to start on a busy machine
 _HEALTHY_S: Final = 60.0  # an attempt that lasted this long does not count as a failed start
@@ -46,11 +48,11 @@ class Errands:
     Parameters
     ----------
     runs : the folder of run folders
-    start : hands a run to Flower with a run config; Flower's id of it
+    bundle : the app bundle that each is handed over with
     """
 
     runs: Path
-    start: Callable[[Control, Mapping[str, str]], int]
+    bundle: bytes
     known: dict[Path, Errand] = field(default_factory=dict)
 
     def drive(self, control: Control, config: Mapping[str, str]) -> None:
@@ -59,7 +61,10 @@ class Errands:
             self.known.setdefault(wanted.parent, Errand(wanted.parent))
         going = control.going() if any(errand.flower for errand in self.known.values()) else set()
         for errand in self.known.values():
-            self._drive(control, errand, going, config)
+            try:
+                self._drive(control, errand, going, config)
+            except (CallosumError, OSError) as error:  # one run's folder must not stop the others
+                _log.error("%s: %s", errand.folder.name, error)
 
     def forget(self) -> None:
         """Flower knows none of them any more."""
@@ -108,14 +113,10 @@ class Errands:
             errand.attempts = 0
         rest_s = min(2.0 ** min(errand.attempts, 9), _LONGEST_REST_S)
         errand.attempts, errand.began, errand.due = errand.attempts + 1, now, now + rest_s
-        errand.flower = self.start(control, {**config, "run": str(errand.folder.resolve())})
+        told = {**config, "run": str(errand.folder.resolve())}
+        errand.flower = control.start(self.bundle, told)
         say(f"{errand.folder.name}: handed to Flower, attempt {errand.attempts}")
         _note(errand, "running")
-
-
-def nodes_text(nodes: Mapping[str, int]) -> str:
-    """Node ids by site, as the ServerApp reads them."""
-    return json.dumps(dict(nodes))
 
 
 def _note(errand: Errand, state: State, error: str = "") -> None:
@@ -125,6 +126,5 @@ def _note(errand: Errand, state: State, error: str = "") -> None:
     stale = before.get("since", 0.0) < asked
     if stale or (before.get("state"), before.get("error"), before.get("attempts")) != now:
         note_state(errand.folder, state, attempts=errand.attempts, error=error)
-        said = before.get("state") != state or error
-        if said:
+        if before.get("state") != state or error:
             say(f"{errand.folder.name}: {state}" + (f": {error}" if error else ""))

@@ -7,7 +7,7 @@ to Flower once more; it resumes by itself.
 
 from __future__ import annotations
 
-import os
+import json
 import secrets
 import sys
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ from typing import Final
 import httpx
 
 from client.kit import certificate_end, expiring
-from client.node import FLOWER_SWITCHES
+from client.node import flower_environment
 from common.durable import write_secret
-from common.errors import SettingError
+from common.errors import CallosumError, SettingError
 from common.progress import say
 from common.study import Study
 from common.supervision import Child, told_to_stop
 from deploy.bundle import stage
 from deploy.control import Control
-from deploy.errands import Errands, nodes_text
+from deploy.errands import Errands
 from deploy.kits import HubKit, open_hub
 from deploy.monitor import HubCollector
 from server.run import alone, is_held
@@ -57,7 +57,7 @@ class Hub:
             self._admit(control)
             self.superexec.tend()
             self.online = control.online()
-            told = {"nodes": nodes_text(self.nodes), "key": str(self.kit.coordinator_key)}
+            told = {"nodes": json.dumps(self.nodes), "key": str(self.kit.coordinator_key)}
             self.errands.drive(control, told)
         except httpx.HTTPError as error:
             log = _log.warning if self.control else _log.debug  # it has not served yet
@@ -65,6 +65,8 @@ class Hub:
             if control is not self.control:
                 control.close()
             return
+        except (CallosumError, OSError) as error:  # a kit half written, a key or a run unreadable
+            _log.error("%s", error)
         self.control = control
 
     def collector(self) -> HubCollector:
@@ -122,9 +124,7 @@ def serve_hub(kit: HubKit, *, metrics: str = "") -> None:
     for certificate in expiring([kit.ca, kit.server_certificate]):
         say(f"warning: {certificate}")
     with alone(kit.folder):
-        bundle = stage(kit.app)
-        errands = Errands(kit.runs, lambda control, config: control.start(bundle, config))
-        hub = Hub(kit, *_children(kit), errands)
+        hub = Hub(kit, *_children(kit), Errands(kit.runs, stage(kit.app)))
         if metrics:
             hub.collector().serve(metrics)
         try:
@@ -169,14 +169,11 @@ def _children(kit: HubKit) -> tuple[Child, Child]:
     write_secret(secret, secrets.token_hex(32).encode())
     programs = Path(sys.executable).parent
     environment = {
-        **os.environ,
-        **FLOWER_SWITCHES,
-        "FLWR_HOME": str(kit.flower),
+        **flower_environment(kit.flower),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         # Flower's chunks of 5 MiB go back to the system when they are let go of
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
         "MALLOC_ARENA_MAX": "2",
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     superlink = [
         str(programs / "flower-superlink"),

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from client.kit import Address, Role
-from common.errors import SettingError
-from common.settings import checked, line_of, read_toml
+from client.kit import Address, Role, read_kit
 from common.study import Name
 from deploy.consortium import Hub
 
@@ -100,8 +98,4 @@ def open_hub(folder: Path) -> HubKit:
     SettingError
         Naming every fault with its key, line and remedy.
     """
-    file = folder / "hub.toml"
-    table = read_toml(file)
-    if "folder" in table:
-        raise SettingError(f"folder is not a known key ({file}{line_of(file, 'folder')})")
-    return checked(HubKit, {**table, "folder": folder.absolute()}, file=file)
+    return read_kit(HubKit, folder / "hub.toml")

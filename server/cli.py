@@ -54,8 +54,8 @@ def show_keys() -> None:
 
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
-    from server.desk import state_of
-    from server.follow import row_of
+    from server.desk import read_state_file, state_of
+    from server.follow import present_of, row_of
     from server.run import read_run
 
     run = read_run(folder)
@@ -71,6 +71,9 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
     state = state_of(folder)
+    if state.get("state") == "running":
+        title, answered, *_ = present_of(read_state_file(folder / "progress.json"))
+        say(f"now: {title}: {answered}")
     if state:
         error = state.get("error")
         say(f"the hub says: {state.get('state')}" + (f": {error}" if error else ""))

@@ -53,7 +53,7 @@ def table_of(run: Run, state: dict[str, Any], *, hub_lives: bool) -> Table:
         found.add_row(*row_of(record, run.study.pretraining.rounds))
     found.add_section()
     if state.get("state") not in _OVER:
-        found.add_row(*_present(read_state_file(run.folder / "progress.json")))
+        found.add_row(*present_of(read_state_file(run.folder / "progress.json")))
     return found
 
 
@@ -71,7 +71,8 @@ def row_of(record: dict[str, Any], rounds: int) -> tuple[str, ...]:
     )
 
 
-def _present(progress: dict[str, Any]) -> tuple[str, ...]:
+def present_of(progress: dict[str, Any]) -> tuple[str, ...]:
+    """The exchange that is going on as a line of a table."""
     if not progress:
         return ("starting", "", "", "", "", "")
     answered, refused = progress.get("answered", {}), progress.get("refused", {})

@@ -29,6 +29,7 @@ import tomli_w
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import Array
 from prometheus_client import CollectorRegistry
 
 from client import agent as client_agent
@@ -38,7 +39,7 @@ from client.authority.admission import Admission
 from client.authority.books import open_books
 from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts
-from client.daemon import Daemon, npy_parts, serve
+from client.daemon import Daemon, serve
 from client.kit import SiteKit, open_kit
 from client.link.caller import ask, unix_address
 from client.link.frames import METHOD, chunks, header
@@ -53,7 +54,7 @@ from common.network import arrays_of, build
 from common.orders import Order, Report, digest_of, read_report
 from common.signing import Sealed, read_private_key, seal
 from common.study import load_study
-from common.wire import npy_bytes, view_npy
+from common.wire import npy_bytes, npy_parts, view_npy
 from deploy.provision import provision
 
 ROOT = Path(__file__).parents[2]
@@ -243,7 +244,7 @@ def test_trained_arrays_come_back_without_a_copy_or_a_changed_bit():
         np.zeros((0, 3), np.int64),
         np.ones(1, np.float16),
     ):
-        assert b"".join(npy_parts(np.asarray(array))) == npy_bytes(array)
+        assert npy_bytes(np.asarray(array)) == Array(np.asarray(array, order="C")).data
     large = np.arange(1000.0)
     _, body = npy_parts(large)
     assert np.shares_memory(np.frombuffer(body), large)
@@ -366,6 +367,7 @@ def test_same_order_asked_twice_at_once_is_worked_on_once(station, gate):
         assert all(same(each, found[0]) for each in found)
         assert found[0][0].refusal == ""
         assert len(gate.trained) == here.exposures == 1
+        assert [receipt["refusal"] for receipt in here.receipts] == ["", "", ""]  # each left
 
 
 def test_joining_does_not_wait_behind_other_orders(station, gate):
