@@ -15,8 +15,8 @@ from flwr.clientapp import ClientApp
 from client.kit import open_kit
 from client.link.caller import ask
 from common.errors import Refusal
-from common.orders import declined
-from common.wire import forward, unpack_sealed
+from common.protocol.orders import declined
+from common.protocol.wire import forward, unpack_sealed
 
 _PATIENCE_S: Final = 600.0  # an agent that is being updated or restarted is away for minutes
 

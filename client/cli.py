@@ -13,10 +13,10 @@ import click
 import typer
 
 from client.site import Site
-from common import command
-from common.durable import write_atomically
 from common.errors import DataError, FolderError
-from common.progress import say, track
+from common.runtime import command
+from common.runtime.durable import write_atomically
+from common.runtime.progress import say, track
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -272,8 +272,8 @@ def serve(
 ) -> None:
     """Run the agent: the process that has the data and answers orders."""
     command.fix_allocator(sys.orig_argv)
-    from client.daemon import serve as serve_agent
     from client.kit import open_kit
+    from client.service.daemon import serve as serve_agent
 
     serve_agent(open_kit(kit), socket=socket, listen=listen, metrics=metrics)
 
@@ -287,8 +287,8 @@ def node(
     hub: Annotated[str, typer.Option(help="HOST:PORT of the hub; without: the kit's.")] = "",
 ) -> None:
     """Run Flower's SuperNode and the courier: they carry orders to the agent and have no data."""
+    from client.courier.node import run_node
     from client.kit import open_kit
-    from client.node import run_node
 
     run_node(open_kit(kit), agent=agent, hub=hub)
 
@@ -308,11 +308,11 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine this machine, its connection and its kit; each finding says what to do."""
-    from client import doctor
+    from client.doctor import checkup
 
-    found = doctor.consult(kit, study, agent=agent)
-    print((doctor.as_json if as_json else doctor.format_page)(found, share=share))
-    code = doctor.exit_code(found.findings)
+    found = checkup.consult(kit, study, agent=agent)
+    print((checkup.as_json if as_json else checkup.format_page)(found, share=share))
+    code = checkup.exit_code(found.findings)
     if code:
         raise typer.Exit(code)
 

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny
 
-from client.authority.hours import check_window
+from client.hours import check_window
 from common import catalogue
 from common.errors import SettingError
-from common.orders import OrderKind
+from common.protocol.orders import OrderKind
 from common.settings import Table, checked, line_of, read_toml
 from common.study import Name
 

@@ -7,7 +7,7 @@ site, where scores are at hand, `exact` is. Intervals resample participants, nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -70,6 +70,22 @@ def sound(target: Target, sums: Sequence[float]) -> bool:
 def n_of(target: Target, sums: Counts) -> int:
     """Labelled samples behind `sums`."""
     return int(sums[0] if target.kind == "regression" else sums.sum())
+
+
+def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, Counts]:
+    """Sum over sites the named counts that start with `prefix`, by what follows it.
+
+    >>> merged([{"loss/age": (3.0, 2.0)}, {"loss/age": (1.0, 1.0), "label/sex": (4.0,)}], "loss/")
+    {'age': array([4., 3.])}
+    """
+    total: dict[str, Counts] = {}
+    for found in by_site:
+        for name, sums in found.items():
+            if name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                array = np.array(sums, dtype=np.float64)
+                total[key] = total[key] + array if key in total else array
+    return total
 
 
 def ratios(target: Target, sums: Counts) -> dict[str, float]:

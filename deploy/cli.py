@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from common import command
-from common.progress import say, track
-from deploy import hub_cli
+from common.runtime import command
+from common.runtime.progress import say, track
+from deploy.hub import commands
 from server import cli as server_cli
 
 app = typer.Typer(
@@ -25,11 +25,11 @@ app = typer.Typer(
 app.add_typer(server_cli.study_app, name="study")
 app.command()(server_cli.show)
 app.command()(server_cli.report)
-app.command()(hub_cli.provision)
-app.command()(hub_cli.hub)
-app.command()(hub_cli.run)
-app.command()(hub_cli.runs)
-app.command()(hub_cli.stop)
+app.command()(commands.provision)
+app.command()(commands.hub)
+app.command()(commands.run)
+app.command()(commands.runs)
+app.command()(commands.stop)
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 
@@ -75,7 +75,7 @@ def evaluate(
 ) -> None:
     """Judge a finished run's models on a site that took no part; results.csv gains its rows."""
     from deploy.local import evaluate_site
-    from server.report import format_tables, write_report
+    from server.report.page import format_tables, write_report
     from server.run import read_run
 
     command.fix_allocator(sys.orig_argv)
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def _write_hospitals(out: Path, *, names: list[str], participants: int, **settings: object) -> None:
-    from deploy.hospitals import write_hospitals
+    from deploy.hospitals.dataset import write_hospitals
 
     with track("writing hospitals, participants", len(names) * participants) as advance:
         write_hospitals(
@@ -147,7 +147,7 @@ def _write_hospitals(out: Path, *, names: list[str], participants: int, **settin
 
 def _simulate(study: Path, sites: Path, out: Path) -> None:
     from deploy.local import pictures, simulate
-    from server.report import format_tables, write_report
+    from server.report.page import format_tables, write_report
 
     run = simulate(study, sites, out)
     page = write_report(run, pictures(run.study, sites))

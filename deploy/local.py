@@ -23,18 +23,18 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from client.agent import Agent
 from client.data.cohort import Cohort, open_cohort
-from client.opening import open_agent
+from client.service.agent import Agent
+from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network import check_buildable
+from common.protocol.wire import array_record, pack_report, read_spooled, unpack_order
 from common.study import RESERVED, Study, load_study
-from common.wire import array_record, pack_report, read_spooled, unpack_order
 from server.app import Phases, app
-from server.census import POOLED
-from server.exchange import Exchange
-from server.report import Picture
+from server.federation.census import POOLED
+from server.federation.exchange import Exchange
+from server.report.page import Picture
 from server.results import write_results
 from server.run import Run, open_run, read_run
 

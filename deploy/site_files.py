@@ -10,8 +10,8 @@ import tomli_w
 
 from client.site import load_site
 from common import catalogue
-from common.durable import write_atomically
 from common.errors import SettingError
+from common.runtime.durable import write_atomically
 from common.settings import checked, read_toml
 from common.study import Study
 from common.tables import open_table

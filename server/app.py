@@ -27,18 +27,18 @@ from common.errors import (
     RunBusyError,
 )
 from common.network import Plan, arrays_of, build, plan_of, seed_of
-from common.orders import Order, Report, digest_of
-from common.progress import say
-from common.signing import read_private_key
+from common.protocol.orders import Order, Report, digest_of
+from common.protocol.signing import read_private_key
+from common.protocol.wire import open_arrays
+from common.runtime.progress import say
 from common.study import Study
-from common.wire import open_arrays
-from server.census import POOLED, constants, standardised, summarise
-from server.desk import note_failure
-from server.exchange import Exchange, Outcome
+from server.federation.census import POOLED, constants, standardised, summarise
+from server.federation.exchange import Exchange, Outcome
+from server.federation.progress import ProgressFile
+from server.federation.rounds import Rounds
 from server.results import write_results
-from server.rounds import Rounds
 from server.run import Branch, Checkpoint, Run, load_checkpoint, open_run, read_run, write_json
-from server.watch import Watch
+from server.run_state import note_failure
 
 app = ServerApp()
 _log = getLogger("callosum.server")
@@ -58,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
         nodes,
         study,
         key=read_private_key(Path(key)) if key else None,
-        watch=Watch(folder, study.pretraining.rounds),
+        progress=ProgressFile(folder, study.pretraining.rounds),
     )
     try:
         with open_run(folder, study) as run:

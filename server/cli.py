@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table as RichTable
 
-from common.durable import write_atomically
 from common.errors import SENTENCES, FolderError
-from common.progress import console, say
+from common.runtime.durable import write_atomically
+from common.runtime.progress import console, say
 
 study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.")
 
@@ -54,9 +54,9 @@ def show_keys() -> None:
 
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
-    from server.desk import read_state_file, state_of
-    from server.follow import present_of, row_of
+    from server.report.live_view import present_of, row_of
     from server.run import read_run
+    from server.run_state import read_state_file, state_of
 
     run = read_run(folder)
     for branch in run.branches():
@@ -81,7 +81,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
 
 def report(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Write RUN/report.html: one page, complete in itself."""
-    from server.report import write_report
+    from server.report.page import write_report
     from server.run import read_run
 
     print(f"report: {write_report(read_run(folder))}")

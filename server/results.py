@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from common import metrics
-from common.durable import write_atomically
-from common.orders import Measurement, Report
-from common.wire import read_spooled
-from server.census import merged
+from common.protocol.orders import Measurement, Report
+from common.protocol.wire import read_spooled
+from common.runtime.durable import write_atomically
 from server.run import Run
 
 TOGETHER: Final = "all"  # in the column `site`: every held-out site's scans at once
@@ -40,7 +39,8 @@ def together(run: Run) -> list[Measurement]:
         reports = [read_spooled(file) for file in sorted(folder.glob("*.safetensors"))]
         if len(reports) < 2:
             continue
-        for name, sums in merged(reports, "evaluation/").items():
+        merged = metrics.merged((report.counts for report in reports), "evaluation/")
+        for name, sums in merged.items():
             people = sum(_people(report, name, folder.name) for report in reports)
             rows += _rows_together(run, name, folder.name, sums, people)
     return rows

@@ -31,11 +31,11 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from common.arrays import Arrays
-from common.durable import write_atomically
 from common.errors import FolderError, RunBusyError
 from common.network import Plan
+from common.protocol.wire import Stored, open_arrays, write_arrays
+from common.runtime.durable import write_atomically
 from common.study import Study, parse_study
-from common.wire import Stored, open_arrays, write_arrays
 
 FORMAT: Final = 1
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails

@@ -91,7 +91,7 @@ class Federation:
 
     def agent(self, name: str, study: Any = None) -> Any:
         """A site with its data prepared, ready for orders."""
-        from client.opening import open_agent
+        from client.service.agent_pool import open_agent
         from client.site import load_site
 
         return open_agent(study or self.study, load_site(self.sites / name / "site.toml"))
@@ -216,7 +216,7 @@ def module_federation(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 @pytest.fixture(scope="session")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three hospitals of 14 mm brains, written once: `amber` and `birch` train, `elm` judges."""
-    from deploy.hospitals import write_hospitals
+    from deploy.hospitals.dataset import write_hospitals
 
     folder = tmp_path_factory.mktemp("hospitals")
     names = ["amber", "birch", "elm"]

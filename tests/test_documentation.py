@@ -20,8 +20,8 @@ import deploy.cli
 from client.site import Policy, Site
 from common import errors
 from common.documentation import site_keys, study_keys
-from server.desk import State
-from tests.deploy.test_prometheus import exported
+from server.run_state import State
+from tests.deploy.hub.test_prometheus import exported
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md")])
@@ -78,7 +78,7 @@ def test_every_code_that_a_site_can_give_is_in_the_hospitals_table_once() -> Non
     assert sorted(tabled("client")) == sorted(given)
 
 
-SHARED = ("signing.py", "wire.py")  # whose refusals a site raises, too
+SHARED = ("protocol/signing.py", "protocol/wire.py")  # whose refusals a site raises, too
 
 
 def tabled(room: str) -> Iterator[str]:

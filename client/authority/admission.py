@@ -14,13 +14,13 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.authority import approvals
-from client.authority.hours import open_at
 from client.authority.ledger import SPENDING, Ledger
+from client.hours import open_at
 from client.site import Site
-from common.code import agreed_digest
 from common.errors import Refusal, StorageError
-from common.orders import PROTOCOL, Order
-from common.signing import Envelope, Sealed, unseal
+from common.protocol.code import agreed_digest
+from common.protocol.orders import PROTOCOL, Order
+from common.protocol.signing import Envelope, Sealed, unseal
 from common.study import Study
 
 ROLES = {"train": "train", "finetune": "train", "linear": "train", "evaluate": "heldout"}

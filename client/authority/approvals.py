@@ -18,8 +18,8 @@ from logging import getLogger
 from pathlib import Path
 
 from client.site import Site
-from common.durable import sync_folder, write_atomically
 from common.errors import FolderError, SettingError
+from common.runtime.durable import sync_folder, write_atomically
 from common.study import Study, load_study
 
 _log = getLogger("callosum.site")

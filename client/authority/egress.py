@@ -18,7 +18,7 @@ from common import metrics
 from common.arrays import norm_of_difference
 from common.errors import Refusal
 from common.network import Plan
-from common.orders import Measurement, Order, Report
+from common.protocol.orders import Measurement, Order, Report
 from common.study import Study
 
 _CENSUS_ARRAYS = frozenset({"columns/sum", "columns/squares", "columns/n"})

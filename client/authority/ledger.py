@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Self
 
-from common.durable import storage_checked
 from common.errors import FolderError, Refusal, StorageError
-from common.orders import Order
+from common.protocol.orders import Order
+from common.runtime.durable import storage_checked
 
 SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
 

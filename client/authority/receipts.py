@@ -26,9 +26,9 @@ from typing import Any, Final, NamedTuple
 from client.authority.egress import size_of
 from client.authority.ledger import NOTHING, Head, Ledger
 from common.arrays import Arrays
-from common.durable import storage_checked, sync_folder, write_atomically
 from common.errors import FolderError
-from common.orders import Order, Report
+from common.protocol.orders import Order, Report
+from common.runtime.durable import storage_checked, sync_folder, write_atomically
 
 _log = getLogger("callosum.site")
 _TAIL: Final = len(', "hash": ""}') + 64

@@ -33,7 +33,7 @@ import numpy as np
 
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
-from common.durable import storage_checked, sync_folder, write_atomically
+from common.runtime.durable import storage_checked, sync_folder, write_atomically
 from common.seams import Finding, Source
 from common.study import Study, canonical
 

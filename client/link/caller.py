@@ -21,7 +21,7 @@ import grpc
 from client.kit import TlsFiles
 from client.link.frames import METHOD, chunks, gather, header, read_header, sizes_of, text_of
 from common.errors import SENTENCES, Refusal, SettingError
-from common.signing import Sealed
+from common.protocol.signing import Sealed
 
 SILENCE_S: Final = 60.0  # twelve missed signs of life
 TLS_NAME: Final = "agent"  # in every agent's certificate, whatever address it is reached at

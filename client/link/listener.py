@@ -32,7 +32,7 @@ from client.link.frames import (
     text_of,
 )
 from common.errors import FolderError, Refusal, SettingError
-from common.signing import Sealed
+from common.protocol.signing import Sealed
 
 STALL_S: Final = 30.0  # without a chunk of progress
 _MOST_CALLS: Final = 32  # each holds a thread; one courier needs one call, and health checks one

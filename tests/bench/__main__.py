@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from common.command import fix_allocator
+from common.runtime.command import fix_allocator
 
 
 def main() -> None:

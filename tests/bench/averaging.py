@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from common.network import Plan, Rule
+from common.protocol.wire import Stored, write_arrays
 from common.seams import SCANS
 from common.study import Aggregation
-from common.wire import Stored, write_arrays
-from server.aggregation import Contribution, aggregate
+from server.federation.aggregation import Contribution, aggregate
 
 NUMBERS, ARRAYS = 10_000_000, 50
 

@@ -15,7 +15,7 @@ from typing import Any
 import tomli_w
 
 from common.study import load_study
-from deploy.hospitals import write_hospitals
+from deploy.hospitals.dataset import write_hospitals
 from tests.conftest import BRAINS, overridden
 from tests.deploy.standing import Standing, removed, short_folder, standing
 

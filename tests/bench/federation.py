@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.agent import Agent
 from client.data.cohort import Cohort
+from client.learning.training import learning_rate
+from client.service.agent import Agent
 from client.site import Policy, Site
-from client.training import learning_rate
 from common.network import build, seed_of
 from common.study import Study, parse_study
 from deploy.local import run_phases

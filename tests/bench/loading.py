@@ -12,7 +12,7 @@ import torch
 
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
-from client.training import train
+from client.learning.training import train
 from common.network import build
 from tests.bench import federation
 

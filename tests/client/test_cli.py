@@ -15,14 +15,14 @@ import pytest
 
 from client import cli
 from client.authority.approvals import approved, paused, study_of
-from client.authority.books import Books, open_books
 from client.authority.consent import consent
+from client.authority.records import Records, open_records
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site
 from common.errors import SettingError
 from common.network import arrays_of, build
-from common.orders import Order, digest_of, refuse
+from common.protocol.orders import Order, digest_of, refuse
 
 Run = Callable[..., tuple[int, str]]
 
@@ -160,8 +160,8 @@ def test_the_policys_consequences_are_said(run, hospital):
         orders=["census", "train"],
         hours=["Mon-Fri 19:00-07:00"],
     )
-    with open_books(hospital.site) as books:
-        books.spend(hospital.order(kind="train", round=9), "earlier", 0)
+    with open_records(hospital.site) as records:
+        records.spend(hospital.order(kind="train", round=9), "earlier", 0)
     code, text = run("approve", hospital.study, "--site", hospital.file, "--yes")
     assert code == 0
     assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
@@ -248,30 +248,30 @@ def test_pause_and_resume(run, hospital):
     assert run("pause", "--site", hospital.file)[0] == 2
 
 
-def worked(hospital: Hospital, books: Books) -> None:
+def worked(hospital: Hospital, records: Records) -> None:
     """A round, the same round again, and a refusal."""
-    from client.agent import Agent
+    from client.service.agent import Agent
 
     study, site = hospital.made.study, hospital.site
     prepare(study, site)
-    agent = Agent(site, study, open_cohort(study, site), books=books)
+    agent = Agent(site, study, open_cohort(study, site), records=records)
     arrays = arrays_of(build(study, seed=3))
     order = hospital.order(kind="train", round=1, arrays=digest_of(arrays))
     for _ in range(2):
         report, _ = agent.answer(order, arrays)
         assert report.refusal == ""
     declined = hospital.order()
-    books.decline(declined, "tiny", refuse(declined, "PAUSED"))
-    books.decline_unread("UNSIGNED", 20)
+    records.decline(declined, "tiny", refuse(declined, "PAUSED"))
+    records.decline_unread("UNSIGNED", 20)
 
 
 def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospital):
-    """Open books: a person reads them whenever they like."""
+    """Open records: a person reads them whenever they like."""
     assert "spent: 0" in run("ledger", "--site", hospital.file)[1]
     assert json.loads(run("receipts", "--site", hospital.file, "--json")[1]) == []
     assert "0 receipts are whole" in run("receipts", "verify", "--site", hospital.file)[1]
-    with open_books(hospital.site) as books:
-        worked(hospital, books)
+    with open_records(hospital.site) as records:
+        worked(hospital, records)
         code, text = run("ledger", "--site", hospital.file)
         assert code == 0
         assert "spent: 1 over all studies and runs; policy.most_exposures sets no limit" in text
@@ -295,8 +295,8 @@ def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospit
 def test_what_is_left_of_a_limit_is_shown(run, hospital):
     """The number that decides whether the next study is possible."""
     hospital.edit(most_exposures=3)
-    with open_books(hospital.site) as books:
-        books.spend(hospital.order(kind="train"), "tiny", 3)
+    with open_records(hospital.site) as records:
+        records.spend(hospital.order(kind="train"), "tiny", 3)
     assert "2 of 3 left" in run("ledger", "--site", hospital.file)[1]
     told = json.loads(run("ledger", "--site", hospital.file, "--json")[1])
     assert (told["most"], told["left"]) == (3, 2)
@@ -304,10 +304,10 @@ def test_what_is_left_of_a_limit_is_shown(run, hospital):
 
 def test_receipts_that_were_changed_end_in_code_5(run, hospital):
     """A script that runs it every night acts on the code; a person needs the place."""
-    with open_books(hospital.site) as books:
+    with open_records(hospital.site) as records:
         for number in range(3):
             order = hospital.order(round=number)
-            books.decline(order, "tiny", refuse(order, "PAUSED"))
+            records.decline(order, "tiny", refuse(order, "PAUSED"))
     [file] = (hospital.site.state / "receipts").glob("*.jsonl")
     file.write_text(file.read_text().replace('"round": 1', '"round": 7'))
     for words in (("verify", "--site", hospital.file), ("--site", hospital.file, "verify")):
@@ -319,14 +319,14 @@ def test_receipts_that_were_changed_end_in_code_5(run, hospital):
 
 def test_a_lost_ledger_is_noticed(run, hospital):
     """Without it, what was spent is not known, and receipts could be cut off unseen."""
-    with open_books(hospital.site) as books:
-        worked(hospital, books)
+    with open_records(hospital.site) as records:
+        worked(hospital, records)
     (hospital.site.state / "ledger.sqlite").unlink()
     code, text = run("receipts", "verify", "--site", hospital.file)
     assert code == 5
     assert "the ledger knows receipts up to 0 only" in text
     with pytest.raises(Exception, match="the ledger is not the newest"):
-        open_books(hospital.site)
+        open_records(hospital.site)
 
 
 def test_rich_markup_in_a_name_is_shown_as_it_is(run, hospital):

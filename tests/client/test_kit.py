@@ -12,8 +12,8 @@ import pytest
 
 from client.kit import Expiring, certificate_end, expiring, open_kit, split_address
 from common.errors import SettingError
-from deploy.certificates import pinned
-from deploy.keys import tls_key
+from deploy.kits.certificates import pinned
+from deploy.kits.keys import tls_key
 
 TEXT = """
 name = "alpha"

@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from client.data.cohort import Cohort, split_of
-from client.training import train
+from client.learning.training import train
 from common import catalogue
 from common.arrays import Arrays
 from common.backbones.mlp import Mlp
@@ -30,9 +30,9 @@ from common.documentation import study_keys
 from common.errors import Refusal, SettingError
 from common.network import arrays_of, build, carried_over, load_arrays, plan_of
 from common.objectives.multitask import Multitask
+from common.protocol.wire import open_arrays
 from common.seams import FROZEN
 from common.study import Pretraining, Splits, Study, Target, parse_study
-from common.wire import open_arrays
 
 HOUSE = Path(__file__).parents[2]
 PLUGINS = HOUSE / "tests" / "plugins"

@@ -105,7 +105,7 @@ class Standing:
         self.start(f"node-{site}", "callosum-site", "node", "--kit", self.kits / site)
 
     def start_nginx(self) -> None:
-        from deploy.kits import open_hub
+        from deploy.kits.hub_kit import open_hub
         from deploy.nginx.proxy import render_nginx
 
         site = render_nginx(open_hub(self.hub), f"127.0.0.1:{self.door}", str(self.folder / "door"))

@@ -22,7 +22,7 @@ import httpx
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from deploy.control import Control
+from deploy.hub.control import Control
 from tests.deploy.standing import (
     PROGRAMS,
     Standing,
@@ -139,7 +139,7 @@ def test_every_process_may_be_killed_in_the_middle_of_a_round(federation, folder
             2: ("hub", lambda: there.started["hub"].pid),
             3: ("ServerApp", lambda: there.process("hub", "flwr-serverapp")),
             4: ("SuperNode", lambda: there.process("node-alpha", "flower-supernode")),
-            5: ("courier", lambda: there.process("node-beta", "client.courier")),
+            5: ("courier", lambda: there.process("node-beta", "client.courier.executor")),
             6: ("agent", lambda: there.started["agent-gamma"].pid),
         }
         for number, (name, pid) in victims.items():

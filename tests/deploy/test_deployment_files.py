@@ -309,7 +309,7 @@ def test_the_build_copies_nothing_that_is_not_there_or_is_ignored() -> None:
 def test_the_node_imports_nothing_that_its_image_lacks() -> None:
     """The node's image is small and has no torch: its list must hold all that is imported."""
     code = (
-        "import sys, client.cli, client.node, client.courier, flwr.supernode.cli.flower_supernode\n"
+        "import sys, client.cli, client.courier.node, client.courier.executor, flwr.supernode.cli.flower_supernode\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from client.training import train
+from client.learning.training import train
 from common.network import arrays_of, build, load_arrays, seed_of
+from common.protocol.wire import open_arrays
 from common.study import Study
-from common.wire import open_arrays
 from deploy import local
 
 CPU = torch.device("cpu")

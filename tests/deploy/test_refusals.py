@@ -17,10 +17,10 @@ from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts
 from client.link.caller import ask, unix_address
 from common.network import arrays_of, build
-from common.orders import Order, digest_of
-from common.signing import Sealed, read_private_key, seal
+from common.protocol.orders import Order, digest_of
+from common.protocol.signing import Sealed, read_private_key, seal
+from common.protocol.wire import npy_bytes
 from common.study import load_study
-from common.wire import npy_bytes
 from tests.conftest import FEATURES, overridden, write_table_site
 from tests.deploy.standing import Standing, removed, short_folder, standing, until
 

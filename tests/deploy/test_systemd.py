@@ -32,7 +32,7 @@ try:
     sys.exit(1)
 except PermissionError:
     pass
-import client.node, client.link.caller, flwr.supernode.cli.flower_supernode, numpy
+import client.courier.node, client.link.caller, flwr.supernode.cli.flower_supernode, numpy
 numpy.dot([1.0], [2.0])
 """
 

@@ -16,8 +16,8 @@ from flwr.app import Context, RecordDict
 from common.errors import CallosumError, FolderError, RunBusyError
 from deploy.local import LocalGrid
 from server import app as room
-from server.desk import failure_of, is_finished
 from server.run import alone, create_run, open_run, read_run
+from server.run_state import failure_of, is_finished
 
 FORK = multiprocessing.get_context("fork")
 

@@ -1,0 +1,80 @@
+"""A site's records: what it spent and answered (ledger) and what left it (receipts), together.
+
+Whatever leaves is entered first. The one exception is a code without anything else, when the disk
+is full: then no receipt can be written, and the site's own log says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+from client.authority import receipts
+from client.authority.ledger import SPENDING, Ledger
+from client.authority.receipts import Receipts
+from client.site import Site
+from common.arrays import Arrays
+from common.protocol.orders import Order, Report, digest_of
+from common.study import canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The ledger and the receipts of one site, open for writing."""
+
+    ledger: Ledger
+    receipts: Receipts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.shut()
+
+    def spend(self, order: Order, study_name: str, most: int) -> None:
+        """Record what `order` costs before it is worked on, if it costs anything.
+
+        `Refusal("PRIVACY_SPENT")` if the cap `most` is reached and this order is not among those.
+        """
+        if order.kind in SPENDING:
+            self.ledger.spend(order, study_name, most)
+
+    def depart(self, order: Order, study_name: str, report: Report, arrays: Arrays) -> None:
+        """Enter an answer; when this returns it may leave, as often as it is asked for.
+
+        `Refusal("SITE_FAILED")` if another answer to this order was entered before.
+        """
+        digest = digest_of_answer(report, arrays)
+        self.ledger.answered(order.id, digest)
+        self.receipts.append(receipts.departure(order, study_name, report, arrays, digest))
+
+    def decline(self, order: Order, study_name: str, report: Report) -> None:
+        """Enter a refusal; it is no answer, so the same order may be answered later."""
+        self.receipts.append(receipts.departure(order, study_name, report, {}, ""))
+
+    def decline_unread(self, code: str, size: int) -> None:
+        """Enter a refusal of something that is no order, of `size` bytes."""
+        self.receipts.append(receipts.bare_refusal(code, size))
+
+
+def open_records(site: Site) -> Records:
+    """Open a site's records; one process at a time can.
+
+    Raises
+    ------
+    FolderError
+        If another process has them, or they contradict each other.
+    """
+    ledger = Ledger(site.state / "ledger.sqlite")
+    try:
+        return Records(ledger, Receipts(site.state / "receipts", ledger))
+    except BaseException:
+        ledger.shut()
+        raise
+
+
+def digest_of_answer(report: Report, arrays: Arrays) -> str:
+    """SHA-256 of all that an answer tells; how long the work took is not part of it."""
+    told = report.model_dump(mode="json", exclude={"seconds"})
+    return hashlib.sha256(canonical([told, digest_of(arrays)])).hexdigest()

@@ -1,0 +1,216 @@
+"""A held-out site judges a model: as it is, and with a head of the site's own, on its own scans.
+
+Beside the model stand those that know nothing: the training sites' mean and the site's own. What
+the model predicted is kept at the site, so that the next is compared on the same participants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.cohort import Cohort
+from client.learning.linear import (
+    Features,
+    LinearModel,
+    backbone_features,
+    choose,
+    fit,
+    regional_features,
+)
+from client.learning.measurement import difference, measure
+from client.learning.training import choose_device, predict, reestimate_statistics
+from client.site import Site
+from common import metrics
+from common.arrays import Arrays
+from common.errors import Refusal
+from common.network import forget_own_heads, seed_of
+from common.protocol.orders import Measurement, Order
+from common.protocol.wire import open_arrays, write_arrays
+from common.study import Study, Target
+
+Judgement = tuple[list[Measurement], dict[str, tuple[float, ...]]]
+
+_FOLDS = 5
+_WITH_HEAD = ("federated", "pooled")  # a head on every single-site model would tell little
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """One held-out site about to judge one model; `folder` keeps what models predicted here."""
+
+    study: Study
+    site: Site
+    cohort: Cohort
+    order: Order
+    folder: Path
+
+    def network(self, network: Any) -> Judgement:
+        """Judge a network that holds the order's arrays."""
+        study, cohort = self.study, self.cohort
+        device = choose_device(self.site.device.kind)
+        everyone = np.arange(len(cohort.participants))
+        reestimated = study.evaluation.statistics == "reestimated"
+        if reestimated or study.aggregation.normalisation == "silobn":
+            reestimate_statistics(network, cohort, everyone, device)
+        forget_own_heads(network)
+        told = predict(network, cohort, everyone, device)
+        rows, counts = self._predictions(
+            {name: values for name, values in told.items() if np.isfinite(values).all()}
+        )
+        if self.order.model == "federated":
+            rows += _baselines(study, self.site, cohort, self.order)
+        if study.evaluation.head and self.order.model in _WITH_HEAD:
+            features = backbone_features(network, cohort, device)
+            name = f"{self.order.model}+head"
+            rows += _own_head(study, self.site, cohort, self.order, features, name)
+        return rows, counts
+
+    def linear(self, arrays: Arrays) -> Judgement:
+        """Judge linear models on this site's regional measures."""
+        features = regional_features(self.cohort)
+        everyone = np.arange(len(self.cohort.participants))
+        predicted = {}
+        for name, target in self.study.pretraining_targets.items():
+            if f"linear/{name}/centre" not in arrays:
+                continue
+            model = LinearModel.from_arrays(name, target, arrays)
+            if len(model.centre) != features.shape[1]:
+                raise Refusal("NO_DATA", "this site's regional measures are not the model's")
+            predicted[name] = model.predict(features, everyone)
+        return self._predictions(predicted)
+
+    def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Judgement:
+        """Measure predictions of all samples, alone and against rivals; keep them for the next."""
+        kept = {name: values.astype(np.float32) for name, values in predicted.items()}
+        write_arrays(self.folder / "predictions" / f"{self.order.model}.safetensors", kept, {})
+        rows: list[Measurement] = []
+        counts: dict[str, tuple[float, ...]] = {}
+        for name, values in predicted.items():
+            labelled = np.flatnonzero(~np.isnan(self.cohort.labels[name]))
+            if len(labelled) < 2:
+                continue
+            found = (self.study, self.site, self.cohort, self.order, name, labelled)
+            rows += measure(*found, values[labelled])
+            for rival in self.order.against:
+                theirs = _kept(self.folder, rival, name)
+                if theirs is not None and theirs.shape == values.shape:
+                    rows += difference(*found, values[labelled], theirs[labelled], rival)
+            if rows and rows[-1].n_participants >= self.site.policy.minimum_support:
+                label = self.cohort.labels[name]
+                sums = metrics.counts(self.study.targets[name], label, values)
+                counts[f"evaluation/{name}"] = tuple(sums.tolist())
+        return rows, counts
+
+
+def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measurement]:
+    """The training sites' mean, this site's own mean, and a linear model of this site's own."""
+    rows: list[Measurement] = []
+    for name, target in study.pretraining_targets.items():
+        labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
+        if target.kind != "regression" or len(labelled) < 2:
+            continue
+        label = cohort.labels[name][labelled].astype(np.float64)
+        if name in order.constants:
+            constant = np.full(len(labelled), order.constants[name])
+            rows += measure(
+                study, site, cohort, order, name, labelled, constant, model="training-mean"
+            )
+        others = _mean_of_others(label, [cohort.participants[i] for i in labelled])
+        if others is not None:
+            rows += measure(study, site, cohort, order, name, labelled, others, model="site-mean")
+    try:
+        regions = regional_features(cohort)
+    except Refusal:
+        return rows
+    return rows + _own_head(study, site, cohort, order, regions, "site-linear")
+
+
+def _mean_of_others(
+    label: NDArray[np.float64], participants: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """For each sample the mean label of all other participants; None if there are none."""
+    _, person = np.unique(np.asarray(participants), return_inverse=True)
+    others = len(label) - np.bincount(person)
+    if not others.all():
+        return None
+    sums: NDArray[np.float64] = label.sum() - np.bincount(person, weights=label)
+    return (sums / others)[person]
+
+
+def _own_head(
+    study: Study, site: Site, cohort: Cohort, order: Order, features: Features, model: str
+) -> list[Measurement]:
+    """Cross-fitted linear heads: every participant is predicted by a head that never saw her."""
+    rows: list[Measurement] = []
+    for name, target in study.pretraining_targets.items():
+        labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
+        predicted = _cross_fitted(study, site, cohort, name, target, features, labelled)
+        if predicted is not None:
+            rows += measure(study, site, cohort, order, name, labelled, predicted, model=model)
+    return rows
+
+
+def _cross_fitted(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    name: str,
+    target: Target,
+    features: Features,
+    labelled: NDArray[np.int64],
+) -> NDArray[np.float64] | None:
+    """Predictions of the labelled samples; None where a fold cannot be fitted."""
+    label = cohort.labels[name]
+    if len({cohort.participants[index] for index in labelled}) < 2 * _FOLDS:
+        return None  # too few for a head of their own, or a target that the site does not have
+    fold = _folds(study, site, cohort, labelled, label[labelled])
+    shape = (len(labelled), target.outputs) if target.outputs > 1 else (len(labelled),)
+    predicted = np.zeros(shape)
+    for number in range(_FOLDS):
+        held, rest = labelled[fold == number], labelled[fold != number]
+        inner = fold[fold != number]
+        pairs = [(rest[inner != other], rest[inner == other]) for other in np.unique(inner)]
+        if not len(held):
+            continue
+        if not all(_fittable(target, label[part]) for part, _ in [*pairs, (rest, held)]):
+            return None
+        model = fit(target, features, label, rest, choose(target, features, label, pairs))
+        predicted[fold == number] = model.predict(features, held)
+    return predicted
+
+
+def _folds(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    labelled: NDArray[np.int64],
+    label: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """A fold for each sample, the same for all of a participant's, spread evenly over labels."""
+    first: dict[str, float] = {}
+    for index, value in zip(labelled, label, strict=True):
+        first.setdefault(cohort.participants[index], float(value))
+    generator = np.random.default_rng(seed_of(study.seed, "folds", site.name))
+    people = list(first)
+    tie = generator.permutation(len(people))
+    ordered = sorted(range(len(people)), key=lambda i: (first[people[i]], tie[i]))
+    fold_of = {people[person]: place % _FOLDS for place, person in enumerate(ordered)}
+    return np.array([fold_of[cohort.participants[index]] for index in labelled], dtype=np.int64)
+
+
+def _fittable(target: Target, label: NDArray[np.float32]) -> bool:
+    return len(label) >= 4 and (target.kind == "regression" or len(set(label.tolist())) > 1)
+
+
+def _kept(folder: Path, model: str, name: str) -> NDArray[Any] | None:
+    path = folder / "predictions" / f"{model}.safetensors"
+    if not path.exists():
+        return None
+    with open_arrays(path) as file:
+        return file[name] if name in file.names() else None

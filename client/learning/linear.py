@@ -1,0 +1,162 @@
+"""Linear models on regional volumes or on a frozen backbone's features: the rival to beat.
+
+Ridge and logistic regression with the penalty chosen among nine by participants that the fit has
+not seen; features are z-scored by the fit's own participants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import ThreadpoolController
+
+from client.data.cohort import Cohort
+from client.data.loading import batches, split_evenly
+from client.learning.training import autocast
+from common import metrics
+from common.arrays import Arrays
+from common.errors import Refusal
+from common.study import Target
+
+Features = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+_PARTS: Final = ("centre", "scale", "coefficients", "intercepts")
+STRENGTHS: Final = tuple(10.0**power for power in np.linspace(-4, 2, 9))  # C: weak penalty last
+# one thread: on such small matrices more of them wait for each other (15 times slower on two busy
+# cores), and the bits would depend on how many there are
+_BLAS: Final = ThreadpoolController()
+_BLOCKS: Final = 6  # a side, where a site has no regional volumes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearModel:
+    """A fitted linear model: plain numbers, so that it can be sent and judged like any other.
+
+    centre, scale: (F,) of the features. coefficients: (F, K) and intercepts: (K,), with K = 1 but
+    for categorical targets, where a class that the fit never saw has intercept -1e9.
+    """
+
+    target: Target
+    centre: Features
+    scale: Features
+    coefficients: Features
+    intercepts: Features
+
+    def predict(self, features: Features, indices: Indices) -> NDArray[np.float64]:
+        """Values in the target's unit (N,), probabilities (N,) or (N, K)."""
+        x = (features[indices] - self.centre) / self.scale
+        score: NDArray[np.float64] = x @ self.coefficients + self.intercepts
+        if self.target.kind == "categorical":
+            return softmax(score, axis=1)  # type: ignore[no-any-return]
+        return score[:, 0] if self.target.kind == "regression" else expit(score[:, 0])
+
+    def arrays(self, name: str) -> Arrays:
+        """The model as named arrays, to be read back by `from_arrays`."""
+        return {f"linear/{name}/{part}": getattr(self, part) for part in _PARTS}
+
+    @staticmethod
+    def from_arrays(name: str, target: Target, arrays: Arrays) -> LinearModel:
+        """The model that `arrays(name)` described."""
+        return LinearModel(
+            target=target, **{part: arrays[f"linear/{name}/{part}"] for part in _PARTS}
+        )
+
+
+def fit(
+    target: Target, features: Features, label: NDArray[np.float32], indices: Indices, c: float
+) -> LinearModel:
+    """Fit on the samples `indices`, which must all be labelled."""
+    x, y = features[indices], label[indices]
+    centre, scale = x.mean(0), x.std(0)
+    scale[scale <= 1e-9 * np.maximum(np.abs(centre), 1e-12)] = 1.0
+    with _BLAS.limit(limits=1, user_api="blas"):
+        if target.kind == "regression":
+            ridge = Ridge(alpha=1 / c).fit((x - centre) / scale, y.astype(np.float64))
+            coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
+        else:
+            logistic = LogisticRegression(C=c, max_iter=2000)
+            logistic.fit((x - centre) / scale, y.astype(int))
+            coefficients, intercepts = _classes(target, logistic)
+    return LinearModel(
+        target=target,
+        centre=centre,
+        scale=scale,
+        coefficients=coefficients,
+        intercepts=intercepts,
+    )
+
+
+def choose(
+    target: Target,
+    features: Features,
+    label: NDArray[np.float32],
+    folds: Sequence[tuple[Indices, Indices]],
+) -> float:
+    """The penalty that does best on the second halves of `folds`, fitted on the first."""
+    best, chosen = float("nan"), 1.0
+    for c in STRENGTHS:
+        parts = [
+            (label[held], fit(target, features, label, rest, c).predict(features, held))
+            for rest, held in folds
+        ]
+        found = metrics.exact(
+            target, np.concatenate([y for y, _ in parts]), np.concatenate([p for _, p in parts])
+        )
+        score = found.get(metrics.primary(target), float("nan"))
+        if metrics.better(target, score, best):
+            best, chosen = score, c
+    return chosen
+
+
+def regional_features(cohort: Cohort) -> Features:
+    """Regional volumes where the site has them for every scan, else the scan in coarse blocks."""
+    if cohort.regions is not None and np.isfinite(cohort.regions).all():
+        return cohort.regions
+    everyone = np.arange(len(cohort.participants))
+    if len(cohort.samples.shape) == 2:
+        return np.asarray(cohort.samples[everyone], dtype=np.float64)
+    if len(cohort.samples.shape) != 4:
+        raise Refusal("NO_DATA", "this kind of data has no regions for a linear model")
+    one_by_one = (cohort.samples[everyone[i : i + 1]][0] for i in everyone)
+    return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in one_by_one])
+
+
+def backbone_features(network: Any, cohort: Cohort, device: torch.device) -> Features:
+    """What the frozen backbone says of every sample: (N, F)."""
+    network.to(device).eval()
+    found = []
+    with torch.inference_mode():
+        order = split_evenly(np.arange(len(cohort.participants)), 64)
+        for batch in batches(cohort, order, device):
+            with autocast(device):
+                found.append(network.backbone(batch.x).float().cpu().numpy())
+    return np.concatenate(found).astype(np.float64)
+
+
+def _classes(target: Target, model: LogisticRegression) -> tuple[Features, Features]:
+    """Coefficients (F, K) and intercepts (K,) for the target's own K outputs."""
+    if target.kind == "binary":
+        return model.coef_.T, model.intercept_
+    seen = model.classes_.astype(int)
+    coefficients = np.zeros((model.coef_.shape[1], len(target.classes)))
+    intercepts = np.full(len(target.classes), -1e9)
+    if len(seen) == 2:  # scikit-learn then fits one logit instead of a softmax
+        coefficients[:, seen[1]], intercepts[seen] = model.coef_[0], [0.0, model.intercept_[0]]
+    else:
+        coefficients[:, seen], intercepts[seen] = model.coef_.T, model.intercept_
+    return coefficients, intercepts
+
+
+def _blocks(sample: NDArray[np.float64]) -> NDArray[np.float64]:
+    for axis in range(3):
+        parts = np.array_split(sample, min(_BLOCKS, sample.shape[axis]), axis=axis)
+        sample = np.stack([part.mean(axis) for part in parts], axis=axis)
+    return sample.ravel()

@@ -1,0 +1,127 @@
+"""Predictions become measurements: each with its interval over participants and its n."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.cohort import Cohort
+from client.site import Site
+from common import metrics
+from common.network import seed_of
+from common.protocol.orders import Measurement, Order
+from common.study import Study, Target
+
+Floats = NDArray[np.floating[Any]]
+
+
+def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    predicted: Floats,
+    task: str = "",
+    init: str = "",
+    model: str | None = None,
+) -> list[Measurement]:
+    """Every metric of `name` for the samples `indices`, all labelled, and their predictions."""
+    target, label = study.targets[name], cohort.labels[name][indices]
+    people = tuple(cohort.participants[i] for i in indices)
+
+    weights = _weights(study, site, name, people)
+    drawn = metrics.resampled(target, label, predicted, weights)
+    values = metrics.exact(target, label, predicted)
+    return [
+        row(
+            site,
+            order,
+            people,
+            task=task,
+            target=name,
+            model=model or order.model,
+            init=init,
+            metric=metric,
+            value=value,
+            bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence),
+        )
+        for metric, value in values.items()
+        if np.isfinite(value) and not (metric == "r" and (model or "").endswith("-mean"))
+    ]
+
+
+def difference(  # noqa: PLR0913, PLR0917
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    ours: Floats,
+    theirs: Floats,
+    rival: str,
+) -> list[Measurement]:
+    """Primary metric of this order's model minus `rival`'s, with a paired interval."""
+    target, label = study.targets[name], cohort.labels[name][indices]
+    people = tuple(cohort.participants[i] for i in indices)
+    metric = metrics.primary(target)
+
+    value = _primary(target, label, ours, None) - _primary(target, label, theirs, None)
+    weights = _weights(study, site, name, people)
+    drawn = _primary(target, label, ours, weights) - _primary(target, label, theirs, weights)
+    if not np.isfinite(value[0]):
+        return []
+    return [
+        row(
+            site,
+            order,
+            people,
+            task="",
+            target=name,
+            model=order.model,
+            init="",
+            metric=f"{metric}_minus_{rival}",
+            value=float(value[0]),
+            bounds=metrics.percentiles(drawn, study.evaluation.confidence),
+        )
+    ]
+
+
+def row(
+    site: Site,
+    order: Order,
+    people: tuple[str, ...],
+    *,
+    bounds: tuple[float, float] | None,
+    value: float,
+    **names: str,
+) -> Measurement:
+    """One row of results.csv."""
+    return Measurement(
+        phase=order.kind,
+        site=site.name,
+        role=site.role,
+        value=value,
+        ci_low=bounds[0] if bounds else None,
+        ci_high=bounds[1] if bounds else None,
+        n_participants=len(set(people)),
+        n_scans=len(people),
+        **names,
+    )
+
+
+def _primary(
+    target: Target, label: Floats, predicted: Floats, weights_RN: Floats | None
+) -> metrics.Repeats:
+    weights_RN = np.ones((1, len(label))) if weights_RN is None else weights_RN
+    return metrics.resampled(target, label, predicted, weights_RN)[metrics.primary(target)]
+
+
+def _weights(study: Study, site: Site, name: str, people: tuple[str, ...]) -> Floats:
+    """Every model at a site is resampled alike, so that intervals differ by models alone."""
+    generator = np.random.default_rng(seed_of(study.seed, "bootstrap", site.name, name))
+    return metrics.draws(people, generator, study.evaluation.bootstrap)

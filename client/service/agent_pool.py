@@ -1,0 +1,113 @@
+"""A site's agent for a study, from the site's data as they are: prepared, mapped, ready for orders.
+
+Preparing takes hours at first and a moment afterwards, so a daemon does it in the background and
+keeps what it opened for as long as the prepared data are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from client.authority.records import Records
+from client.data.cohort import empty_cohort, open_cohort
+from client.data.prepare import current_generation, prepare, prepared_folder
+from client.service.agent import Agent
+from client.site import Site
+from common.errors import DataError
+from common.runtime.progress import say, track
+from common.study import Study
+
+_AT_ONCE: Final = 4  # studies; one that takes hours must not keep the others from being looked at
+
+
+def open_agent(
+    study: Study,
+    site: Site,
+    *,
+    keeps_training: bool = True,
+    records: Records | None = None,
+    tell: Callable[[str], None] = say,
+) -> Agent:
+    """Prepare a site's data and stand its agent up; a site that has none can still decline.
+
+    `tell` is given what a person should know, in lines that may name scans.
+    """
+    try:
+        total = len(study.kind.find(study.data, site.data, site.root).sources)
+        with track(f"{site.name}: preparing, scans", total) as advance:
+            prepare(study, site, advance=advance)
+        cohort = open_cohort(study, site)
+    except DataError as error:
+        tell(f"{site.name} cannot take part in {study.name}: {error}")
+        return Agent(
+            site, study, empty_cohort(study), keeps_training=keeps_training, records=records
+        )
+    left_out = [finding for finding in cohort.findings if finding.left_out]
+    if left_out:
+        tell(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
+             f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
+    return Agent(site, study, cohort, keeps_training=keeps_training, records=records)
+
+
+class AgentPool:
+    """The agents of one site, a study each, opened in the background."""
+
+    def __init__(self, site: Site, records: Records, tell: Callable[[str], None]) -> None:
+        self._site, self._records, self._tell = site, records, tell
+        self._mutex = threading.Lock()
+        self._known: dict[str, Future[Agent]] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="opening")
+
+    def agent(self, study: Study, *, anew: bool = False) -> Future[Agent]:
+        """The study's agent, soon; opened again if its data changed, or to look if they did.
+
+        Scans are looked through only where `anew` asks for it: a run begins with a census, and
+        goes on with the data that it began with, unless somebody prepares others meanwhile.
+        """
+        with self._mutex:
+            known = self._known.get(study.digest)
+            if known is None or (known.done() and (anew or self._stale(known, study))):
+                known = self._pool.submit(self._open, study)
+                self._known[study.digest] = known
+            return known
+
+    def knows(self, digest: str) -> bool:
+        """Whether the study with this digest was asked for before."""
+        with self._mutex:
+            return digest in self._known
+
+    def keep(self, digests: Iterable[str]) -> None:
+        """Let go of all other studies, unless they are being opened."""
+        kept = set(digests)
+        with self._mutex:
+            self._known = {
+                digest: agent
+                for digest, agent in self._known.items()
+                if digest in kept or not agent.done()
+            }
+
+    def close(self) -> bool:
+        """Open no more; False if something is still being opened."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._mutex:
+            return all(agent.done() for agent in self._known.values())
+
+    def _open(self, study: Study) -> Agent:
+        self._tell(f"{study.name}: the data are looked through, and prepared where they are new")
+        agent = open_agent(study, self._site, records=self._records, tell=self._tell)
+        people = len(set(agent.cohort.participants))
+        self._tell(f"{study.name}: {people} participants, {len(agent.cohort)} samples are ready")
+        return agent
+
+    def _stale(self, known: Future[Agent], study: Study) -> bool:
+        """Whether opening failed, found nobody, or other data were prepared since."""
+        if known.cancelled() or known.exception() is not None:
+            return True
+        samples = known.result().cohort.samples
+        current = current_generation(prepared_folder(study, self._site))
+        mapped = getattr(samples, "filename", None)
+        return current is None or mapped is None or Path(mapped).parent != current.resolve()

@@ -1,0 +1,77 @@
+"""The report cache: what a site keeps of a run, its answers and the arrays that are its own.
+
+A report is kept so that the same order is never worked on twice; arrays of its own (normalisation
+under silobn and fedbn) so that the next round goes on from them. Both are kept by round, because a
+round that is asked for again must start from the state before it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.arrays import Arrays
+from common.errors import FolderError, Refusal
+from common.protocol.orders import Order, Report, read_report
+from common.protocol.wire import open_arrays, spool, write_arrays
+
+_ROUNDS_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCache:
+    """One run's folder at one site."""
+
+    folder: Path
+
+    def report(self, order: Order) -> tuple[Report, Arrays] | None:
+        """The report this site gave to exactly this order, if it did."""
+        path = self._report_path(order)
+        if not path.exists():
+            return None
+        try:
+            with open_arrays(path) as file:
+                report, arrays = read_report(file.text("report")), file.all()
+        except (FolderError, Refusal):
+            return None  # damaged: work again; the same seed gives the same bits
+        return (report, arrays) if report.order == order.id else None
+
+    def keep(self, order: Order, report: Report, arrays: Arrays) -> None:
+        """Keep an answer, and let go of those from rounds that can no longer be asked again."""
+        spool(self._report_path(order), report, arrays)
+        self._forget(order, "report")
+
+    def own_arrays(self, model: str, before: int = 10_001) -> Arrays:
+        """The site's own arrays after the last round earlier than `before`."""
+        rounds = [path for path in self._rounds(model, "own") if _round_of(path) < before]
+        if not rounds:
+            return {}
+        with open_arrays(rounds[-1]) as file:
+            return file.all()
+
+    def keep_own(self, order: Order, arrays: Arrays) -> None:
+        """Keep the site's own arrays after this round."""
+        if arrays:
+            write_arrays(
+                self.folder / order.model / f"own-{order.round:04d}.safetensors", arrays, {}
+            )
+            self._forget(order, "own")
+
+    def _report_path(self, order: Order) -> Path:
+        if order.kind == "train":
+            return self.folder / order.model / f"report-{order.round:04d}.safetensors"
+        return self.folder / order.kind / f"{order.id}.safetensors"
+
+    def _forget(self, order: Order, what: str) -> None:
+        for path in self._rounds(order.model, what):
+            if order.kind == "train" and _round_of(path) <= order.round - _ROUNDS_KEPT:
+                path.unlink()
+
+    def _rounds(self, model: str, what: str) -> list[Path]:
+        return sorted((self.folder / model).glob(f"{what}-*.safetensors"))
+
+
+def _round_of(path: Path) -> int:
+    found = re.search(r"-(\d+)\.safetensors$", path.name)
+    return int(found.group(1)) if found else 0

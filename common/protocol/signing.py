@@ -1,0 +1,116 @@
+"""Orders under the coordinator's signature: who asks, from when until when, and with which code.
+
+An order's id is a digest of its content, so that asking again is the same order; what differs from
+one asking to the next (time, a number used once) is in the envelope around it. The Ed25519
+signature covers the envelope's text byte for byte.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from pydantic import Field, ValidationError
+
+from common.errors import Refusal, SettingError
+from common.protocol.code import agreed_digest
+from common.protocol.orders import Hex, Order
+from common.settings import Table
+
+CLOCK_TOLERANCE_S: Final = 300.0  # hospital clocks that nobody watches are minutes off, not hours
+_CONTEXT: Final = b"callosum order 1\0"  # a signature made for something else never fits
+_END: Final = b"-----END PUBLIC KEY-----"
+
+
+class Envelope(Table):
+    """What is signed."""
+
+    order: Order
+    issued: float = Field(description="Unix time in seconds.")
+    expires: float = Field(description="Unix time in seconds.")
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] = Field(description="Used once.")
+    code: Hex = Field(description="Digest of the source that both ends must share.")
+
+
+class Sealed(NamedTuple):
+    """An envelope's text and its signature in hex; empty where nobody signs (the local engine)."""
+
+    text: str
+    signature: str
+
+
+def seal(order: Order, key: Ed25519PrivateKey | None, *, now: float, lifetime_s: float) -> Sealed:
+    """Put `order` into an envelope that holds from `now` for `lifetime_s`, and sign it."""
+    text = Envelope(
+        order=order,
+        issued=now,
+        expires=now + lifetime_s,
+        nonce=secrets.token_hex(16),
+        code=agreed_digest(),
+    ).model_dump_json()
+    return Sealed(text, key.sign(_CONTEXT + text.encode()).hex() if key is not None else "")
+
+
+def unseal(sealed: Sealed, keys: Sequence[Ed25519PublicKey], *, now: float) -> Envelope:
+    """Check who signed and when; return what was signed.
+
+    Raises
+    ------
+    Refusal
+        UNSIGNED, SIGNATURE, ORDER_MALFORMED or EXPIRED, in this order of checks.
+    """
+    if not sealed.signature:
+        raise Refusal("UNSIGNED")
+    if not any(_signed_by(key, sealed) for key in keys):
+        raise Refusal("SIGNATURE")
+    envelope = read_envelope(sealed.text)
+    tolerance = CLOCK_TOLERANCE_S
+    if not envelope.issued - tolerance <= now <= envelope.expires + tolerance:
+        raise Refusal("EXPIRED", f"issued {envelope.issued}, expires {envelope.expires}, now {now}")
+    return envelope
+
+
+def read_envelope(text: str) -> Envelope:
+    """An envelope from its text, whoever signed it, or `Refusal("ORDER_MALFORMED")`."""
+    try:
+        return Envelope.model_validate_json(text)
+    except ValidationError as error:
+        raise Refusal("ORDER_MALFORMED", str(error)) from None
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """The coordinator's signing key from a PEM file."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SettingError(f"{path} cannot be read as a private key: {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SettingError(f"{path} holds another kind of key; an Ed25519 key is needed")
+    return key
+
+
+def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
+    """The coordinator's public keys from a PEM file; two while an old key gives way to a new."""
+    try:
+        *parts, rest = path.read_bytes().split(_END)
+        blocks = [part + _END for part in parts]
+        keys = [load_pem_public_key(block.strip()) for block in blocks]
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise SettingError(f"{path} cannot be read as public keys: {error}") from None
+    found = [key for key in keys if isinstance(key, Ed25519PublicKey)]
+    if not found or len(found) != len(keys) or b"-----BEGIN" in rest:
+        raise SettingError(f"{path} must hold Ed25519 public keys and nothing else")
+    return found
+
+
+def _signed_by(key: Ed25519PublicKey, sealed: Sealed) -> bool:
+    try:
+        key.verify(bytes.fromhex(sealed.signature), _CONTEXT + sealed.text.encode())
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -1,0 +1,313 @@
+"""Synthetic hospitals, written to disk as BIDS and finished where an earlier call stopped.
+
+The images are skull-stripped, in MNI space, and of no real person.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel as nib
+import numpy as np
+
+from common.errors import FolderError, SettingError, StorageError
+from deploy.hospitals.anatomy import (
+    Anatomy,
+    Floats,
+    Volume,
+    build_anatomy,
+)
+from deploy.hospitals.people import Hospital, People, draw_labels, draw_people, scan
+
+MARKER: Final = ".callosum-hospital.json"
+_SITE_FOLDER: Final = ".callosum"  # what a site keeps beside its file is not ours to judge
+_INTENSITY: Final = 1000  # scanner units of a rendered intensity of 1
+_COLUMNS: Final[dict[str, dict[str, object]]] = {
+    "age": {"Description": "Age at the first scan", "Units": "years"},
+    "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+    "handedness": {"Description": "Hand used for writing", "Levels": {"right": "", "left": ""}},
+    "bmi": {"Description": "Body mass index", "Units": "kg/m^2"},
+    "fluid_intelligence": {"Description": "Fluid intelligence", "Units": "standard score"},
+    "neuroticism": {"Description": "Neuroticism", "Units": "standard score"},
+    "diagnosis": {
+        "Description": "Diagnosis; n/a for people outside the clinical sample",
+        "Levels": {"control": "no dementia", "ad": "Alzheimer's disease"},
+    },
+}
+
+
+def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value would only rename them
+    out: Path,
+    *,
+    names: Sequence[str],
+    participants: int,
+    spacing_mm: float = 8.0,
+    strength: float = 1.0,
+    seed: int = 0,
+    heldout: Sequence[str] = (),
+    pool: float = 0.5,
+    shared_modes: bool = True,
+    shuffle_labels: bool = False,
+    advance: Callable[[], None] | None = None,
+) -> list[Path]:
+    """Write one BIDS folder and one site file a hospital; finish what an earlier call began.
+
+    Parameters
+    ----------
+    names
+        All hospitals, in the order of the result; `heldout` names some of them.
+    pool
+        Share of each hospital's participants in its clinical sample (diagnosis known).
+    advance
+        Called once a participant, also for participants that were there already.
+
+    Returns
+    -------
+    list of Path
+        The site files, `OUT/<name>/site.toml`.
+
+    Raises
+    ------
+    SettingError
+        Before anything is written.
+    FolderError
+        Where a folder of that name holds other settings or something else.
+    StorageError
+        Where the disk is full or cannot be written.
+    """
+    _check(names, heldout, participants, strength, pool)
+    hospitals = [
+        Hospital(
+            name=name,
+            participants=participants,
+            seed=seed,
+            role="heldout" if name in heldout else "train",
+            strength=strength,
+            pool=pool,
+            shared_modes=shared_modes,
+            shuffle_labels=shuffle_labels,
+        )
+        for name in names
+    ]
+    anatomy = build_anatomy(spacing_mm)
+    complete = {
+        one.name: _is_complete(out / one.name, _settings(one, anatomy)) for one in hospitals
+    }
+    try:
+        for hospital in hospitals:
+            steps: Iterable[object] = range(participants)
+            if not complete[hospital.name]:
+                steps = _write(out / hospital.name, hospital, anatomy)
+            for _ in steps:
+                if advance is not None:
+                    advance()
+    except OSError as error:
+        raise StorageError(f"the hospitals cannot be written to {out}: {error}") from error
+    return [out / name / "site.toml" for name in names]
+
+
+def _check(
+    names: Sequence[str], heldout: Sequence[str], participants: int, strength: float, pool: float
+) -> None:
+    strangers = sorted(set(heldout) - set(names))
+    if strangers:
+        raise SettingError(f"heldout names {', '.join(strangers)}; each must also be in names")
+    if len(set(names)) < len(names):
+        raise SettingError(f"names lists a hospital twice: {', '.join(names)}")
+    for name in names:
+        if not name.isascii() or not name.replace("-", "").isalnum() or name != name.lower():
+            raise SettingError(f"{name!r} is not a hospital's name; use a-z, 0-9 and hyphens")
+    if participants < 1:
+        raise SettingError(f"participants is {participants}; it must be 1 or more")
+    if strength < 0:
+        raise SettingError(f"strength is {strength}; it must be 0 or more")
+    if not 0 <= pool <= 1:
+        raise SettingError(f"pool is {pool}; it must be from 0 to 1")
+
+
+def _settings(hospital: Hospital, anatomy: Anatomy) -> dict[str, object]:
+    """All that the hospital's files depend on, as JSON gives it back."""
+    settings = {**asdict(hospital), "spacing_mm": anatomy.spacing_mm, "shape": anatomy.shape}
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _is_complete(folder: Path, settings: dict[str, object]) -> bool:
+    """Whether nothing is left to write; refuse a folder that is not this hospital's."""
+    if not any(path.is_file() for path in folder.rglob("*") if path.suffix != ".partial"):
+        return False
+    ours = {"bids", "site.toml", MARKER, _SITE_FOLDER}
+    strangers = sorted({path.name for path in folder.iterdir()} - ours)
+    if strangers:
+        raise FolderError(
+            f"{folder} holds {strangers[0]}, which is not ours; choose another folder"
+        )
+    marker, description = folder / MARKER, folder / "bids" / "dataset_description.json"
+    for file in (marker, description):
+        if file.exists():
+            found = _hospital_settings(file)
+            if found != settings:
+                raise FolderError(f"{folder} holds {_difference(found, settings)}")
+            return file == marker
+    raise FolderError(f"{folder} holds files but no synthetic hospital; choose another folder")
+
+
+def _hospital_settings(file: Path) -> object:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("HospitalSettings") if isinstance(content, dict) else None
+
+
+def _difference(found: object, wanted: dict[str, object]) -> str:
+    if not isinstance(found, dict):
+        return "another dataset; choose another folder"
+    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    there, asked = (", ".join(f"{key} = {s.get(key)}" for key in keys) for s in (found, wanted))
+    return f"a hospital with {there}, but {asked} was asked for; choose another folder or delete it"
+
+
+def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]:
+    """Write one hospital, yielding after each participant; its marker comes last."""
+    people, bids = draw_people(hospital, anatomy.modes), folder / "bids"
+    labels, settings = draw_labels(hospital, people), _settings(hospital, anatomy)
+    # First of all, so that what a killed write leaves can be told from somebody's own data.
+    _write_json(bids / "dataset_description.json", _description(hospital, "raw", settings))
+    _write_text(bids / "README", _README.format(name=hospital.name))
+    _write_json(bids / "participants.json", {name: _COLUMNS[name] for name in labels})
+    identities = [_identity(person) for person in range(hospital.participants)]
+    rows = zip(identities, *labels.values(), strict=True)
+    _write_table(bids / "participants.tsv", ["participant_id", *labels], rows)
+    _write_regions(bids / "derivatives" / "regions", hospital, anatomy, people)
+    for person in range(hospital.participants):
+        for session in range(people.scans[person]):
+            file = bids / _scan_path(person, session, people)
+            if not file.exists():
+                _write_scan(file, scan(anatomy, hospital, people, person, session), anatomy.affine)
+        yield
+    _write_text(folder / "site.toml", _site_file(hospital, labels))
+    _write_json(folder / MARKER, {"HospitalSettings": settings})
+
+
+def _write_regions(folder: Path, hospital: Hospital, anatomy: Anatomy, people: People) -> None:
+    description = _description(hospital, "derivative", None)
+    _write_json(folder / "dataset_description.json", description)
+    names = [*anatomy.regions.names, "tiv"]
+    unit = {"Description": "Volume, adjusted for head size", "Units": "mm^3"}
+    whole = {"Description": "Total intracranial volume", "Units": "mm^3"}
+    _write_json(folder / "regions.json", {**dict.fromkeys(names, unit), "tiv": whole})
+    head_mm3 = anatomy.brain.sum() * anatomy.spacing_mm**3
+    rows = []
+    for person, scans in enumerate(people.scans):
+        for session in range(scans):
+            parts = anatomy.regions.volumes_mm3 * np.exp(people.log_volumes[person, session])
+            total = head_mm3 * np.exp(people.log_size[person, session])
+            label = _session(session) if scans > 1 else "n/a"
+            rows.append([_identity(person), label, *(f"{v:.1f}" for v in (*parts, total))])
+    _write_table(folder / "regions.tsv", ["participant_id", "session", *names], rows)
+
+
+def _identity(person: int) -> str:
+    return f"sub-{person + 1:04d}"
+
+
+def _session(session: int) -> str:
+    return f"ses-{session + 1:02d}"
+
+
+def _scan_path(person: int, session: int, people: People) -> Path:
+    names = [_identity(person)] + ([_session(session)] if people.scans[person] > 1 else [])
+    return Path(*names, "anat", "_".join([*names, "T1w.nii.gz"]))
+
+
+def _write_scan(file: Path, volume: Volume, affine: Floats) -> None:
+    units = np.clip(np.rint(volume * _INTENSITY), 0, 32_767).astype(np.int16)
+    image: Any = nib.Nifti1Image(units, affine)  # type: ignore[no-untyped-call]  # as nibabel is
+    image.set_sform(affine, code="mni")
+    image.set_qform(affine, code="mni")
+    image.header.set_xyzt_units("mm")
+    _write_bytes(file, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def _write_table(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerows([header, *rows])
+    _write_text(file, text.getvalue())
+
+
+def _write_json(file: Path, content: Mapping[str, object]) -> None:
+    _write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def _write_text(file: Path, text: str) -> None:
+    _write_bytes(file, text.encode())
+
+
+def _write_bytes(file: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
+def _description(
+    hospital: Hospital, kind: str, settings: Mapping[str, object] | None
+) -> dict[str, object]:
+    description: dict[str, object] = {
+        "Name": f"Synthetic hospital {hospital.name}",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": kind,
+        "GeneratedBy": [
+            {"Name": "callosum hospitals", "Description": "Synthetic data, of no real person"}
+        ],
+    }
+    return description if settings is None else {**description, "HospitalSettings": settings}
+
+
+_README: Final = """\
+Synthetic hospital {name}
+
+No real person was scanned. Heads are the MNI152 template, warped and recoloured by drawn ages,
+phenotypes and a disease; each hospital has a drawn scanner of its own. Images are skull-stripped
+(0 outside the brain), in MNI space, in arbitrary units. Written by Callosum.
+"""
+
+
+def _site_file(hospital: Hospital, labels: Mapping[str, object]) -> str:
+    lines = [
+        f'name = "{hospital.name}"',
+        f'role = "{hospital.role}"',
+        "",
+        "[data]",
+        'kind = "t1w"',
+        'root = "bids"  # relative to this file',
+        'regions = "bids/derivatives/regions/regions.tsv"',
+        "",
+    ]
+    for name in labels:
+        lines += [f"[targets.{name}]", f'column = "{name}"']
+        if name == "sex":
+            lines += ['codes = {F = "female", M = "male"}']
+        lines += [""]
+    return "\n".join([*lines, _SITE_FILE_END])
+
+
+_SITE_FILE_END: Final = """\
+# [device]
+# kind = "auto"  # or "cpu", "cuda"
+# threads = 0    # 0 takes the machine's cores
+
+# [policy]
+# minimum_cohort = 10   # fewest usable participants to take part at all
+# minimum_support = 10  # fewest participants behind any number that leaves
+# orders = ["census", "train", "finetune", "evaluate"]
+"""

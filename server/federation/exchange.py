@@ -1,0 +1,287 @@
+"""Carries orders to sites and accepted reports into a folder: the one place that waits for sites.
+
+It knows no science. A reply is checked on arrival and spooled, or its code is noted. A site that
+could not be reached, or lost what it was asked, is asked again for as long as the others may take.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from common.errors import FolderError, Refusal
+from common.network import Plan
+from common.protocol.orders import Order, Report
+from common.protocol.signing import seal
+from common.protocol.wire import (
+    array_record,
+    pack_order,
+    read_spooled,
+    refusal_of,
+    spool,
+    unpack_report,
+)
+from common.runtime.progress import track
+from common.study import Study
+from server.federation.progress import ProgressFile
+from server.federation.report_validation import accept
+from server.federation.transport import pull, push
+
+_log = getLogger("callosum.server")
+_SHORTEST_POLL_S: Final = 0.02
+_LONGEST_POLL_S: Final = 1.0
+_LARGE: Final = 64 << 20  # bytes
+_MOST_EXPIRED: Final = 3  # a site whose clock is wrong must not cost every round its time limit
+_SHORTEST_REST_S: Final = 0.5
+_LONGEST_REST_S: Final = 15.0
+# the order never reached the site's agent, or its answer never reached us; the same order asked
+# again is answered from the site's disk or joins the work that goes on
+_AGAIN: Final = frozenset({"TRANSPORT", "NO_AGENT", "BUSY", "REPLAYED", "EXPIRED"})
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Who answered acceptably, and who did not, by site."""
+
+    reports: dict[str, Report] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+
+
+class Exchange:
+    """Sends orders over a grid and receives reports, one exchange after the other.
+
+    Parameters
+    ----------
+    nodes : Flower's node id of each site
+    key : signs the orders; None where coordinator and sites are one process
+    progress : told who answered, for whoever looks on
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        study: Study,
+        *,
+        key: Ed25519PrivateKey | None = None,
+        progress: ProgressFile | None = None,
+    ) -> None:
+        self._grid, self._nodes, self._study = grid, nodes, study
+        self._key, self._progress = key, progress
+        self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
+        self._time_limit_s = study.sites.time_limit_s
+        self._arrays: Mapping[str, NDArray[Any]] = {}
+        self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
+        self._waiting: set[str] = set()  # messages without a reply
+        self._resting: dict[str, tuple[float, Order]] = {}  # by site: what is asked again, and when
+        self._unreached: dict[str, tuple[str, int]] = {}  # by site: why, and how often already
+
+    def ask(
+        self,
+        orders: Sequence[Order],
+        arrays: Mapping[str, NDArray[Any]],
+        folder: Path,
+        plan: Plan,
+        title: str,
+    ) -> Outcome:
+        """Send what `folder` does not answer yet; return when all answered or time is up."""
+        outcome = Outcome()
+        missing = self.missing(orders, folder, outcome)
+        self.receive(self.replies(missing, arrays, title), orders, folder, plan, outcome)
+        return outcome
+
+    def missing(self, orders: Sequence[Order], folder: Path, outcome: Outcome) -> list[Order]:
+        """The orders that have no spooled report; `outcome` takes the reports of the others."""
+        missing = []
+        for order in orders:
+            kept = _kept(folder, order)
+            if kept is not None:
+                _take(outcome, kept, folder)
+            elif order.site not in self._nodes:
+                outcome.refused[order.site] = "NO_ANSWER"
+            else:
+                missing.append(order)
+        return missing
+
+    def replies(
+        self, orders: Sequence[Order], arrays: Mapping[str, NDArray[Any]], title: str
+    ) -> Iterator[Message]:
+        """Push, then yield replies as they come, until all came or the time limit passed.
+
+        The limit runs while nothing arrives: sites that answer keep a slow round alive.
+        """
+        if not orders:
+            return
+        self._arrays = arrays
+        self._unreached.clear()
+        self._resting.clear()
+        self._waiting = waiting = set[str]()
+        self._push(orders)
+        deadline, pause = time.monotonic() + self._time_limit_s, _SHORTEST_POLL_S
+        with track(title, len(orders)) as advance:
+            while waiting or self._resting:
+                arrived = False
+                for reply in pull(self._grid, list(waiting)) if waiting else ():
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    if self._rests_after(reply):
+                        continue
+                    arrived = True
+                    yield reply
+                    del reply  # the next is fetched only now, and memory holds one
+                    advance()
+                now = time.monotonic()
+                self._push([order for due, order in self._resting.values() if due <= now])
+                if arrived:
+                    deadline, pause = now + self._time_limit_s, _SHORTEST_POLL_S
+                elif now > deadline:
+                    return
+                else:
+                    time.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_POLL_S)
+
+    def receive(
+        self,
+        replies: Iterable[Message],
+        orders: Sequence[Order],
+        folder: Path,
+        plan: Plan,
+        outcome: Outcome,
+    ) -> None:
+        """Check each reply on arrival; spool it or note its code. No reply ends the round.
+
+        One thread checks and writes while the next reply is waited for; one reply at a time, so
+        that the order of replies stays the order of decisions. A large one is not overlapped:
+        memory holds one, however many sites there are.
+        """
+        self._show(orders, outcome)
+        with ThreadPoolExecutor(1, thread_name_prefix="spool") as checker:
+            before: Future[None] | None = None
+            for reply in replies:
+                if before is not None:
+                    before.result()
+                before = checker.submit(self._decide, reply, orders, folder, plan, outcome)
+                large = _bytes(reply) > _LARGE
+                del reply
+                if large:
+                    before.result()
+                    gc.collect()  # Flower's records refer to themselves
+            if before is not None:
+                before.result()
+        for order in orders:
+            if order.site not in outcome.reports:
+                code, _ = self._unreached.get(order.site, ("NO_ANSWER", 0))
+                outcome.refused.setdefault(order.site, code)
+        self._show(orders, outcome)
+
+    def _push(self, orders: Sequence[Order]) -> None:
+        """Seal and send; one record serves all sites, so Flower carries each array once."""
+        if not orders:
+            return
+        record, now = array_record(self._arrays), time.time()
+        messages = [
+            Message(
+                pack_order(seal(order, self._key, now=now, lifetime_s=self._time_limit_s), record),
+                dst_node_id=self._nodes[order.site],
+                message_type=MessageType.TRAIN,
+                group_id=str(order.round),
+            )
+            for order in orders
+        ]
+        for message_id, order in zip(push(self._grid, messages), orders, strict=True):
+            self._resting.pop(order.site, None)
+            if message_id:
+                self._asked[message_id] = order
+                self._waiting.add(message_id)
+            else:  # Flower takes no message for a node that is not connected
+                self._rest(order, "TRANSPORT")
+
+    def _rests_after(self, reply: Message) -> bool:
+        """Whether the reply says that its order must be asked again; it is due after a rest."""
+        order = self._asked.get(reply.metadata.reply_to_message_id)
+        code = "TRANSPORT" if reply.has_error() else refusal_of(reply.content)
+        if order is None or code not in _AGAIN:
+            return False
+        _, rests = self._unreached.get(order.site, ("", 0))
+        if code == "EXPIRED" and rests >= _MOST_EXPIRED:
+            return False
+        self._rest(order, code)
+        return True
+
+    def _rest(self, order: Order, code: str) -> None:
+        _, rests = self._unreached.get(order.site, ("", 0))
+        if not rests:
+            _log.warning("%s: %s; asking again", order.site, code)
+        rest_s = min(_LONGEST_REST_S, _SHORTEST_REST_S * 2.0 ** min(rests, 9))
+        self._unreached[order.site] = (code, rests + 1)
+        self._resting[order.site] = (time.monotonic() + rest_s, order)
+
+    def _decide(
+        self,
+        reply: Message,
+        orders: Sequence[Order],
+        folder: Path,
+        plan: Plan,
+        outcome: Outcome,
+    ) -> None:
+        order = self._asked.get(reply.metadata.reply_to_message_id)
+        site = order.site if order else f"node {reply.metadata.src_node_id}"
+        try:
+            if order is None:
+                raise Refusal("STRANGER", f"{site} was not asked")
+            if site in outcome.reports:
+                raise Refusal("DUPLICATE")
+            self._accept(reply, order, folder, plan, outcome)
+        except Refusal as refusal:
+            _log.warning("%s: %s", site, refusal)
+            outcome.refused.setdefault(site, refusal.code)
+        self._show(orders, outcome)
+
+    def _accept(
+        self, reply: Message, order: Order, folder: Path, plan: Plan, outcome: Outcome
+    ) -> None:
+        if reply.has_error():
+            raise Refusal("TRANSPORT", f"Flower error {reply.error.code}")
+        report, arrays = unpack_report(reply.content)
+        accept(self._study, order, plan, report, arrays, self.census.get(order.site))
+        spool(folder / f"{order.site}.safetensors", report, arrays)
+        _take(outcome, report, folder)
+
+    def _show(self, orders: Sequence[Order], outcome: Outcome) -> None:
+        if self._progress is not None and orders:
+            seconds = {site: report.seconds for site, report in outcome.reports.items()}
+            self._progress.show(orders, seconds, outcome.bytes, outcome.refused)
+
+
+def _kept(folder: Path, order: Order) -> Report | None:
+    path = folder / f"{order.site}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        report = read_spooled(path)
+    except (FolderError, Refusal):
+        return None  # damaged on disk; the site keeps its answer and sends it again
+    return report if report.order == order.id else None
+
+
+def _bytes(reply: Message) -> int:
+    if not reply.has_content():
+        return 0
+    records = reply.content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
+
+
+def _take(outcome: Outcome, report: Report, folder: Path) -> None:
+    outcome.reports[report.site] = report
+    outcome.bytes[report.site] = (folder / f"{report.site}.safetensors").stat().st_size

@@ -1,0 +1,137 @@
+"""Report validation: what a report must be before it is believed; each fault has its code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import metrics
+from common.arrays import Arrays
+from common.errors import Refusal
+from common.network import Plan
+from common.protocol.orders import Order, Report
+from common.seams import LABELS, SCANS
+from common.study import Study
+from server.federation.census import POOLED
+
+_MERGED = {
+    "census": ("label/",),
+    "train": ("loss/", "validation/"),
+    "evaluate": ("evaluation/",),
+}
+
+
+def accept(
+    study: Study,
+    order: Order,
+    plan: Plan,
+    report: Report,
+    arrays: Arrays,
+    census: Report | None = None,
+) -> None:
+    """Raise `Refusal` with a code unless `report` is a sound answer to `order`.
+
+    A site that claims more scans or labels than its `census` would outweigh all others.
+    """
+    if report.site != order.site:
+        raise Refusal("STRANGER", f"{report.site} answers an order for {order.site}")
+    if report.order != order.id or report.round != order.round or report.kind != order.kind:
+        raise Refusal("STALE", f"{report.site} answers order {report.order[:12]}")
+    if report.refusal:
+        raise Refusal(report.refusal)
+    _counts_can_be_merged(study, order, report)
+    _measurements_are_the_sites_own(order, report)
+    if order.kind == "train":
+        _support_is_whole(report, plan)
+        _support_is_held(report, census)
+        _arrays_fit(plan, arrays)
+    elif order.kind == "census":
+        _sums_fit(study, order.site, arrays)
+    elif order.kind != "linear" and arrays:
+        raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
+    _arrays_are_finite(arrays)
+
+
+def _counts_can_be_merged(study: Study, order: Order, report: Report) -> None:
+    """Sums of another length or sign would only show when they are added to everyone else's."""
+    for name, sums in report.counts.items():
+        if not np.all(np.isfinite(sums)):
+            raise Refusal("NOT_FINITE", f"{report.site} sends {name} that is not finite")
+        what, _, of = name.partition("/")
+        if f"{what}/" not in _MERGED.get(order.kind, ()):
+            fits = False
+        elif what == "loss":
+            fits = len(sums) == 2 and sums[1] >= 0
+        elif of not in study.targets:
+            fits = False
+        elif what == "label":
+            fits = len(sums) == 2 and sums[0] >= 0
+        else:
+            fits = metrics.sound(study.targets[of], sums)
+        if not fits:
+            raise Refusal("REPORT_MALFORMED", f"{report.site} sends {name} with {len(sums)} sums")
+
+
+def _sums_fit(study: Study, site: str, arrays: Arrays) -> None:
+    """A training site of a table sends its columns' sums; nobody else sends arrays in a census."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if len(study.shape) == 1 and site in (*study.sites.train, POOLED):
+        shapes = {"columns/sum": study.shape, "columns/squares": study.shape, "columns/n": (1,)}
+    if set(arrays) != set(shapes):
+        raise Refusal("ARRAYS_MISNAMED", f"a census holds {', '.join(sorted(arrays)[:3])}")
+    if not shapes:
+        return
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise Refusal("ARRAYS_MISSHAPEN", f"{name} is {arrays[name].shape}, not {shape}")
+    if not arrays["columns/n"][0] >= 1 or arrays["columns/squares"].min(initial=0) < 0:
+        raise Refusal("REPORT_MALFORMED", "the columns' sums are of fewer than one scan")
+
+
+def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
+    for row in report.measurements:
+        if row.site != order.site or (row.phase != order.kind):
+            raise Refusal("REPORT_MALFORMED", f"{report.site} reports for {row.site}/{row.phase}")
+
+
+def _support_is_held(report: Report, census: Report | None) -> None:
+    for group, count in report.support.items():
+        if census is not None and count > census.support.get(group, 0):
+            held = census.support.get(group, 0)
+            raise Refusal("SUPPORT", f"{report.site} claims {count} {group}, its census has {held}")
+
+
+def _support_is_whole(report: Report, plan: Plan) -> None:
+    """Counts are whole and not negative by type; here: all there, no more labels than scans."""
+    groups = {rule.group for rule in plan.values() if rule.travels} | {SCANS}
+    missing = groups - set(report.support)
+    if missing or set(report.support) - groups:
+        raise Refusal("SUPPORT", f"{report.site} counts {sorted(report.support)}")
+    if report.support[SCANS] == 0:
+        raise Refusal("SUPPORT", f"{report.site} used no scans")
+    for group, count in report.support.items():
+        if group.startswith(LABELS) and count > report.support[SCANS]:
+            raise Refusal("SUPPORT", f"{report.site} has more labels than scans for {group}")
+
+
+def _arrays_fit(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> None:
+    wanted = {name for name, rule in plan.items() if rule.travels}
+    if set(arrays) != wanted:
+        strange = sorted(set(arrays) ^ wanted)[:3]
+        raise Refusal("ARRAYS_MISNAMED", f"missing or unknown: {', '.join(strange)}")
+    for name, array in arrays.items():
+        if array.shape != plan[name].shape:
+            raise Refusal("ARRAYS_MISSHAPEN", f"{name} is {array.shape}, not {plan[name].shape}")
+        if str(array.dtype) != plan[name].dtype:
+            raise Refusal("ARRAYS_MISTYPED", f"{name} is {array.dtype}, not {plan[name].dtype}")
+
+
+def _arrays_are_finite(arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Refusal("NOT_FINITE", f"{name} holds infinities or NaN")
+        if name.endswith("running_var") and array.size and float(array.min()) < 0:
+            raise Refusal("NOT_FINITE", f"{name} holds a negative variance")

@@ -1,0 +1,345 @@
+"""The headline tables of a run as values, for page and terminal: out of site, and fine-tuning.
+
+Every number comes from results.csv as it stands there. Two rows are made here and say so: the mean
+of the single-site models' values, and the single-site model that turned out best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from common import metrics
+from common.errors import FolderError
+from common.protocol.orders import Measurement
+from common.study import FineTuning, Study, Target
+from server.results import TOGETHER
+from server.run import Run
+
+Group = Literal["as it comes", "scan unseen", "site's labels"]
+Verdict = Literal["", "federated better", "federated worse", "not distinguishable"]
+
+FEDERATED: Final = "federated"
+MEAN_OF_SINGLES: Final = "mean of single-site models"
+BEST_SINGLE: Final = "best single site, in hindsight"
+WITHHELD: Final = "withheld (n < minimum)"
+SMALL: Final = 50  # participants; below it one person moves a metric visibly
+METRIC_NAMES: Final = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r": "r",
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+}
+_SINGLE: Final = "single-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A value with its interval; no value where it was withheld."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One model at one held-out site; `difference` is this model minus the federated one."""
+
+    model: str
+    title: str
+    group: Group
+    cell: Cell
+    participants: int
+    scans: int
+    difference: Cell | None = None
+    verdict: Verdict = ""
+
+    @property
+    def is_made_here(self) -> bool:
+        """Whether the row was derived from others and is no measurement of its own."""
+        return self.model in (MEAN_OF_SINGLES, BEST_SINGLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Every model for one target at one held-out site, by the target's primary metric."""
+
+    site: str
+    target: str
+    unit: str
+    metric: str
+    lines: tuple[Line, ...]
+    others: tuple[Measurement, ...]
+
+    @property
+    def place(self) -> str:
+        """The site in words; the scans of all held-out sites may stand for one."""
+        return "all held-out sites together" if self.site == TOGETHER else self.site
+
+    @property
+    def federated(self) -> Line | None:
+        """The federated model's own line, where the site measured it."""
+        return next((line for line in self.lines if line.model == FEDERATED), None)
+
+    def rivals(self) -> list[Line]:
+        """Lines that have a paired interval against the federated model."""
+        return [line for line in self.lines if line.verdict and not line.is_made_here]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTable:
+    """One fine-tuning task: a measurement, or nothing, for each site and way of starting."""
+
+    task: str
+    target: str
+    unit: str
+    metric: str
+    inits: tuple[str, ...]
+    sites: tuple[str, ...]
+    cells: dict[tuple[str, str], Measurement]
+
+
+def read_results(run: Run) -> list[Measurement]:
+    """Rows of results.csv, or none where the run has not got that far.
+
+    Raises
+    ------
+    FolderError
+        If a line is not a measurement; the message names it.
+    """
+    path = run.folder / "results.csv"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path} cannot be read: {error}") from None
+    rows = []
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    for cells in reader:
+        # an empty cell is a number that was withheld, or a name that does not apply
+        given = {key: cell for key, cell in cells.items() if cell != ""}
+        try:
+            rows.append(Measurement.model_validate({"value": None, **given}))
+        except (ValidationError, TypeError) as error:
+            raise FolderError(
+                f"{path}, line {reader.line_num} is not a measurement: {error}; "
+                "the run's own command writes the table anew"
+            ) from None
+    return rows
+
+
+def comparisons(study: Study, rows: Iterable[Measurement]) -> list[Comparison]:
+    """A comparison for each held-out site and target, in the study's order of targets."""
+    found: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows:
+        if row.phase == "evaluate" and row.target in study.targets:
+            found.setdefault((row.site, row.target), []).append(row)
+    sites = _in_order(study.sites.heldout, {site for site, _ in found})
+    return [
+        _comparison(site, name, study.targets[name], found[site, name])
+        for site in sites
+        for name in study.targets
+        if (site, name) in found
+    ]
+
+
+def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
+    """A table for each fine-tuning task of the study; what was not reported has no cell."""
+    kept = [row for row in rows if row.phase == "finetune"]
+    return [_task_table(study, task, kept) for task in study.finetuning]
+
+
+def decimals(*values: float | None) -> int:
+    """Digits behind the point so that the largest of `values` shows three figures.
+
+    >>> decimals(12.348), decimals(0.8437), decimals(148.2), decimals(None)
+    (1, 3, 0, 0)
+    """
+    largest = max((abs(value) for value in values if value), default=0.0)
+    return min(max(2 - math.floor(math.log10(largest)), 0), 5) if largest else 0
+
+
+def shown(value: float, digits: int, *, signed: bool = False) -> str:
+    r"""A number for readers, with a true minus sign.
+
+    >>> shown(-0.5, 1), shown(0.5, 1, signed=True), shown(-0.001, 1)
+    ('\u22120.5', '+0.5', '0.0')
+    """
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        return f"{0:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def digits_of(metric: str, *values: float | None) -> int:
+    """Shares and correlations show three digits; a metric with a unit shows three figures."""
+    return decimals(*values) if metric in ("mae", "rmse") else 3
+
+
+def sentence(cell: Cell, digits: int, *, signed: bool = False) -> str:
+    """`12.3 (10.6 to 14.2)`, or why there is no number."""
+    if cell.value is None:
+        return WITHHELD
+    value = shown(cell.value, digits, signed=signed)
+    if cell.low is None or cell.high is None:
+        return value
+    low, high = (shown(end, digits) for end in (cell.low, cell.high))
+    return f"{value} ({low} to {high})"
+
+
+def cell_of(row: Measurement) -> Cell:
+    """A measurement's value and interval."""
+    return Cell(value=row.value, low=row.ci_low, high=row.ci_high)
+
+
+def of_metric(comparison: Comparison | TaskTable) -> str:
+    """`MAE in years`, or the metric alone where it has no unit."""
+    name = METRIC_NAMES.get(comparison.metric, comparison.metric)
+    return f"{name} in {comparison.unit}" if comparison.unit else name
+
+
+def _comparison(site: str, name: str, target: Target, rows: Sequence[Measurement]) -> Comparison:
+    metric = metrics.primary(target)
+    against = {row.model: row for row in rows if row.metric == f"{metric}_minus_{FEDERATED}"}
+    lines = {
+        row.model: _line(row, site, target, against.get(row.model))
+        for row in rows
+        if row.metric == metric
+    }
+    singles = [lines[model] for model in sorted(lines) if _is_single(model)]
+    made = [_mean(singles), _best(target, singles)] if len(singles) > 1 else []
+    return Comparison(
+        site=site,
+        target=name,
+        unit=target.unit if metric == "mae" else "",
+        metric=metric,
+        lines=tuple(sorted([*lines.values(), *made], key=_place)),
+        others=tuple(row for row in rows if row.metric in METRIC_NAMES and row.metric != metric),
+    )
+
+
+def _line(row: Measurement, site: str, target: Target, paired: Measurement | None) -> Line:
+    difference = cell_of(paired) if paired else None
+    return Line(
+        model=row.model,
+        title=_title(row.model, site),
+        group=_group(row.model),
+        cell=cell_of(row),
+        participants=row.n_participants,
+        scans=row.n_scans,
+        difference=difference,
+        verdict=_verdict(target, difference),
+    )
+
+
+def _verdict(target: Target, difference: Cell | None) -> Verdict:
+    """What a paired interval allows to say; an interval that touches zero allows nothing."""
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    if difference.low <= 0 <= difference.high:
+        return "not distinguishable"
+    rival_is_higher = difference.low > 0
+    lower_is_better = target.kind == "regression"
+    return "federated better" if rival_is_higher == lower_is_better else "federated worse"
+
+
+def _mean(singles: Sequence[Line]) -> Line:
+    """Mean of the models' values: a summary over models, all on the same participants."""
+    apart = _average([line.difference.value if line.difference else None for line in singles])
+    return Line(
+        model=MEAN_OF_SINGLES,
+        title=f"mean of {len(singles)} single sites",
+        group="as it comes",
+        cell=Cell(value=_average([line.cell.value for line in singles])),
+        participants=min(line.participants for line in singles),
+        scans=min(line.scans for line in singles),
+        difference=None if apart is None else Cell(value=apart),
+    )
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """None if any is missing: the mean over those that happen to be there is another number."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _best(target: Target, singles: Sequence[Line]) -> Line:
+    best = singles[0]
+    for line in singles[1:]:
+        if line.cell.value is not None and (
+            best.cell.value is None or metrics.better(target, line.cell.value, best.cell.value)
+        ):
+            best = line
+    if best.cell.value is None:
+        return replace(best, model=BEST_SINGLE, title="best in hindsight")
+    where = best.model.removeprefix(_SINGLE)
+    return replace(best, model=BEST_SINGLE, title=f"best in hindsight: {where}")
+
+
+def _is_single(model: str) -> bool:
+    return model.startswith(_SINGLE) and not model.endswith("+head")
+
+
+def _title(model: str, site: str) -> str:
+    known = {
+        "pooled-linear": "pooled linear model",
+        "training-mean": "training sites' mean",
+        "site-mean": f"{site}'s own mean",
+        "site-linear": f"{site}'s own linear model",
+    }
+    if model in known:
+        return known[model]
+    if model.endswith("+head"):
+        return f"{_title(model.removesuffix('+head'), site)} + own head"
+    return f"{model.removeprefix(_SINGLE)} alone" if model.startswith(_SINGLE) else model
+
+
+def _group(model: str) -> Group:
+    if model == "training-mean":
+        return "scan unseen"
+    if model in ("site-mean", "site-linear") or model.endswith("+head"):
+        return "site's labels"
+    return "as it comes"
+
+
+def _place(line: Line) -> tuple[int, int, str]:
+    groups: tuple[Group, ...] = ("as it comes", "scan unseen", "site's labels")
+    bare = line.model.removesuffix("+head")
+    first = ("site-mean", "site-linear", FEDERATED, "pooled", "pooled-linear", MEAN_OF_SINGLES)
+    rank = first.index(bare) if bare in first else len(first) + (line.model == BEST_SINGLE)
+    return (groups.index(line.group), rank, line.model)
+
+
+def _task_table(study: Study, task: FineTuning, rows: Sequence[Measurement]) -> TaskTable:
+    target = study.targets[task.target]
+    metric = metrics.primary(target)
+    cells = {
+        (row.site, row.init): row
+        for row in rows
+        if row.task == task.name and row.target == task.target and row.metric == metric
+    }
+    return TaskTable(
+        task=task.name,
+        target=task.target,
+        unit=target.unit if metric == "mae" else "",
+        metric=metric,
+        inits=task.inits,
+        sites=_in_order(study.sites.train, {site for site, _ in cells}),
+        cells=cells,
+    )
+
+
+def _in_order(named: Sequence[str], found: set[str]) -> tuple[str, ...]:
+    """The study's own order, then sites that came later by name, then all of them together."""
+    later = sorted(found - set(named), key=lambda site: (site == TOGETHER, site))
+    return (*named, *later)

@@ -1,0 +1,102 @@
+"""The headline tables as plain text, 100 columns wide, for the end of a command."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from server.report.tables import (
+    Comparison,
+    Line,
+    TaskTable,
+    cell_of,
+    comparisons,
+    digits_of,
+    of_metric,
+    read_results,
+    sentence,
+    task_tables,
+)
+from server.run import Run
+
+_WIDTH: Final = 100
+
+
+def format_tables(run: Run) -> str:
+    """The out-of-site comparison and the fine-tuning tables; heads on rival models are left out."""
+    rows = read_results(run)
+    percent = f"{100 * run.study.evaluation.confidence:g} %"
+    compared = comparisons(run.study, rows)
+    tables = [_comparison(found, percent) for found in compared]
+    tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
+    missing = [] if compared else ["out of site: no held-out site has judged this run"]
+    missing += [
+        f"fine-tuning {table.task}: no site has reported a result"
+        for table in task_tables(run.study, rows)
+        if not table.cells
+    ]
+    return "\n\n".join([*(_plain(table) for table in tables), *missing])
+
+
+def _comparison(comparison: Comparison, percent: str) -> Table:
+    table = _table(
+        f"{comparison.target} out of site, at {comparison.place}: {of_metric(comparison)}"
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column(percent, no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("minus federated", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
+    for line in _headline(comparison.lines):
+        numbers = [sentence(line.cell, digits), "", "", ""]
+        if line.cell.value is not None:
+            apart = sentence(line.difference, digits, signed=True) if line.difference else ""
+            verdict = "" if line.is_made_here else line.verdict
+            numbers[1:] = [str(line.participants), apart, verdict]
+        table.add_row(Text(line.title), *numbers)
+    return table
+
+
+def _task(tasks: TaskTable, percent: str) -> Table:
+    table = _table(f"fine-tuning {tasks.task}: {of_metric(tasks)} on each site's test participants")
+    table.add_column("site", overflow="fold")
+    for init in tasks.inits:
+        table.add_column(f"{init}, {percent}", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True)
+    digits = digits_of(tasks.metric, *(row.value for row in tasks.cells.values()))
+    for site in tasks.sites:
+        rows = [tasks.cells.get((site, init)) for init in tasks.inits]
+        texts = [sentence(cell_of(row), digits) if row else "no result" for row in rows]
+        people = {row.n_participants for row in rows if row and row.value is not None}
+        table.add_row(Text(site), *texts, ", ".join(str(n) for n in sorted(people)))
+    return table
+
+
+def _headline(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if not line.model.startswith("single-") or "+" not in line.model]
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+
+
+def _plain(table: Table) -> str:
+    stream = io.StringIO()
+    Console(
+        file=stream, width=_WIDTH, markup=False, highlight=False, emoji=False, color_system=None
+    ).print(table)
+    # rich pads every line to the full width
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())

@@ -1,0 +1,370 @@
+"""Judging and fine-tuning are honest about people: apart in splits, counted once, never seen before."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.data.cohort import Cohort
+from client.learning import evaluation, finetuning, linear
+from client.learning.evaluation import Judge, _cross_fitted, _folds
+from client.learning.finetuning import _split, finetune
+from client.learning.measurement import difference, measure
+from client.site import Site
+from common import metrics
+from common.errors import Refusal
+from common.kinds.features import Features
+from common.network import arrays_of, build
+from common.protocol.orders import Measurement, Order
+from common.study import Study, parse_study
+
+HEX = "0" * 64
+
+
+def study_of(**changes: Any) -> Study:
+    tables = {
+        "name": "tiny",
+        "data": {"kind": "features", "columns": ["a", "b", "c"]},
+        "targets": {
+            "age": {"kind": "regression", "unit": "years", "centre": 50, "scale": 10},
+            "sex": {"kind": "binary", "classes": ["female", "male"]},
+            "ill": {"kind": "binary", "classes": ["control", "patient"]},
+        },
+        "backbone": {"name": "linear"},
+        "objective": {"name": "multitask"},
+        "sites": {"train": ["here"], "heldout": ["there"]},
+        "finetuning": [
+            {"name": "illness", "target": "ill", "epochs": 1, "learning_rates": [1e-6, 0.3]}
+        ],
+        "evaluation": {"bootstrap": 100, "head": False},
+        **changes,
+    }
+    return parse_study(tables, Path("study.toml"))
+
+
+STUDY = study_of()
+
+
+@pytest.fixture(autouse=True)
+def _few_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two instead of nine: what is tested here does not depend on how many there are."""
+    monkeypatch.setattr(linear, "STRENGTHS", (0.01, 1.0))
+
+
+def site_of(name: str = "there", role: Any = "heldout") -> Site:
+    data = Features.Site(kind="features", table="t.csv")
+    return Site(name=name, role=role, data=data)
+
+
+def cohort_of(people: int = 40, scans: int = 3, seed: int = 0) -> Cohort:
+    """Every participant has up to `scans` scans; labels belong to her, features nearly so."""
+    chance = np.random.default_rng(seed)
+    times = chance.integers(1, scans + 1, people)
+    person = np.repeat(np.arange(people), times)
+    traits = chance.normal(size=(people, 3))
+    samples = (traits[person] + chance.normal(0, 0.2, (len(person), 3))).astype(np.float32)
+    labels = {
+        "age": 50 + 10 * traits[:, 0] + chance.normal(0, 5, people),
+        "sex": (traits[:, 1] + chance.normal(0, 0.5, people) > 0).astype(float),
+        "ill": (traits[:, 2] + chance.normal(0, 0.5, people) > 0).astype(float),
+    }
+    return Cohort(
+        samples=samples,
+        participants=tuple(f"p{i:03d}" for i in person),
+        scans=tuple(f"p{i:03d}/{k}" for k, i in enumerate(person)),
+        labels={name: values[person].astype(np.float32) for name, values in labels.items()},
+        regions=None,
+        findings=(),
+        contents=tuple(str(k) for k in range(len(person))),
+    )
+
+
+def order_of(kind: Any = "evaluate", **keys: Any) -> Order:
+    site = "there" if kind == "evaluate" else "here"
+    return Order(kind=kind, study=STUDY.digest, run=HEX, site=site, arrays=HEX, **keys)
+
+
+def judged(folder: Path, cohort: Cohort, study: Study = STUDY, **keys: Any) -> list[Measurement]:
+    network = build(study, seed=1)
+    rows, _ = Judge(study, site_of(), cohort, order_of(**keys), folder).network(network)
+    return rows
+
+
+def one(rows: list[Measurement], **names: str) -> Measurement:
+    found = [row for row in rows if all(getattr(row, k) == v for k, v in names.items())]
+    assert len(found) == 1, names
+    return found[0]
+
+
+# Splits and folds.
+
+
+def test_no_participant_is_in_two_splits_of_a_task() -> None:
+    """A second scan of a training participant in the test split would be half the answer."""
+    cohort = cohort_of(60)
+    split = _split(STUDY, cohort, "ill", STUDY.targets["ill"])
+    sides = [
+        {cohort.participants[i] for i in part}
+        for part in (split.train, split.validation, split.test)
+    ]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set.union(*sides))
+    assert set.union(*sides) == set(cohort.participants)
+
+
+def test_folds_keep_a_participant_together_and_spread_labels_evenly() -> None:
+    """Each head is fitted without the people it predicts, on labels of the whole range."""
+    cohort = cohort_of(50)
+    labelled = np.arange(len(cohort))
+    fold = _folds(STUDY, site_of(), cohort, labelled, cohort.labels["age"])
+    of: dict[str, set[int]] = {}
+    for index, number in zip(labelled, fold, strict=True):
+        of.setdefault(cohort.participants[index], set()).add(int(number))
+    assert {len(numbers) for numbers in of.values()} == {1}
+    sizes = [sum(numbers == {k} for numbers in of.values()) for k in range(5)]
+    assert sizes == [10] * 5
+    means = [cohort.labels["age"][fold == k].mean() for k in range(5)]
+    assert np.ptp(means) < 6
+
+
+def test_a_cross_fitted_head_never_sees_whom_it_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in its fit nor in the choice of its penalty, with any of her scans."""
+    cohort = cohort_of(40)
+    people = np.array(cohort.participants)
+    seen: set[str] = set()
+    predicted: set[str] = set()
+    whole_choose, whole_fit = evaluation.choose, evaluation.fit
+
+    def choose(target: Any, features: Any, label: Any, folds: Any) -> float:
+        seen.clear()
+        for rest, held in folds:
+            assert not set(people[rest]) & set(people[held])
+            seen.update(people[rest], people[held])
+        return whole_choose(target, features, label, folds)
+
+    class Watched:
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def predict(self, features: Any, indices: Any) -> Any:
+            assert not seen & set(people[indices])
+            assert not predicted & set(people[indices])
+            predicted.update(people[indices])
+            return self.model.predict(features, indices)
+
+    def fit(target: Any, features: Any, label: Any, indices: Any, c: float) -> Any:
+        seen.update(people[indices])
+        return Watched(whole_fit(target, features, label, indices, c))
+
+    monkeypatch.setattr(evaluation, "choose", choose)
+    monkeypatch.setattr(evaluation, "fit", fit)
+    features = np.asarray(cohort.samples, dtype=np.float64)
+    everyone = np.arange(len(cohort))
+    found = _cross_fitted(STUDY, site_of(), cohort, "age", STUDY.targets["age"], features, everyone)
+    assert found is not None
+    assert predicted == set(cohort.participants)
+
+
+def test_a_cross_fitted_head_gains_nothing_from_names(tmp_path: Path) -> None:
+    """Features that only tell people apart predict no better than the mean: nothing leaks."""
+    cohort = cohort_of(60, scans=4)
+    _, person = np.unique(cohort.participants, return_inverse=True)
+    features = np.eye(person.max() + 1)[person]
+    everyone = np.arange(len(cohort))
+    found = _cross_fitted(STUDY, site_of(), cohort, "age", STUDY.targets["age"], features, everyone)
+    assert found is not None
+    label = cohort.labels["age"]
+    assert np.abs(found - label).mean() > 0.95 * np.abs(label.mean() - label).mean()
+
+
+# Fine-tuning.
+
+
+@pytest.mark.parametrize("init", ["linear", "frozen", "scratch"])
+def test_finetuning_refuses_one_class(init: Any) -> None:
+    """A hospital without patients has no task to learn; the code says so, nothing crashes."""
+    cohort = cohort_of(60)
+    cohort = dataclasses.replace(
+        cohort, labels={**cohort.labels, "ill": np.zeros(len(cohort), np.float32)}
+    )
+    order = order_of("finetune", task="illness", init=init)
+    arrays = arrays_of(build(STUDY, seed=0))
+    with pytest.raises(Refusal, match="one class of ill only") as caught:
+        finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    assert caught.value.code == "NO_DATA"
+
+
+@pytest.mark.parametrize("init", ["linear", "frozen", "scratch", "transfer"])
+def test_finetuning_measures_the_test_participants_only(init: Any) -> None:
+    """The n of its rows is the n of people that no choice has looked at."""
+    cohort = cohort_of(60)
+    order = order_of("finetune", task="illness", init=init)
+    rows = finetune(STUDY, site_of("here", "train"), cohort, order, arrays_of(build(STUDY, seed=0)))
+    test = cohort.indices("test", STUDY.splits)
+    people = {cohort.participants[i] for i in test}
+    assert {row.metric for row in rows} == {"auc", "balanced_accuracy"}
+    assert {(row.n_participants, row.n_scans) for row in rows} == {(len(people), len(test))}
+    assert {(row.task, row.init, row.role) for row in rows} == {("illness", init, "train")}
+
+
+@pytest.mark.parametrize("init", ["linear", "scratch"])
+def test_test_labels_move_the_score_and_nothing_else(
+    init: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they read in training or choice, the predictions would change with them."""
+    cohort = cohort_of(60)
+    order = order_of("finetune", task="illness", init=init)
+    told: list[Any] = []
+
+    def listen(*values: Any) -> list[Measurement]:
+        told.append(values[6])
+        return []
+
+    monkeypatch.setattr(finetuning, "measure", listen)
+    arrays = arrays_of(build(STUDY, seed=0))
+    finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    test = cohort.indices("test", STUDY.splits)
+    cohort.labels["ill"][test] = 1 - cohort.labels["ill"][test]
+    finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    assert np.array_equal(told[0], told[1])
+
+
+def test_a_task_that_the_study_lacks_is_refused() -> None:
+    """A site learns what was agreed, not what an order asks."""
+    for keys in ({"task": "other"}, {"task": "illness", "init": "linear"}):
+        study = study_of(finetuning=[{"name": "illness", "target": "ill", "inits": ["frozen"]}])
+        with pytest.raises(Refusal, match="the study has no task"):
+            finetune(study, site_of("here", "train"), cohort_of(), order_of("finetune", **keys), {})
+
+
+# Judging.
+
+
+def test_rows_count_people_and_scans_apart(tmp_path: Path) -> None:
+    """Sixty scans of twenty people are twenty people, wherever an n is printed."""
+    cohort = cohort_of(40)
+    cohort.labels["sex"][:7] = np.nan
+    rows = judged(tmp_path, cohort)
+    known = ~np.isnan(cohort.labels["sex"])
+    wanted = {"age": (40, len(cohort)),
+              "sex": (len({p for p, k in zip(cohort.participants, known, strict=True) if k}),
+                      int(known.sum()))}  # fmt: skip
+    assert rows
+    for row in rows:
+        assert (row.n_participants, row.n_scans) == wanted[row.target]
+        assert row.n_participants < row.n_scans
+        assert (row.site, row.role, row.phase) == ("there", "heldout", "evaluate")
+
+
+def test_intervals_hold_their_value_and_are_of_people(tmp_path: Path) -> None:
+    """Copies of scans leave every interval as wide as it was."""
+    cohort = cohort_of(40, scans=1)
+    twice = cohort.subset(np.tile(np.arange(len(cohort)), 3))
+    once, copied = judged(tmp_path, cohort), judged(tmp_path / "b", twice)
+    for row in [row for row in once if row.model == "federated"]:
+        assert row.ci_low is not None
+        assert row.ci_low <= row.value <= row.ci_high
+        other = one(copied, model="federated", target=row.target, metric=row.metric)
+        assert (other.value, other.ci_low, other.ci_high) == pytest.approx(
+            (row.value, row.ci_low, row.ci_high), rel=1e-6
+        )
+
+
+def test_models_that_know_nothing_are_what_a_hand_computes(tmp_path: Path) -> None:
+    """A network that does not beat these has learnt nothing about this site."""
+    cohort = cohort_of(30)
+    rows = judged(tmp_path, cohort, constants={"age": 47.5, "sex": 0.5})
+    label = cohort.labels["age"].astype(float)
+    people = np.array(cohort.participants)
+    assert one(rows, model="training-mean", metric="mae").value == pytest.approx(
+        np.abs(label - 47.5).mean()
+    )
+    assert one(rows, model="training-mean", metric="rmse").value == pytest.approx(
+        np.sqrt(((label - 47.5) ** 2).mean())
+    )
+    others = np.array([label[people != name].mean() for name in people])
+    assert one(rows, model="site-mean", metric="mae").value == pytest.approx(
+        np.abs(label - others).mean()
+    )
+    constant = [row.metric for row in rows if row.model in ("training-mean", "site-mean")]
+    assert "r" not in constant  # a constant has none; leaving people out would show r = -1
+    assert not [row for row in rows if row.model == "training-mean" and row.target == "sex"]
+
+
+def test_without_others_a_site_has_no_mean_of_its_own(tmp_path: Path) -> None:
+    """Three scans of one person: nothing is left when she is left out."""
+    cohort = cohort_of(1, scans=1).subset(np.zeros(3, dtype=np.int64))
+    assert not [row for row in judged(tmp_path, cohort) if row.model == "site-mean"]
+
+
+def test_a_difference_has_the_sign_of_the_worse_and_holds_its_value(tmp_path: Path) -> None:
+    """`mae_minus_federated` above zero: this model errs more than the federated one."""
+    cohort = cohort_of(40)
+    age, everyone = cohort.labels["age"].astype(float), np.arange(len(cohort))
+    chance = np.random.default_rng(0)
+    good, bad = age + chance.normal(0, 2, len(age)), age + chance.normal(0, 12, len(age))
+    keys = (STUDY, site_of(), cohort, order_of(model="single-here"), "age", everyone)
+    (worse,) = difference(*keys, bad, good, "federated")
+    (better,) = difference(*keys, good, bad, "federated")
+    assert worse.metric == "mae_minus_federated"
+    assert worse.model == "single-here"
+    assert worse.value == pytest.approx(np.abs(bad - age).mean() - np.abs(good - age).mean())
+    assert 0 < worse.ci_low < worse.value < worse.ci_high
+    assert (better.value, better.ci_low, better.ci_high) == pytest.approx(
+        (-worse.value, -worse.ci_high, -worse.ci_low)
+    )
+
+
+def test_a_difference_is_paired(tmp_path: Path) -> None:
+    """The same people on both sides: what is hard for both models cancels out."""
+    cohort = cohort_of(40, scans=1)
+    age, everyone = cohort.labels["age"].astype(float), np.arange(len(cohort))
+    shared = np.abs(np.random.default_rng(0).normal(0, 10, len(age)))
+    keys = (STUDY, site_of(), cohort, order_of(), "age", everyone)
+    (row,) = difference(*keys, age + shared + 1, age + shared, "federated")
+    alone = one(measure(*keys, age + shared), metric="mae")
+    assert (row.value, row.ci_low, row.ci_high) == pytest.approx((1, 1, 1))
+    assert alone.ci_high - alone.ci_low > 1
+
+
+def test_the_next_model_is_compared_with_what_the_first_predicted_here(tmp_path: Path) -> None:
+    """Predictions never leave the site, so the comparison is made where they are."""
+    cohort = cohort_of(40)
+    first = judged(tmp_path, cohort)
+    network = build(STUDY, seed=2)
+    order = order_of(model="single-here", against=("federated", "absent"))
+    rows, _ = Judge(STUDY, site_of(), cohort, order, tmp_path).network(network)
+    for target in ("age", "sex"):
+        metric = metrics.primary(STUDY.targets[target])
+        row = one(rows, target=target, metric=f"{metric}_minus_federated")
+        own = one(rows, target=target, metric=metric, model="single-here").value
+        theirs = one(first, target=target, metric=metric, model="federated").value
+        assert row.value == pytest.approx(own - theirs)
+        assert row.ci_low <= row.value <= row.ci_high
+    assert not [row for row in rows if row.metric.endswith("_minus_absent")]
+
+
+def test_judging_twice_gives_the_same_rows(tmp_path: Path) -> None:
+    """Folds and resamplings are drawn from the study's seed, the site and the target alone."""
+    cohort = cohort_of(40)
+    assert judged(tmp_path / "a", cohort) == judged(tmp_path / "b", cohort)
+    other = judged(tmp_path / "c", cohort, study_of(seed=9))
+    assert judged(tmp_path / "a", cohort) != other
+
+
+def test_counts_sent_for_merging_are_of_all_labelled_scans(tmp_path: Path) -> None:
+    """The coordinator divides once over all sites; what it adds must be this site's whole."""
+    cohort = cohort_of(40)
+    network = build(STUDY, seed=1)
+    rows, sums = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(network)
+    for target in ("age", "sex"):
+        counts = np.array(sums[f"evaluation/{target}"])
+        assert metrics.n_of(STUDY.targets[target], counts) == len(cohort)
+        metric = metrics.primary(STUDY.targets[target])
+        assert metrics.ratios(STUDY.targets[target], counts)[metric] == pytest.approx(
+            one(rows, model="federated", target=target, metric=metric).value, abs=2e-3
+        )

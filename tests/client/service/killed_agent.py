@@ -1,0 +1,189 @@
+"""Kill an agent at its n-th durable step, ask again, and compare what left and what was spent.
+
+Run as `python killed_agent.py FEDERATION WORK [PLACE ...]`, in a process of its own: it answers
+once, so that all is imported and warm, and each further agent is a fork with a copy of its site. A
+step is a statement of the ledger, or the moment before or after an fsync, a rename or a cut. PLACE
+is a regular expression for steps, whose first match is killed; without any, every step is, and a
+fine-tuning follows the round. Prints JSON: the steps of a calm agent, how many were killed, and the
+faults found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from client.authority import ledger as client_ledger
+from client.authority.ledger import read_ledger
+from client.authority.receipts import read_receipts, verify
+from client.authority.records import digest_of_answer, open_records
+from client.data.cohort import open_cohort
+from client.service.agent import Agent
+from client.site import load_site
+from common.network import arrays_of, build
+from common.protocol.orders import Order, digest_of
+from common.study import load_study
+
+torch.set_num_threads(1)  # before any work: a pool of threads does not survive a fork
+
+KILLED = -signal.SIGKILL
+Step = Callable[[str], None]
+
+
+class Hospital:
+    """A fresh copy of the site `alpha`, and the orders that it is asked to answer."""
+
+    def __init__(self, federation: Path, work: Path, most: int) -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(federation, work)
+        self.work = work
+        self.study = load_study(work / "study.toml")
+        self.site = load_site(work / "sites" / "alpha" / "site.toml")
+        self.arrays = arrays_of(build(self.study, seed=3))
+        common = {
+            "study": self.study.digest,
+            "run": "c" * 64,
+            "site": "alpha",
+            "arrays": digest_of(self.arrays),
+        }
+        self.orders = [
+            Order.model_validate({**common, "kind": "train", "round": 1}),
+            Order.model_validate(
+                {**common, "kind": "finetune", "task": "dementia", "init": "frozen"}
+            ),
+        ][:most]
+
+    def ask(self) -> None:
+        """Be the agent: open the records, answer every order, note each answer as handed over."""
+        cohort = open_cohort(self.study, self.site)
+        with open_records(self.site) as records:
+            agent = Agent(self.site, self.study, cohort, records=records)
+            for order in self.orders:
+                nonce = secrets.token_hex(16)
+                records.ledger.present(nonce, order.id, 0.0)
+                report, sent = agent.answer(order, self.arrays)
+                line = f"{order.id} {report.refusal or digest_of_answer(report, sent)}\n"
+                handle = os.open(self.work / "handed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.write(handle, line.encode())
+                os.close(handle)
+                records.ledger.close(nonce)
+
+    def asked(self, seen: Step | None = None) -> int:
+        """`ask` in a child, with `seen` called at every durable step; its exit code."""
+        child = os.fork()
+        if child == 0:
+            log = os.open(self.work / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 2)
+            try:
+                if seen:
+                    _watch(seen, self.work)
+                self.ask()
+            except BaseException:  # noqa: BLE001  the child must not return into the parent's loop
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def handed(self) -> list[str]:
+        """Each answer that was handed over, by order and digest."""
+        path = self.work / "handed"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def faults(self, wanted: list[str]) -> list[str]:
+        """What does not hold after the site was asked until it answered."""
+        state, found = self.site.state, []
+        if sorted(set(self.handed())) != sorted(wanted):
+            found.append(f"answers are {self.handed()}, not {wanted}")
+        spent = [each.order for each in read_ledger(state / "ledger.sqlite").exposures]
+        if sorted(spent) != sorted(order.id for order in self.orders):
+            found.append(f"spent for {spent}")
+        receipted = [f"{r['order']} {r['content']}" for r in read_receipts(state / "receipts")]
+        found += [
+            f"{line} left {self.handed().count(line)} times: {receipted}"
+            for line in set(self.handed())
+            if receipted.count(line) < self.handed().count(line)
+        ]
+        verdict = verify(state / "receipts", lambda: read_ledger(state / "ledger.sqlite").head)
+        return found + [f"{fault.place}: {fault.what}" for fault in verdict.faults]
+
+
+def _watch(seen: Step, work: Path) -> None:
+    """Call `seen` around each durable step of this process, named so that it is the same anew."""
+
+    def named(target: object) -> str:
+        path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target
+        path = os.path.relpath(path, work)
+        return re.sub(r"\.\d+\.[0-9a-f]{8}\.tmp", ".tmp", path)
+
+    for name, which in (("fsync", 0), ("replace", 1), ("truncate", 0)):
+        plain = getattr(os, name)
+
+        def watched(*things, plain=plain, name=name, which=which):
+            what = f"{name} {named(things[which])}"
+            seen(f"before {what}")
+            result = plain(*things)
+            seen(f"after {what}")
+            return result
+
+        setattr(os, name, watched)
+    connected = client_ledger._connected
+
+    def traced(path: Path):
+        connection = connected(path)
+        connection.set_trace_callback(lambda text: seen(f"at {' '.join(text.split())[:40]}"))
+        return connection
+
+    client_ledger._connected = traced
+
+
+def main(federation: Path, work: Path, places: list[str]) -> dict[str, object]:
+    """Every kill asked for, each from a fresh start; what went wrong, in words."""
+    most = 1 if places else 2
+    Hospital(federation, work, most).ask()
+    calm = Hospital(federation, work, most)
+    note = calm.work / "steps"
+
+    def write(step: str) -> None:
+        with note.open("a") as stream:
+            stream.write(step + "\n")
+
+    if calm.asked(write) != 0:
+        return {"faults": [f"the calm agent fails: {(work / 'log.txt').read_text()}"]}
+    wanted, steps = calm.handed(), note.read_text().splitlines()
+    faults = calm.faults(wanted)
+    kills = list(range(len(steps)))
+    if places:
+        hits = {place: [n for n, s in enumerate(steps) if re.search(place, s)] for place in places}
+        faults += [f"no step matches {place}" for place, found in hits.items() if not found]
+        kills = [found[0] for found in hits.values() if found]
+    for number in kills:
+        hospital, passed = Hospital(federation, work, most), iter(range(len(steps)))
+        code = hospital.asked(
+            lambda _, passed=passed, number=number: (
+                os.kill(os.getpid(), signal.SIGKILL) if next(passed) == number else None
+            )
+        )
+        where = f"killed at step {number} ({steps[number]})"
+        if code != KILLED:
+            faults.append(f"{where}: ended with {code}: {(work / 'log.txt').read_text()}")
+        elif hospital.asked() != 0:
+            faults.append(f"{where}: asking again fails: {(work / 'log.txt').read_text()}")
+        else:
+            faults += [f"{where}: {fault}" for fault in hospital.faults(wanted)]
+    return {"steps": steps, "kills": len(kills), "faults": faults}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])))

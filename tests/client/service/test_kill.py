@@ -1,0 +1,81 @@
+"""`kill -9` of an agent at any step: spent once, one answer, a receipt for each departure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.data.prepare import prepare
+from client.site import load_site
+
+ROOT = Path(__file__).parents[3]
+
+STEPS = {
+    "delivery noted": r"^at INSERT OR IGNORE INTO deliveries",
+    "about to spend": r"^at INSERT INTO exposures",
+    "spent, nothing trained": r"^before fsync .*report-0001",
+    "trained, answer not kept": r"^before replace .*report-0001",
+    "answer kept, not entered": r"^after replace .*report-0001",
+    "about to enter the answer": r"^at INSERT OR IGNORE INTO answers",
+    "entered, no receipt": r"^before fsync .*receipts/.*\.jsonl$",
+    "receipt, not in the ledger": r"^after fsync .*receipts/.*\.jsonl$",
+    "about to note the receipt": r"^at INSERT OR REPLACE INTO head",
+    "handed over, not closed": r"^at UPDATE deliveries",
+}
+
+
+@pytest.fixture
+def hospital(federation: Any) -> Any:
+    """One site with a task of its own, its data prepared."""
+    made = federation({
+        "sites": {"train": ["alpha"]},
+        "objective.targets": ["age"],
+        "finetuning": [{"name": "dementia", "target": "diagnosis", "inits": ["frozen"]}],
+    })  # fmt: skip
+    prepare(made.study, load_site(made.sites / "alpha" / "site.toml"))
+    return made
+
+
+def killed_agent(made: Any, work: Path, places: Sequence[str], limit_s: float) -> Any:
+    """Run `killed_agent.py`; it ends its own children."""
+    assert made.study_file.exists()
+    script = Path(__file__).with_name("killed_agent.py")
+    child = subprocess.run(
+        [sys.executable, str(script), str(made.folder), str(work), *places],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def test_a_killed_agent_spends_once_and_answers_alike(hospital, tmp_path_factory):
+    """Hospitals lose power; neither their participants nor the result may pay for it."""
+    work = tmp_path_factory.mktemp("killed") / "work"
+    found = killed_agent(hospital, work, list(STEPS.values()), 120)
+    assert found["faults"] == []
+    assert found["kills"] == len(STEPS)
+
+
+@pytest.mark.slow
+def test_an_agent_killed_at_any_step_spends_once_and_answers_alike(hospital, tmp_path_factory):
+    """The same at each statement of the ledger, and before and after each durable write."""
+    work = tmp_path_factory.mktemp("killed") / "work"
+    found = killed_agent(hospital, work, [], 280)
+    assert found["faults"] == []
+    assert found["kills"] == len(found["steps"]) > 50

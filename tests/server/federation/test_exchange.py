@@ -1,0 +1,506 @@
+"""Whoever could not be reached is asked again, whoever declines is not, and time is never wasted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+
+from client.site import load_site
+from common.errors import SENTENCES, QuorumError
+from common.protocol.orders import Order, declined, digest_of, refuse
+from common.protocol.signing import Sealed, read_envelope, unseal
+from common.protocol.wire import forward, pack_report, unpack_order, unpack_sealed
+from deploy import local
+from server.federation import exchange as room
+from server.federation.exchange import Exchange
+from server.federation.progress import ProgressFile
+
+KEY = Ed25519PrivateKey.generate()
+LIMIT_S = 100.0
+BAD = "gamma"  # the site that is in trouble; alpha and beta are not
+EVERYBODY = ["alpha", "beta", BAD]
+AGAIN = ["BUSY", "EXPIRED", "NO_AGENT", "REPLAYED", "TRANSPORT"]
+
+
+@dataclass
+class Clock:
+    """Time as the exchange sees it: it passes only while the exchange rests."""
+
+    now: float = 5000.0
+
+    def time(self) -> float:
+        return 1_790_000_000.0 + self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Asking(NamedTuple):
+    """One time that a site was asked."""
+
+    at: float
+    order: Order
+    sealed: Sealed
+
+
+ANSWER, LATER = object(), object()
+Said = Error | RecordDict | object | None  # None: the message is lost, and nobody says so
+Play = Callable[[Order, int], Said]  # which order, asked for which time (from 1)
+
+
+@dataclass
+class Stage:
+    """What happens to orders, and what happened."""
+
+    clock: Clock
+    play: Play = lambda order, times: ANSWER
+    asked: list[Asking] = field(default_factory=list)
+    connected: Callable[[Order, int], bool] = lambda order, times: True
+
+    def times(self, site: str) -> list[Asking]:
+        return [asking for asking in self.asked if asking.order.site == site]
+
+
+class Scripted(local.LocalGrid):
+    """A LocalGrid over real agents whose messages a play may delay, lose or answer itself."""
+
+    stage: Stage
+
+    def push_messages(self, messages):
+        kept = []
+        for message in messages:
+            sealed, _ = unpack_sealed(message.content)
+            order = read_envelope(sealed.text).order
+            self.stage.asked.append(Asking(self.stage.clock.now, order, sealed))
+            if self.stage.connected(order, len(self.stage.times(order.site))):
+                kept += super().push_messages([message])
+            else:
+                kept.append("")  # as SuperLink says it of a node that is not connected
+        return kept
+
+    def pull_messages(self, message_ids):
+        wanted = set(message_ids)
+        for message_id, message in list(self._waiting.items()):
+            if message_id not in wanted:
+                continue
+            order, _ = unpack_order(message.content)
+            said = self.stage.play(order, len(self.stage.times(order.site)))
+            if said is LATER:
+                continue
+            del self._waiting[message_id]
+            if said is not None:
+                answered = said is ANSWER
+                return [self._answer(message) if answered else Message(said, reply_to=message)]
+        return []
+
+
+def lost(times: int, said: Said, *, kind: str = "census") -> Play:
+    """The bad site's first so many askings end in `said`; the next one is answered."""
+
+    def play(order: Order, number: int) -> Said:
+        return said if order.site == BAD and order.kind == kind and number <= times else ANSWER
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def three(module_federation):
+    """Three sites of which two suffice."""
+    return module_federation(
+        {"sites.quorum": 2, "sites.time_limit_s": LIMIT_S, "pretraining.rounds": 2}
+    )
+
+
+@pytest.fixture(scope="module")
+def agents(three) -> list[Any]:
+    study = three.study
+    return [
+        local.open_agent(study, load_site(three.sites / name / "site.toml")) for name in EVERYBODY
+    ]
+
+
+@pytest.fixture
+def stage(monkeypatch) -> Iterator[Stage]:
+    made = Stage(Clock())
+    monkeypatch.setattr(room, "time", made.clock)
+    monkeypatch.setattr(Scripted, "stage", made, raising=False)
+    return made
+
+
+@dataclass
+class Census:
+    """One exchange of census orders, and the folder that it fills."""
+
+    exchange: Exchange
+    orders: list[Order]
+    folder: Path
+
+    def ask(self) -> room.Outcome:
+        return self.exchange.ask(self.orders, {}, self.folder / "census", {}, "census: sites")
+
+    def progress(self) -> dict[str, Any]:
+        return json.loads((self.folder / "progress.json").read_text())
+
+
+@pytest.fixture
+def census(three, agents, stage, tmp_path) -> Census:
+    grid = Scripted(agents)
+    study = three.study
+    orders = [
+        Order(kind="census", study=study.digest, run="0" * 64, site=site, arrays=digest_of({}))
+        for site in EVERYBODY
+    ]
+    progress = ProgressFile(tmp_path, study.pretraining.rounds)
+    exchange = Exchange(grid, grid.nodes, study, key=KEY, progress=progress)
+    return Census(exchange, orders, tmp_path)
+
+
+def unreached(code: str) -> Sequence[Said]:
+    """All the ways in which a reply says that code."""
+    if code == "TRANSPORT":
+        return [Error(code=number, reason="/data/sub-01") for number in (0, 2, 5)]
+    order = Order(kind="census", study="1" * 64, run="0" * 64, site=BAD, arrays="0" * 64)
+    return [forward(declined(code), []), pack_report(refuse(order, code), ArrayRecord())]
+
+
+@pytest.mark.parametrize("code", AGAIN)
+def test_an_order_that_was_not_received_is_asked_again_and_ends_well(census, stage, code):
+    """A site whose agent restarts, or whose line broke, loses minutes and not the round."""
+    for said in unreached(code):
+        stage.asked.clear()
+        stage.play = lost(3, said)
+        outcome = census.ask()
+        assert sorted(outcome.reports) == EVERYBODY
+        assert outcome.refused == {}
+        assert Counter(asking.order.site for asking in stage.asked) == {
+            "alpha": 1, "beta": 1, BAD: 4
+        }  # fmt: skip
+        for file in (census.folder / "census").iterdir():
+            file.unlink()
+
+
+def test_any_other_refusal_is_final(census, stage):
+    """A site that paused, or whose policy forbids it, has answered; asking again is pestering."""
+    for code in sorted(SENTENCES.keys() - set(AGAIN)):
+        stage.asked.clear()
+        stage.play = lost(99, pack_report(refuse(census.orders[2], code), ArrayRecord()))
+        outcome = census.ask()
+        assert outcome.refused == {BAD: code}
+        assert len(stage.times(BAD)) == 1
+        for file in (census.folder / "census").iterdir():
+            file.unlink()
+
+
+def test_an_answer_that_nobody_can_read_is_final(census, stage):
+    """A broken report would be broken the next time, too."""
+    stage.play = lost(99, RecordDict({"callosum": ConfigRecord({"json": "{" * 99_999})}))
+    assert census.ask().refused == {BAD: "REPORT_MALFORMED"}
+    assert len(stage.times(BAD)) == 1
+
+
+def test_each_asking_is_the_same_order_in_a_fresh_envelope(census, stage):
+    """The site's ledger knows the order by its id, and refuses a nonce that it has seen."""
+    stage.play = lost(5, forward(declined("REPLAYED"), []))
+    census.ask()
+    askings = stage.times(BAD)
+    assert len(askings) == 6
+    envelopes = []
+    for asking in askings:
+        now = 1_790_000_000.0 + asking.at
+        envelope = unseal(asking.sealed, [KEY.public_key()], now=now)
+        assert (envelope.issued, envelope.expires) == (now, now + LIMIT_S)
+        envelopes.append(envelope)
+    assert {envelope.order.id for envelope in envelopes} == {census.orders[2].id}
+    assert len({envelope.nonce for envelope in envelopes}) == 6
+    assert len({envelope.issued for envelope in envelopes}) == 6
+
+
+def test_an_unreachable_site_is_asked_ever_more_rarely(census, stage):
+    """Each asking may carry a gigabyte; a site that is away for an hour is not asked a thousandfold."""
+    stage.play = lost(9, Error(code=2, reason=""))
+    census.ask()
+    at = [asking.at for asking in stage.times(BAD)]
+    rests = [later - earlier for earlier, later in pairwise(at)]
+    for rest, wanted in zip(rests, [0.5, 1, 2, 4, 8, 15, 15, 15, 15], strict=True):
+        assert wanted <= rest <= wanted + room._LONGEST_POLL_S
+
+
+def test_a_wrong_clock_costs_a_few_askings_and_not_the_time_limit(census, stage):
+    """A clock does not mend itself within the round; an hour of waiting each round would end it."""
+    began = stage.clock.now
+    stage.play = lost(99999, unreached("EXPIRED")[0])
+    outcome = census.ask()
+    assert stage.clock.now - began < 20
+    assert len(stage.times(BAD)) == 4
+    assert outcome.refused == {BAD: "EXPIRED"}
+
+
+@pytest.mark.parametrize("code", [code for code in AGAIN if code != "EXPIRED"])
+def test_error_replies_do_not_prolong_the_time_limit(census, stage, code):
+    """A site that is away for a week must not hold two others for a week."""
+    began = stage.clock.now
+    stage.play = lost(99999, unreached(code)[0])
+    outcome = census.ask()
+    assert LIMIT_S < stage.clock.now - began <= LIMIT_S + 2 * room._LONGEST_POLL_S
+    assert sorted(outcome.reports) == ["alpha", "beta"]
+    assert outcome.refused == {BAD: code}  # and not NO_ANSWER: somebody should mend this
+
+
+def test_the_last_trouble_is_the_one_that_is_told(census, stage):
+    """The line came back, the agent did not: the hospital should look at the agent."""
+
+    def play(order: Order, times: int) -> Said:
+        if order.site != BAD:
+            return ANSWER
+        return Error(code=2, reason="") if times < 3 else forward(declined("NO_AGENT"), [])
+
+    stage.play = play
+    assert census.ask().refused == {BAD: "NO_AGENT"}
+
+
+def test_a_site_that_says_nothing_is_recorded_as_silent(census, stage):
+    """It may work still; it is not asked again in this exchange."""
+    stage.play = lost(1, None)
+    assert census.ask().refused == {BAD: "NO_ANSWER"}
+    assert len(stage.times(BAD)) == 1
+
+
+def test_a_refusal_after_trouble_is_told_and_the_trouble_is_not(census, stage):
+    """What the site itself says outweighs what was wrong on the way to it."""
+
+    def play(order: Order, times: int) -> Said:
+        if order.site != BAD:
+            return ANSWER
+        return Error(code=2, reason="") if times < 3 else pack_report(refused, ArrayRecord())
+
+    refused = refuse(census.orders[2], "PAUSED")
+    stage.play = play
+    assert census.ask().refused == {BAD: "PAUSED"}
+
+
+def test_answers_prolong_the_time_limit(census, stage):
+    """Slow hospitals that answer one after the other are waited for."""
+    began = stage.clock.now
+
+    def play(order: Order, times: int) -> Said:
+        due = {"alpha": 0.0, "beta": 80.0, BAD: 160.0}[order.site]
+        return ANSWER if stage.clock.now >= began + due else LATER
+
+    stage.play = play
+    assert sorted(census.ask().reports) == EVERYBODY
+    assert stage.clock.now - began < 170
+
+
+def test_others_are_heard_while_one_rests(census, stage):
+    """A rest of fifteen seconds is the resting site's alone."""
+    began = stage.clock.now
+    heard: list[float] = []
+
+    def play(order: Order, times: int) -> Said:
+        if order.site == BAD and times < 7:
+            return Error(code=2, reason="")
+        if order.site == "beta" and stage.clock.now < began + 20:
+            return LATER
+        heard.append(stage.clock.now - began)
+        return ANSWER
+
+    stage.play = play
+    assert sorted(census.ask().reports) == EVERYBODY
+    assert heard[0] == 0
+    assert 20 <= heard[1] <= 20 + room._LONGEST_POLL_S  # beta, while gamma rests from 15.5 on
+    assert heard[2] > 25
+
+
+@pytest.mark.slow
+def test_a_site_may_be_away_for_a_day(census, stage):
+    """A study whose sites work at night has a time limit of many hours."""
+    census.exchange._time_limit_s = 24 * 3600.0
+    stage.play = lost(99999, Error(code=2, reason=""))
+    assert census.ask().refused == {BAD: "TRANSPORT"}
+
+
+def test_a_node_that_is_not_connected_is_asked_again(census, stage):
+    """Flower takes no message for it; a site that restarts is there a minute later."""
+    stage.connected = lambda order, times: order.site != BAD or times > 3
+    outcome = census.ask()
+    assert sorted(outcome.reports) == EVERYBODY
+    assert len(stage.times(BAD)) == 4
+
+
+def test_a_node_that_never_connects_is_left_to_the_quorum(census, stage):
+    """Also when it is the only one left to wait for."""
+    began = stage.clock.now
+    stage.connected = lambda order, times: order.site != BAD
+    assert census.ask().refused == {BAD: "TRANSPORT"}
+    assert stage.clock.now - began <= LIMIT_S + 2 * room._LONGEST_POLL_S
+
+
+def test_a_site_without_a_node_is_not_waited_for(census, stage):
+    """Nobody provisioned it: that is known before anything is sent."""
+    began = stage.clock.now
+    census.exchange._nodes = {s: n for s, n in census.exchange._nodes.items() if s != BAD}
+    assert census.ask().refused == {BAD: "NO_ANSWER"}
+    assert stage.clock.now == began
+
+
+def test_who_has_answered_is_not_asked_again(census, stage):
+    """A resumed run goes on with the missing sites; the spool is as good as an answer."""
+    stage.play = lost(99999, None)
+    first = census.ask()
+    assert sorted(first.reports) == ["alpha", "beta"]
+    stage.asked.clear()
+    stage.play = lost(0, None)
+    second = census.ask()
+    assert [asking.order.site for asking in stage.asked] == [BAD]
+    assert second.reports["alpha"] == first.reports["alpha"]
+    stage.asked.clear()
+    assert census.ask().reports == second.reports
+    assert stage.asked == []
+
+
+def test_the_trouble_of_one_exchange_is_forgotten_in_the_next(census, stage):
+    """A site that was unreachable at the census and silent in a round was silent in the round."""
+    stage.play = lost(99999, Error(code=2, reason=""))
+    assert census.ask().refused == {BAD: "TRANSPORT"}
+    stage.asked.clear()
+    stage.play = lost(1, None)
+    assert census.ask().refused == {BAD: "NO_ANSWER"}
+
+
+def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage):
+    """`callosum run` shows this file; a coordinator phones a hospital because of it."""
+    seen: list[dict[str, Any]] = []
+
+    def play(order: Order, times: int) -> Said:
+        seen.append(census.progress())
+        if order.site == "beta":
+            return pack_report(refuse(census.orders[1], "PAUSED"), ArrayRecord())
+        return ANSWER if order.site != BAD or times > 2 else Error(code=2, reason="")
+
+    stage.play = play
+    outcome = census.ask()
+    fixed = {
+        "phase": "census", "model": "federated", "task": "", "init": "", "round": 0, "rounds": 0,
+        "asked": EVERYBODY,
+    }  # fmt: skip
+    for now in [*seen, census.progress()]:
+        assert fixed.items() <= now.items()
+        assert set(now["answered"]) <= {"alpha", BAD}
+        assert set(now["refused"]) <= {"beta"}
+    assert (seen[0]["answered"], seen[0]["refused"]) == ({}, {})
+    assert set(seen[2]["answered"]) == {"alpha"}  # noted before the third is waited for
+    last = census.progress()
+    assert last["refused"] == {"beta": "PAUSED"}
+    assert last["answered"] == {
+        site: {
+            "seconds": round(outcome.reports[site].seconds, 3),
+            "bytes": (census.folder / "census" / f"{site}.safetensors").stat().st_size,
+        }
+        for site in ("alpha", BAD)
+    }
+
+
+def test_the_watch_names_round_task_and_start(tmp_path):
+    """One line says which of many exchanges this is."""
+    progress = ProgressFile(tmp_path, 30)
+    common = {"study": "0" * 64, "run": "0" * 64, "site": "alpha", "arrays": "0" * 64}
+
+    def shown(**more: Any) -> dict[str, Any]:
+        progress.show(
+            [Order.model_validate({**common, **more})], {"alpha": 1.23456}, {"alpha": 7}, {}
+        )
+        return json.loads((tmp_path / "progress.json").read_text())
+
+    train = shown(kind="train", round=4, model="single-beta")
+    assert (train["phase"], train["model"]) == ("train", "single-beta")
+    assert (train["round"], train["rounds"], train["init"]) == (4, 30, "")
+    assert train["answered"] == {"alpha": {"seconds": 1.235, "bytes": 7}}
+    tuned = shown(kind="finetune", task="dementia", init="scratch")
+    assert (tuned["phase"], tuned["task"], tuned["init"]) == ("finetune", "dementia", "scratch")
+    assert tuned["rounds"] == 0
+
+
+# Whole runs.
+
+
+def simulated(three: Any, out: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(local, "LocalGrid", Scripted)
+    return three.simulate(out)
+
+
+def test_trouble_on_the_way_does_not_change_one_bit_of_the_model(three, stage, monkeypatch):
+    """Whether and how often a site had to be asked again says nothing about its patients."""
+    calm = simulated(three, "calm", monkeypatch)
+    stage.asked.clear()
+
+    def play(order: Order, times: int) -> Said:
+        before = [a for a in stage.times(order.site) if a.order.id == order.id]
+        code = AGAIN[(len(order.site) + order.round) % len(AGAIN)]
+        return ANSWER if len(before) > 2 else unreached(code)[0]
+
+    stage.play = play
+    troubled = simulated(three, "troubled", monkeypatch)
+    assert troubled.federated.final.read_bytes() == calm.federated.final.read_bytes()
+    assert {len(times) for times in _askings(stage).values()} == {3}
+    for record in troubled.federated.records():
+        assert record["refused"] == {}
+        assert record["degraded"] is False
+
+
+def test_the_arrays_of_every_asking_are_those_that_the_order_names(
+    census, three, stage, tmp_path, agents
+):
+    """They are read from disk again each time, and must be the same numbers."""
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(())}
+    digests = []
+
+    class Reading(Scripted):
+        def push_messages(self, messages):
+            digests.extend(digest_of(unpack_order(message.content)[1]) for message in messages)
+            return super().push_messages(messages)
+
+    grid = Reading(agents)
+    exchange = Exchange(grid, grid.nodes, three.study, key=KEY)
+    stage.play = lost(3, Error(code=2, reason=""))
+    orders = [order.model_copy(update={"arrays": digest_of(arrays)}) for order in census.orders]
+    exchange.ask(orders, arrays, tmp_path / "arrays", {}, "census: sites")
+    assert len(digests) == 6
+    assert set(digests) == {digest_of(arrays)}
+
+
+def test_the_quorum_decides_over_a_site_that_stays_away(three, stage, monkeypatch):
+    """Two of three suffice here, and the record says what was wrong with the third."""
+    stage.play = lost(99999, forward(declined("NO_AGENT"), []), kind="train")
+    run = simulated(three, "without-one", monkeypatch)
+    for record in run.federated.records():
+        assert sorted(record["answered"]) == ["alpha", "beta"]
+        assert record["refused"] == {BAD: "NO_AGENT"}
+        assert record["degraded"] is True
+
+    def play(order: Order, times: int) -> Said:
+        away = order.kind == "train" and order.site != "alpha"
+        return forward(declined("NO_AGENT"), []) if away else ANSWER
+
+    stage.play = play
+    with pytest.raises(QuorumError, match=r"1 of 3 sites answered.*beta: NO_AGENT, gamma: NO_A"):
+        simulated(three, "without-two", monkeypatch)
+
+
+def _askings(stage: Stage) -> dict[str, list[Asking]]:
+    found: dict[str, list[Asking]] = {}
+    for asking in stage.asked:
+        found.setdefault(asking.order.id, []).append(asking)
+    return found

@@ -1,0 +1,526 @@
+"""A hostile, broken or silent site costs a round its own answer and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+
+from client.service import agent as client_agent
+from common.errors import SENTENCES, QuorumError
+from common.protocol.orders import Order
+from common.protocol.wire import open_arrays, unpack_order
+from deploy import local
+
+WEIGHT = "backbone.layers.0.weight"
+VARIANCE = "backbone.layers.1.running_var"
+BAD = "gamma"  # the site that misbehaves; alpha and beta do not
+
+Tamper = Callable[[Order, Message, Message], Sequence[Message]]
+Parts = tuple[dict[str, Any], dict[str, Array]]
+
+
+def untouched(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+    return [reply]
+
+
+class Tampering(local.LocalGrid):
+    """A LocalGrid that hands every reply to `tamper` first, and notes who was asked for what."""
+
+    tamper: Tamper = staticmethod(untouched)
+    asked: list[Order]
+
+    def pull_messages(self, message_ids):
+        wanted = set(message_ids)
+        for message_id in list(self._waiting):
+            if message_id in wanted:
+                message = self._waiting.pop(message_id)
+                order, _ = unpack_order(message.content)
+                self.asked.append(order)
+                replies = list(self.tamper(order, message, self._answer(message)))
+                if replies:
+                    return replies
+        return []
+
+
+@pytest.fixture
+def tampered(monkeypatch):
+    """Simulate with a tampering grid; returns the orders that sites were sent."""
+
+    def simulate(made: Any, out: str, tamper: Tamper) -> tuple[Any, list[Order]]:
+        asked: list[Order] = []
+        grid = type("Grid", (Tampering,), {"tamper": staticmethod(tamper), "asked": asked})
+        monkeypatch.setattr(local, "LocalGrid", grid)
+        try:
+            return made.simulate(out), asked
+        finally:
+            monkeypatch.setattr(local, "LocalGrid", Tampering.__mro__[1])
+
+    return simulate
+
+
+def when(order: Order, *, number: int = 1) -> bool:
+    return order.site == BAD and order.kind == "train" and order.round == number
+
+
+def rewritten(change: Callable[[dict[str, Any], dict[str, Array]], None]) -> Tamper:
+    """Change the JSON and the arrays of the bad site's first training report."""
+
+    def tamper(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if when(order):
+            report = json.loads(reply.content["callosum"]["json"])
+            arrays = dict(reply.content["arrays"])
+            change(report, arrays)
+            reply.content = content(json.dumps(report), arrays)
+        return [reply]
+
+    return tamper
+
+
+def content(text: str, arrays: dict[str, Array]) -> RecordDict:
+    return RecordDict({"callosum": ConfigRecord({"json": text}), "arrays": ArrayRecord(arrays)})
+
+
+def replaced(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Tamper:
+    def change(report: dict[str, Any], arrays: dict[str, Array]) -> None:
+        arrays[name] = Array(make(arrays[name].numpy().copy()))
+
+    return rewritten(change)
+
+
+def raw(make: Callable[[bytes], bytes]) -> Tamper:
+    """Change the serialised bytes of one array, below what NumPy would agree to write."""
+
+    def change(report: dict[str, Any], arrays: dict[str, Array]) -> None:
+        old = arrays[WEIGHT]
+        arrays[WEIGHT] = Array(old.dtype, old.shape, old.stype, make(old.data))
+
+    return rewritten(change)
+
+
+def said(key: str, value: Any) -> Tamper:
+    """Set one key of the report's JSON; "support.scans" is a key inside a table."""
+
+    def change(report: dict[str, Any], arrays: dict[str, Array]) -> None:
+        *places, last = key.split(".")
+        here = report
+        for place in places:
+            here = here[place]
+        here[last] = value
+
+    return rewritten(change)
+
+
+def unsaid(key: str, inner: str) -> Tamper:
+    return rewritten(lambda report, arrays: report[key].pop(inner))
+
+
+def spoilt(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array.flat[3] = value
+        return array
+
+    return change
+
+
+def npy_claiming(shape: str, filled: bytes = b"\0" * 64) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + filled
+
+
+class Trap:
+    """Would leave a file behind if anything unpickled it."""
+
+    sprung = Path("/tmp/callosum-test-pickle-was-executed")
+
+    def __reduce__(self):
+        return (Path.touch, (self.sprung,))
+
+
+def pickled(_: bytes) -> bytes:
+    array = np.empty(2, dtype=object)
+    array[:] = [Trap(), Trap()]
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def zipped(_: bytes) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, a=np.zeros(3, np.float32))
+    return stream.getvalue()
+
+
+def long_header(_: bytes) -> bytes:
+    return b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{'descr'"
+
+
+def text(value: Any) -> Tamper:
+    def tamper(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if when(order):
+            record = ConfigRecord() if value is None else ConfigRecord({"json": value})
+            reply.content = RecordDict({"callosum": record, "arrays": reply.content["arrays"]})
+        return [reply]
+
+    return tamper
+
+
+def without_arrays(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+    if when(order):
+        reply.content = RecordDict({"callosum": reply.content["callosum"]})
+    return [reply]
+
+
+def error(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+    """Flower's reply for a courier that raised, or a node that went away."""
+    return [Message(Error(code=2, reason="/data/sub-01"), reply_to=message)] if when(order) else [
+        reply
+    ]  # fmt: skip
+
+
+def silence(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+    return [] if when(order) else [reply]
+
+
+def stranger(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+    """A reply to a message that nobody sent; the real one never comes."""
+    if when(order):
+        reply.metadata.__dict__["_reply_to_message_id"] = "local-999999"
+    return [reply]
+
+
+INFINITE = float("inf")
+HOSTILE: dict[str, tuple[Tamper, str]] = {
+    "NaN in an array": (replaced(WEIGHT, spoilt(float("nan"))), "NOT_FINITE"),
+    "infinity in an array": (replaced(WEIGHT, spoilt(-INFINITE)), "NOT_FINITE"),
+    "a negative variance": (replaced(VARIANCE, spoilt(-1e-9)), "NOT_FINITE"),
+    "another shape": (replaced(WEIGHT, lambda array: array[:, :-1]), "ARRAYS_MISSHAPEN"),
+    "a shape that would broadcast": (replaced(WEIGHT, lambda array: array[:1]), "ARRAYS_MISSHAPEN"),
+    "the transposed shape": (replaced(WEIGHT, lambda array: array.T), "ARRAYS_MISSHAPEN"),
+    "float64": (replaced(WEIGHT, lambda array: array.astype(np.float64)), "ARRAYS_MISTYPED"),
+    "integers": (replaced(WEIGHT, lambda array: array.astype(np.int64)), "ARRAYS_MISTYPED"),
+    "complex numbers": (replaced(WEIGHT, lambda array: array + 1j), "ARRAYS_MISTYPED"),
+    "swapped bytes": (replaced(WEIGHT, lambda array: array.astype(">f4")), "ARRAYS_MISTYPED"),
+    "text": (replaced(WEIGHT, lambda array: array.astype("U9")), "ARRAYS_MISTYPED"),
+    "a lacking array": (rewritten(lambda _, arrays: arrays.pop(WEIGHT)), "ARRAYS_MISNAMED"),
+    "an extra array": (
+        rewritten(lambda _, arrays: arrays.update(scan=Array(np.zeros(3, np.float32)))),
+        "ARRAYS_MISNAMED",
+    ),
+    "another name": (
+        rewritten(lambda _, arrays: arrays.update({f"{WEIGHT}.": arrays.pop(WEIGHT)})),
+        "ARRAYS_MISNAMED",
+    ),
+    "a frozen array": (
+        rewritten(lambda _, arrays: arrays.update(
+            {"backbone.standardise.mean": Array(np.zeros(4, np.float32))}
+        )),
+        "ARRAYS_MISNAMED",
+    ),
+    "no arrays": (rewritten(lambda _, arrays: arrays.clear()), "ARRAYS_MISNAMED"),
+    "no array record": (without_arrays, "REPORT_MALFORMED"),
+    "truncated bytes": (raw(lambda data: data[:-5]), "REPORT_MALFORMED"),
+    "no bytes": (raw(lambda data: b""), "REPORT_MALFORMED"),
+    "no npy": (raw(lambda data: b"\0" * 200), "REPORT_MALFORMED"),
+    "a pickle": (raw(lambda data: pickle.dumps([Trap()])), "REPORT_MALFORMED"),
+    "a pickle inside npy": (raw(pickled), "REPORT_MALFORMED"),
+    "a zip archive": (raw(zipped), "REPORT_MALFORMED"),
+    "a claim of 4 TB": (raw(lambda data: npy_claiming("(1099511627776,)")), "REPORT_MALFORMED"),
+    "a claim of 2**80": (
+        raw(lambda data: npy_claiming("(1208925819614629174706176,)")), "REPORT_MALFORMED"
+    ),
+    "a negative shape": (raw(lambda data: npy_claiming("(-4,)")), "REPORT_MALFORMED"),
+    "a claim of a long header": (raw(long_header), "REPORT_MALFORMED"),
+    "negative support": (said("support.scans", -20), "SUPPORT"),
+    "fractional support": (said("support.scans", 20.5), "SUPPORT"),
+    "absurd support": (said("support.scans", 10**30), "SUPPORT"),
+    "more scans than it holds": (said("support.scans", 1000), "SUPPORT"),
+    "infinite support": (said("support.scans", INFINITE), "NOT_FINITE"),
+    "support in words": (said("support.scans", "many"), "SUPPORT"),
+    "no scans": (
+        said("support", {"scans": 0, "labels/age": 0, "labels/sex": 0}),
+        "SUPPORT",
+    ),
+    "support that lacks scans": (unsaid("support", "scans"), "SUPPORT"),
+    "support that lacks a head": (unsaid("support", "labels/age"), "SUPPORT"),
+    "support of an unknown group": (said("support.labels/iq", 3), "SUPPORT"),
+    "more labels than scans": (said("support.labels/age", 10**6), "SUPPORT"),
+    "a count that is NaN": (said("counts.loss/age", [float("nan"), 1.0]), "NOT_FINITE"),
+    "a count that is infinite": (said("counts.loss/age", [INFINITE, 1.0]), "NOT_FINITE"),
+    "a loss of three numbers": (said("counts.loss/age", [1.0, 2.0, 3.0]), "REPORT_MALFORMED"),
+    "a validation of two numbers": (said("counts.validation/age", [1.0, 2.0]), "REPORT_MALFORMED"),
+    "a validation of no numbers": (said("counts.validation/sex", []), "REPORT_MALFORMED"),
+    "a validation of negative people": (
+        said("counts.validation/age", [-9.0, 1.0, -1.0, 4.0, 2.0, 5.0, 2.0, 3.0]),
+        "REPORT_MALFORMED",
+    ),
+    "counts of a target of its own": (said("counts.validation/iq", [1.0]), "REPORT_MALFORMED"),
+    "counts of a kind of its own": (said("counts.scans", [1.0]), "REPORT_MALFORMED"),
+    "an unknown key": (said("weights", [1.0]), "REPORT_MALFORMED"),
+    "an unknown code of refusal": (said("refusal", "TIRED"), "REPORT_MALFORMED"),
+    "a path as code of refusal": (said("refusal", "/data/sub-01.nii"), "REPORT_MALFORMED"),
+    "a refusal of its own": (said("refusal", "POLICY"), "POLICY"),
+    "another protocol": (said("protocol", 2), "REPORT_MALFORMED"),
+    "another order": (said("order", "0" * 64), "STALE"),
+    "another round": (said("round", 2), "STALE"),
+    "another kind": (said("kind", "census"), "STALE"),
+    "another site's name": (said("site", "alpha"), "STRANGER"),
+    "an unknown site's name": (said("site", "delta"), "STRANGER"),
+    "a path as its name": (said("site", "../../alpha"), "REPORT_MALFORMED"),
+    "no JSON": (text("{" * 10_000), "REPORT_MALFORMED"),
+    "JSON that is no table": (text("[1, 2]"), "REPORT_MALFORMED"),
+    "bytes for text": (text(b"\xff\xfe"), "REPORT_MALFORMED"),
+    "no text": (text(None), "REPORT_MALFORMED"),
+    "Flower's error reply": (error, "TRANSPORT"),
+    "no reply at all": (silence, "NO_ANSWER"),
+    "a reply to nothing": (stranger, "NO_ANSWER"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def three(module_federation):
+    """Three sites of which two suffice; gamma is the largest, so its weight would show."""
+    return module_federation(
+        {"sites.quorum": 2, "sites.time_limit_s": 0.2, "pretraining.rounds": 1},
+        participants={"alpha": 30, "beta": 40, "gamma": 90},
+    )
+
+
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    with open_arrays(path) as file:
+        return file.all()
+
+
+def mean_of(folder: Path, sites: Sequence[str]) -> dict[str, np.ndarray]:
+    """The naive weighted mean of spooled replies, weighted as their JSON says."""
+    wanted: dict[str, np.ndarray] = {}
+    weight: Counter[str] = Counter()
+    for site in sites:
+        with open_arrays(folder / f"{site}.safetensors") as file:
+            support = json.loads(file.text("report"))["support"]
+            for name in file.names():
+                group = f"labels/{name.split('.')[1]}" if name.startswith("heads.") else "scans"
+                term = file[name].astype(np.float64) * support[group]
+                wanted[name] = wanted[name] + term if name in wanted else term
+                weight[name] += support[group]
+    return {name: (total / weight[name]).astype(np.float32) for name, total in wanted.items()}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_bad_reply_is_refused_by_its_code_and_the_others_go_on(three, tampered, case):
+    """One bad site never ends a run, never enters the mean, and is named in the record."""
+    tamper, code = HOSTILE[case]
+    out = case.replace(" ", "-").replace("*", "x").replace("'", "")
+    run, asked = tampered(three, out, tamper)
+    [record] = run.federated.records()
+    assert record["refused"][BAD] == code
+    assert set(record["refused"].values()) <= set(SENTENCES)
+    assert record["degraded"] is True
+    assert sorted(record["answered"]) == ["alpha", "beta"]
+    replies = run.federated.round(1) / "replies"
+    assert sorted(path.name for path in replies.glob("*")) == [
+        "alpha.safetensors",
+        "beta.safetensors",
+    ]
+    found = arrays_in(run.federated.final)
+    for name, array in mean_of(replies, ["alpha", "beta"]).items():
+        np.testing.assert_array_equal(found[f"model/{name}"], array, err_msg=name)
+    with open_arrays(run.federated.final) as file:
+        about = json.loads(file.text("checkpoint"))
+    assert about["contributors"] == ["alpha", "beta"]
+    assert not Trap.sprung.exists()
+    assert Counter(order.kind for order in asked)["train"] == 3
+
+
+def test_good_replies_would_all_have_counted(three, tampered):
+    """The control of the test above: without tampering gamma does move the mean."""
+    run, _ = tampered(three, "untouched", untouched)
+    [record] = run.federated.records()
+    assert record["refused"] == {}
+    assert record["degraded"] is False
+    replies = run.federated.round(1) / "replies"
+    found = arrays_in(run.federated.final)[f"model/{WEIGHT}"]
+    everyone = mean_of(replies, ["alpha", "beta", "gamma"])[WEIGHT]
+    np.testing.assert_array_equal(found, everyone)
+    assert np.abs(found - mean_of(replies, ["alpha", "beta"])[WEIGHT]).max() > 1e-4
+
+
+def test_duplicated_reply_counts_once(three, tampered):
+    """A message delivered twice must not double a hospital's weight."""
+
+    def twice(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [reply, reply] if when(order) else [reply]
+
+    run, _ = tampered(three, "twice", twice)
+    plain, _ = tampered(three, "once", untouched)
+    [record] = run.federated.records()
+    assert record["refused"] == {BAD: "DUPLICATE"}
+    assert record["degraded"] is False
+    assert run.federated.final.read_bytes() == plain.federated.final.read_bytes()
+
+
+def test_second_answer_after_a_refused_one_is_not_needed(three, tampered):
+    """A reply from nowhere is refused by its node's number and costs the real sites nothing."""
+
+    def extra(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if not when(order):
+            return [reply]
+        foreign = Message(reply.content, reply_to=message)
+        foreign.metadata.__dict__["_reply_to_message_id"] = "local-999999"
+        foreign.metadata.__dict__["_src_node_id"] = 666
+        return [foreign, reply]
+
+    run, _ = tampered(three, "foreign", extra)
+    [record] = run.federated.records()
+    assert record["refused"] == {"node 666": "STRANGER"}
+    assert record["degraded"] is False
+
+
+def test_report_of_another_round_is_stale(module_federation, tampered):
+    """A late report holds weights from before everyone's last step: averaging it undoes that."""
+    made = module_federation({"sites.quorum": 2, "pretraining.rounds": 2})
+    earlier: list[RecordDict] = []
+
+    def late(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if when(order):
+            earlier.append(reply.content)
+        if when(order, number=2):
+            return [Message(earlier[0], reply_to=message)]
+        return [reply]
+
+    run, _ = tampered(made, "late", late)
+    first, second = run.federated.records()
+    assert first["refused"] == {}
+    assert second["refused"] == {BAD: "STALE"}
+    replies = run.federated.round(2) / "replies"
+    found = arrays_in(run.federated.final)
+    for name, array in mean_of(replies, ["alpha", "beta"]).items():
+        np.testing.assert_array_equal(found[f"model/{name}"], array, err_msg=name)
+
+
+CENSUS: dict[str, Callable[[dict[str, Any], dict[str, Array]], None]] = {
+    "no sums": lambda _, arrays: arrays.clear(),
+    "one sum lacking": lambda _, arrays: arrays.pop("columns/squares"),
+    "sums of other columns": lambda _, arrays: arrays.update({"columns/sum": Array(np.zeros(9))}),
+    "sums of no scans": lambda _, arrays: arrays.update({"columns/n": Array(np.zeros(1))}),
+    "sums of negative scans": lambda _, arrays: arrays.update(
+        {"columns/n": Array(np.array([-60.0]))}
+    ),
+    "an extra array": lambda _, arrays: arrays.update({"x": Array(np.zeros(1))}),
+    "labels of three numbers": lambda report, _: report["counts"].update(
+        {"label/age": [1.0, 2.0, 3.0]}
+    ),
+    "labels of no number": lambda report, _: report["counts"].update({"label/age": []}),
+}
+
+
+@pytest.mark.parametrize("case", CENSUS)
+def test_bad_census_costs_the_site_its_place_and_nobody_elses(three, tampered, case):
+    """The very first answer of a site can already end a run if it is believed unread."""
+
+    def tamper(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if order.site == BAD and order.kind == "census":
+            report = json.loads(reply.content["callosum"]["json"])
+            arrays = dict(reply.content["arrays"])
+            CENSUS[case](report, arrays)
+            reply.content = content(json.dumps(report), arrays)
+        return [reply]
+
+    run, asked = tampered(three, f"census-{case.replace(' ', '-')}", tamper)
+    census = json.loads((run.folder / "census.json").read_text())
+    assert census[BAD]["refused"] in {"REPORT_MALFORMED", "ARRAYS_MISNAMED", "ARRAYS_MISSHAPEN"}
+    [record] = run.federated.records()
+    assert sorted(record["answered"]) == ["alpha", "beta"]
+    assert [order.site for order in asked if order.kind == "train"] == ["alpha", "beta"]
+
+
+def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampered, monkeypatch):
+    """After the outage only the missing site works; the result is that of a calm run."""
+    made = module_federation({"pretraining.rounds": 3, "sites.time_limit_s": 0.2})
+    calm, _ = tampered(made, "calm", untouched)
+    trained: Counter[str] = Counter()
+    plain = client_agent.train
+
+    def counted(network, cohort, *more, **settings):
+        trained[cohort.participants[0].partition("-")[0]] += 1
+        return plain(network, cohort, *more, **settings)
+
+    monkeypatch.setattr(client_agent, "train", counted)
+
+    def out(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        gone = order.kind == "train" and order.round == 2 and order.site in ("alpha", "gamma")
+        return [] if gone else [reply]
+
+    with pytest.raises(QuorumError, match=r"1 of 3 sites answered.*alpha: NO_ANSWER"):
+        tampered(made, "outage", out)
+    assert trained == {"alpha": 2, "beta": 2, "gamma": 2}  # the answers were lost on the way
+    assert not (made.folder / "outage" / "rounds" / "0002" / "record.json").exists()
+
+    run, asked = tampered(made, "outage", untouched)
+    again = [(order.site, order.round) for order in asked if order.kind == "train"]
+    assert again == [
+        ("alpha", 2), ("gamma", 2), ("alpha", 3), ("beta", 3), ("gamma", 3)
+    ]  # fmt: skip
+    assert [order for order in asked if order.kind == "census"] == []
+    # the local engine's sites keep no second copy: lost answers are worked out again, bit for bit
+    assert trained == {"alpha": 4, "beta": 3, "gamma": 4}
+    assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
+    assert [record["degraded"] for record in run.federated.records()] == [False] * 3
+
+
+def test_damaged_spool_is_asked_for_again(module_federation, tampered):
+    """Half a file in the run folder must cost one message, not the run."""
+    made = module_federation({"pretraining.rounds": 2, "sites.time_limit_s": 0.2})
+    calm, _ = tampered(made, "calm", untouched)
+
+    def out(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [] if order.kind == "train" and order.site == BAD else [reply]
+
+    with pytest.raises(QuorumError):
+        tampered(made, "torn", out)
+    spooled = made.folder / "torn" / "rounds" / "0001" / "replies" / "alpha.safetensors"
+    spooled.write_bytes(spooled.read_bytes()[:-100])
+    run, asked = tampered(made, "torn", untouched)
+    first = [order.site for order in asked if order.kind == "train" and order.round == 1]
+    assert first == ["alpha", "gamma"]
+    assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
+
+
+def test_quorum_may_be_met_without_a_site_that_never_came(module_federation, tampered):
+    """A hospital that is away from the census on is named there, and the others begin."""
+    made = module_federation(
+        {"sites.quorum": 2, "sites.time_limit_s": 0.2, "pretraining.rounds": 1}
+    )
+
+    def away(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [] if order.site == BAD else [reply]
+
+    run, asked = tampered(made, "away", away)
+    census = json.loads((run.folder / "census.json").read_text())
+    assert census[BAD]["refused"] == "NO_ANSWER"
+    assert {order.site for order in asked if order.kind == "train"} == {"alpha", "beta"}
+
+
+def test_a_rival_that_fails_does_not_end_the_run(module_federation, tampered):
+    """A single site that cannot finish its own model must not cost everyone the study."""
+    made = module_federation(
+        {"pretraining.rounds": 2, "sites.time_limit_s": 0.2, "comparisons.single_site": True}
+    )
+
+    def out(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [] if order.model == "single-alpha" else [reply]
+
+    run, _ = tampered(made, "rival", out)
+    assert run.federated.final.exists()
+    assert not run.comparison("single-alpha").final.exists()
+    assert run.comparison("single-beta").final.exists()
+    assert (run.folder / "results.csv").exists()

@@ -1,0 +1,579 @@
+"""The report says what the run's files say, says what is missing, and is safe to send by mail."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import FolderError
+from common.protocol.orders import Measurement
+from common.study import load_study
+from server.report.page import Picture, format_tables, write_report
+from server.report.tables import (
+    BEST_SINGLE,
+    MEAN_OF_SINGLES,
+    WITHHELD,
+    comparisons,
+    digits_of,
+    read_results,
+    sentence,
+    task_tables,
+)
+from server.results import write_results
+from server.run import Run, open_run, read_run, write_json
+
+TRAIN = ("amber", "birch", "cedar")
+STUDY = """
+name = "trial"
+seed = 3
+[data]
+kind = "t1w"
+shape = [20, 24, 20]
+spacing_mm = 8.0
+[targets.age]
+kind = "regression"
+unit = "years"
+[targets.sex]
+kind = "binary"
+classes = ["female", "male"]
+[targets.diagnosis]
+kind = "binary"
+classes = ["control", "patient"]
+[backbone]
+name = "sfcn"
+channels = [4]
+top = 4
+[objective]
+name = "multitask"
+[pretraining]
+rounds = 4
+[sites]
+train = ["amber", "birch", "cedar"]
+heldout = ["elm"]
+quorum = 2
+[[finetuning]]
+name = "dementia"
+target = "diagnosis"
+inits = ["transfer", "scratch"]
+"""
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; open elements must close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.styles: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        (self.styles if self.open and self.open[-1] == "style" else self.words).append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def attributes(self, name: str) -> list[str]:
+        return [found[name] or "" for _, found in self.tags if name in found]
+
+
+def row(model: str, value: float | None, **more: Any) -> Measurement:
+    known = {"phase": "evaluate", "target": "age", "site": "elm", "role": "heldout"}
+    known |= {"metric": "mae", "n_participants": 60, "n_scans": 72}
+    if value is not None:
+        known |= {"ci_low": value - 0.5, "ci_high": value + 0.625}
+    return Measurement.model_validate({**known, "model": model, "value": value, **more})
+
+
+def rows() -> list[Measurement]:
+    values = {"federated": 5.123456789, "pooled": 4.9, "training-mean": 14.0, "site-linear": 4.0}
+    values |= {"single-amber": 7.25, "single-birch": 6.1, "single-cedar": 9.0}
+    found = [row(model, value) for model, value in values.items()]
+    found += [row("federated+head", 4.5), row("federated", 0.9, metric="r")]
+    for model in ("pooled", "single-amber", "single-birch", "single-cedar"):
+        apart = values[model] - values["federated"]
+        found.append(row(model, apart, metric="mae_minus_federated"))
+    found += [row("federated", 0.75, target="sex", metric="auc", n_participants=41)]
+    for site in TRAIN:
+        for init, value in (("transfer", 0.8), ("scratch", 0.7)):
+            found.append(tuned(site, init, None if site == "cedar" else value))
+    return found
+
+
+def tuned(site: str, init: str, value: float | None) -> Measurement:
+    return row(
+        "federated", value, phase="finetune", task="dementia", target="diagnosis", init=init,
+        site=site, role="train", metric="auc", n_participants=30 if value else 7, n_scans=31,
+    )  # fmt: skip
+
+
+def record(number: int, model: str = "federated", **more: Any) -> dict[str, Any]:
+    line = {"support": {"scans": 40}, "seconds": 1.5, "bytes": 250_000}
+    return {
+        "round": number,
+        "model": model,
+        "degraded": False,
+        "answered": dict.fromkeys(TRAIN, line),
+        "refused": {},
+        "loss": {"age": 1.0 / number, "sex": 0.7},
+        "validation": {"age": {"n": 30, "mae": 9.0 - number}, "sex": {"n": 30, "auc": 0.6}},
+        "update_norm": 0.5,
+        "seconds": 2.5,
+        **more,
+    }
+
+
+def census(**refused: str) -> dict[str, Any]:
+    held = {"scans": 50, "labels/age": 50, "labels/sex": 44, "labels/diagnosis": 40}
+    return {
+        site: {
+            "role": "heldout" if site == "elm" else "train",
+            "refused": refused.get(site, ""),
+            "held": {} if site in refused else held,
+        }
+        for site in (*TRAIN, "elm")
+    }
+
+
+def start(folder: Path, study: str = STUDY) -> Run:
+    file = folder.parent / f"{folder.name}.toml"
+    file.write_text(study)
+    with open_run(folder, load_study(file), file):
+        pass
+    # what differs from machine to machine would hide what differs from call to call
+    about = json.loads((folder / "provenance.json").read_text())
+    write_json(folder / "provenance.json", {**about, "run": "ab" * 32})
+    return read_run(folder)
+
+
+def put_record(run: Run, found: dict[str, Any]) -> None:
+    branch = run.federated if found["model"] == "federated" else run.comparison(found["model"])
+    branch.round(found["round"]).mkdir(parents=True, exist_ok=True)
+    write_json(branch.round(found["round"]) / "record.json", found)
+
+
+def finished(folder: Path) -> Run:
+    run = start(folder)
+    for number in range(1, 5):
+        put_record(run, record(number))
+        put_record(run, record(number, "pooled"))
+        put_record(run, record(number, "single-amber"))
+    line = record(2)["answered"]["amber"]
+    put_record(run, record(2, degraded=True, answered=dict.fromkeys(TRAIN[:2], line),
+                           refused={"cedar": "NOT_FINITE"}))  # fmt: skip
+    put_record(run, record(3, degraded=True, answered=dict.fromkeys(TRAIN[1:], line),
+                           refused={"amber": "NO_ANSWER"}))  # fmt: skip
+    write_json(folder / "census.json", census())
+    run.federated.final.parent.mkdir(parents=True, exist_ok=True)
+    run.federated.final.write_bytes(b"weights")
+    write_results(run, rows())
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def text(run: Run) -> str:
+    return write_report(run).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def read(run: Run) -> Page:
+    return Page(write_report(run).read_text())
+
+
+def pictures() -> list[Picture]:
+    grey = np.linspace(0, 1, 20 * 24).reshape(20, 24)
+    return [Picture(site="amber", caption="synthetic T1w", slices=(grey, grey * np.nan))]
+
+
+def test_a_page_asks_for_nothing_from_outside(run: Run) -> None:
+    """It is opened from mail in hospitals: an outside address would tell who reads it, and fail."""
+    text = write_report(run, pictures()).read_text()
+    page = Page(text)
+    assert not page.open
+    assert "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
+    loaded = page.attributes("src") + page.attributes("srcset") + page.attributes("data")
+    assert all(address.startswith("data:image/png;base64,") for address in loaded)
+    for address in page.attributes("href") + page.attributes("xlink:href"):
+        assert address.startswith("#")
+    everywhere = [*page.styles, *page.attributes("style"), *page.attributes("clip-path")]
+    for css in everywhere:
+        assert "@import" not in css
+        assert all(place.startswith("#") for place in re.findall(r"url\(\s*['\"]?([^)]*)", css))
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not [name for _, found in page.tags for name in found if name.startswith("on")]
+
+
+def test_every_reference_inside_the_page_leads_somewhere_once(page: Page) -> None:
+    """Figures made one by one must not share ids, or one would borrow the other's axis."""
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    wanted = {href[1:] for href in page.attributes("href")}
+    wanted |= {text for found in page.attributes("clip-path") for text in
+               re.findall(r"url\(#([^)]*)\)", found)}  # fmt: skip
+    wanted |= {word for found in page.attributes("aria-labelledby") for word in found.split()}
+    assert wanted <= set(ids)
+
+
+def test_tables_and_figures_can_be_read_aloud(page: Page) -> None:
+    """Header cells say what they head; every figure has words."""
+    assert all("scope" in found for tag, found in page.tags if tag == "th")
+    figures = [found for tag, found in page.tags if tag == "svg" and "aria-hidden" not in found]
+    assert len(figures) >= 4
+    assert all(found.get("role") == "img" and found.get("aria-label") for found in figures)
+    headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+
+
+def test_figures_stay_small_and_name_no_font_file_or_white_ground(text: str) -> None:
+    """A white rectangle would glare in dark mode; a large figure would not travel by mail."""
+    figures = re.findall(r'<svg [^>]*role="img".*?</svg>', text, flags=re.DOTALL)
+    assert max(len(figure.encode()) for figure in figures) < 60_000
+    for figure in figures:
+        assert "#ffffff" not in figure
+        assert "currentColor" in figure
+        assert "DejaVu" not in figure
+        assert not re.search(r"#0102|#0a0b", figure)
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
+    """Two colleagues must be able to compare pages by digest, wherever the folder lies."""
+    first = write_report(run, pictures()).read_bytes()
+    assert write_report(run, pictures()).read_bytes() == first
+    shutil.copytree(run.folder, tmp_path / "elsewhere")
+    assert write_report(read_run(tmp_path / "elsewhere"), pictures()).read_bytes() == first
+
+
+def test_numbers_on_the_page_are_those_of_results_csv(run: Run, text: str) -> None:
+    """A page that rounds, recomputes or mixes up rows would be quoted wrongly."""
+    shown = {float(value) for value in re.findall(r'<data value="([^"]*)">', text)}
+    with (run.folder / "results.csv").open() as stream:
+        for line in csv.DictReader(stream):
+            for column in ("value", "ci_low", "ci_high"):
+                if line[column]:
+                    assert float(line[column]) in shown, line
+    for value, rounded in re.findall(r'<data value="([^"]*)">([^<]*)</data>', text):
+        number = float(rounded.replace("\N{MINUS SIGN}", "-"))
+        places = len(rounded.partition(".")[2])
+        assert abs(number - float(value)) <= 0.5 * 10**-places + 1e-12
+
+
+def test_each_model_stands_in_its_own_row_with_its_n(text: str) -> None:
+    """The federated row must hold the federated number, not merely some row."""
+    for found in rows():
+        if found.phase == "evaluate" and found.metric in ("mae", "auc"):
+            table = re.search(
+                rf'<table data-site="elm" data-target="{found.target}".*?</table>', text, re.DOTALL
+            )
+            assert table
+            line = re.search(
+                rf'<tr data-model="{re.escape(found.model)}".*?</tr>', table[0], re.DOTALL
+            )
+            assert line
+            assert f'<data value="{found.value!r}">' in line[0]
+            assert f'<td class="n">{found.n_participants}' in line[0]
+            assert f'<td class="n">{found.n_scans}</td>' in line[0]
+            assert ("small n" in line[0]) == (found.n_participants < 50)
+
+
+def test_the_mean_and_the_best_of_single_sites_match_a_naive_oracle(run: Run) -> None:
+    """The two rows that the page makes itself, by hand."""
+    [age, _] = comparisons(run.study, read_results(run))
+    lines = {line.model: line for line in age.lines}
+    singles = [lines[f"single-{site}"] for site in TRAIN]
+    values = [line.cell.value or 0 for line in singles]
+    assert lines[MEAN_OF_SINGLES].cell.value == pytest.approx(fmean(values), abs=1e-12)
+    assert lines[MEAN_OF_SINGLES].cell.low is None
+    apart = lines[MEAN_OF_SINGLES].difference
+    assert apart is not None
+    assert apart.value == pytest.approx(fmean(values) - 5.123456789, abs=1e-12)
+    assert lines[BEST_SINGLE].cell == singles[values.index(min(values))].cell
+    assert "birch" in lines[BEST_SINGLE].title
+
+
+def test_the_best_auc_is_the_highest(tmp_path: Path) -> None:
+    """For an error less is more; for an AUC it is not."""
+    run = start(tmp_path / "run")
+    found = [row(f"single-{site}", value, target="sex", metric="auc")
+             for site, value in zip(TRAIN, (0.6, 0.9, 0.7), strict=True)]  # fmt: skip
+    [sex] = comparisons(run.study, found)
+    assert [line.cell.value for line in sex.lines if line.model == BEST_SINGLE] == [0.9]
+
+
+def test_a_missing_single_site_leaves_the_mean_without_a_value(tmp_path: Path) -> None:
+    """The mean over those that happen to be there would be another number under the same name."""
+    run = start(tmp_path / "run")
+    found = [row("single-amber", 7.0), row("single-birch", None), row("single-cedar", 9.0)]
+    [age] = comparisons(run.study, found)
+    lines = {line.model: line for line in age.lines}
+    assert lines[MEAN_OF_SINGLES].cell.value is None
+    assert lines[BEST_SINGLE].cell.value == 7.0
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "low", "high", "verdict"),
+    [
+        ("age", "mae", 0.1, 2.0, "federated better"),
+        ("age", "mae", -2.0, -0.1, "federated worse"),
+        ("age", "mae", -0.1, 0.2, "not distinguishable"),
+        ("age", "mae", 0.0, 0.2, "not distinguishable"),
+        ("sex", "auc", 0.1, 0.2, "federated worse"),
+        ("sex", "auc", -0.2, -0.1, "federated better"),
+    ],
+)
+def test_a_verdict_needs_a_paired_interval_without_zero(
+    tmp_path: Path, target: str, metric: str, low: float, high: float, verdict: str
+) -> None:
+    """The direction of better turns with the metric; touching zero is no finding."""
+    run = start(tmp_path / "run")
+    names = {"target": target}
+    found = [
+        row("federated", 0.8, metric=metric, **names),
+        row("pooled", 0.9, metric=metric, **names),
+        row("pooled", 0.1, metric=f"{metric}_minus_federated", **names),
+    ]
+    found[2] = found[2].model_copy(update={"ci_low": low, "ci_high": high})
+    [comparison] = comparisons(run.study, found)
+    assert [line.verdict for line in comparison.lines] == ["", verdict]
+
+
+def test_the_summary_tells_the_finding_and_the_degraded_rounds(page: Page) -> None:
+    """What a busy reader takes away is the first paragraph."""
+    assert "MAE in years for age is 5.1 (95\xa0% interval 4.6 to 5.7; 60" in "".join(page.words)
+    assert "not distinguishable from the pooled model's" in page.text
+    assert "lower (better) than amber, birch and cedar" in page.text
+    assert "2 rounds were DEGRADED" in page.text
+    assert "round 2: cedar refused NOT_FINITE; round 3: amber no answer" in page.text
+
+
+def test_the_sum_of_heldout_sites_is_no_site(tmp_path: Path) -> None:
+    """`all` in results.csv stands for every held-out site at once, and the page says so."""
+    run = finished(tmp_path / "run")
+    write_results(run, [*rows(), row("federated", 5.5, site="all")])
+    text = read(run).text
+    assert "age at all held-out sites together" in text
+    assert "At all," not in text
+
+
+def test_withheld_cells_say_so_and_give_no_n(run: Run, text: str, page: Page) -> None:
+    """The n that was too small is what the site wanted to keep to itself."""
+    cell = re.search(r'<td data-site="cedar" data-init="transfer">.*?</td>', text)
+    assert cell
+    assert "withheld (n &lt; minimum)" in cell[0]
+    assert "7" not in cell[0]
+    assert "2 values are withheld" in page.text
+    assert WITHHELD in format_tables(run)
+
+
+def test_participation_is_told_in_words(page: Page) -> None:
+    """Colour alone would leave out one man in twelve, and everyone who prints."""
+    assert "refused NOT_FINITE" in page.text
+    assert "no answer" in page.text
+    assert page.text.count("DEGRADED") >= 3
+    assert "An array or number is infinite or not a number." in page.text
+
+
+def test_checkpoints_are_named_by_their_digest(page: Page) -> None:
+    """The page must be tied to the very weights it is about."""
+    assert hashlib.sha256(b"weights").hexdigest() in page.text
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>${{7*7}}'
+
+
+def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
+    """Site names, codes and model names come from other people's machines."""
+    run = finished(tmp_path / "run")
+    line = record(1)["answered"]["amber"]
+    put_record(run, record(1, answered={HOSTILE: line}, refused={"birch": HOSTILE},
+                           degraded=True, loss={HOSTILE: 1.0}))  # fmt: skip
+    write_json(run.folder / "census.json", {**census(amber=HOSTILE), HOSTILE: census()["birch"]})
+    with (run.folder / "results.csv").open("a") as stream:
+        csv.writer(stream, lineterminator="\n").writerow(
+            ["evaluate", "", "age", HOSTILE, "", "elm", "heldout", "mae", 1, 0, 2, 60, 60, 0]
+        )
+    picture = Picture(site=HOSTILE, caption=HOSTILE, slices=(np.zeros((3, 4)),))
+    text = write_report(run, [picture]).read_text()
+    page = Page(text)
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert not [found for _, found in page.tags if "onerror" in found]
+    assert "alert(1)" in page.text
+    assert "{{7*7}}" in text
+
+
+def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
+    """A cut-off results.csv must not become a page with fewer rows."""
+    run = finished(tmp_path / "run")
+    with (run.folder / "results.csv").open("a") as stream:
+        stream.write("evaluate,,age,feder")
+    with pytest.raises(FolderError, match=r"results\.csv, line \d+ is not a measurement"):
+        write_report(run)
+
+
+def test_a_run_that_has_just_begun_gives_a_page(tmp_path: Path) -> None:
+    """No round, no census, no results: each place says so."""
+    page = read(start(tmp_path / "run"))
+    assert "The run is unfinished: 0 of 4 rounds are done" in page.text
+    assert "No round is finished" in page.text
+    assert "The sites have not been asked yet" in page.text
+    assert "There is no out-of-site finding" in page.text
+
+
+def test_a_run_in_the_middle_gives_a_page(tmp_path: Path) -> None:
+    """Rounds without results, and a site that could not take part."""
+    run = start(tmp_path / "run")
+    put_record(run, record(1))
+    write_json(run.folder / "census.json", census(cedar="COHORT_TOO_SMALL"))
+    page = read(run)
+    assert "1 of 4 rounds are done" in page.text
+    assert "cedar could not take part: COHORT_TOO_SMALL: Fewer participants" in page.text
+
+
+def test_a_study_without_heldout_site_or_task_or_rivals_gives_a_page(tmp_path: Path) -> None:
+    """Nothing to judge by is a statement, not an empty table."""
+    study = STUDY.replace('heldout = ["elm"]\n', "").partition("[[finetuning]]")[0]
+    study += "[comparisons]\nsingle_site = false\npooled = false\n"
+    run = start(tmp_path / "run", study)
+    put_record(run, record(1))
+    write_results(run, [])
+    page = read(run)
+    assert "holds no site out" in page.text
+    assert "The study has no fine-tuning task." in page.text
+    assert "no held-out site has judged" in format_tables(run)
+
+
+def test_a_heldout_site_without_labels_gives_a_page(tmp_path: Path) -> None:
+    """Held out, judged nothing; rivals that were not asked for; no labelled fine-tuning cell."""
+    run = finished(tmp_path / "run")
+    write_results(run, [])
+    nothing = census()
+    for line in nothing.values():
+        line["held"]["labels/diagnosis"] = 0
+    write_json(run.folder / "census.json", nothing)
+    page = read(run)
+    assert "elm was to judge the model and has reported nothing" in page.text
+    assert "no training site holds a label of diagnosis" in page.text
+    write_results(run, [row("federated", None)])
+    page = read(run)
+    assert "cannot be shown: too few participants" in page.text
+    assert "A pooled model, the usual yardstick, was not reported" in page.text
+    assert "elm reported no sex" in page.text
+
+
+def test_a_long_run_keeps_a_short_page(tmp_path: Path) -> None:
+    """Ten thousand rounds are allowed; the page lists those in which something failed."""
+    run = start(tmp_path / "run", STUDY.replace("rounds = 4", "rounds = 150"))
+    for number in range(1, 151):
+        put_record(run, record(number))
+    put_record(run, record(77, degraded=True, refused={"cedar": "TRANSPORT"}))
+    text = write_report(run).read_text()
+    assert "149 further rounds are not listed" in re.sub(r"\s+", " ", text)
+    assert len(text) < 250_000
+
+
+def test_pictures_are_said_to_be_synthetic(run: Run, page: Page) -> None:
+    """Nobody who opens the page may think that a person's scan was mailed around."""
+    shown = Page(write_report(run, pictures()).read_text())
+    assert "pictures of synthetic scans" in shown.text
+    images = [found for tag, found in shown.tags if tag == "img"]
+    assert len(images) == 2
+    assert all(found.get("alt") for found in images)
+    assert "pictures of synthetic" not in page.text
+
+
+def test_the_terminal_shows_the_same_numbers_in_100_columns(run: Run) -> None:
+    """The end of a command and the page must not disagree."""
+    text = format_tables(run)
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for comparison in comparisons(run.study, read_results(run)):
+        digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
+        for line in comparison.lines:
+            if not line.model.startswith("single-"):
+                assert sentence(line.cell, digits) in text
+    [task] = task_tables(run.study, read_results(run))
+    assert f"fine-tuning {task.task}" in text
+
+
+def _chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+        "google-chrome"
+    )  # fmt: skip
+    if found is None:
+        pytest.skip("chromium is not installed")
+    return found
+
+
+def _browse(folder: Path, page: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--disable-gpu", "--no-sandbox"]  # fmt: skip
+    return subprocess.run(
+        [_chromium(), "--headless", *quiet, f"--user-data-dir={folder / 'profile'}",
+         "--virtual-time-budget=2000", *more, page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_on_a_phone_without_error_or_request(tmp_path: Path) -> None:
+    """No sideways scrolling at 400 pixels, nothing on the console, nothing asked of the network."""
+    run = finished(tmp_path / "run")
+    page = write_report(run, pictures())
+    # a frame of 400 pixels in a page of ours: headless windows are never that narrow themselves
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<!DOCTYPE html><iframe id="f" src="run/report.html" width="400" height="900"></iframe>'
+        "<script>onload = () => { const d = document.getElementById('f').contentDocument;"
+        " document.title = d.documentElement.scrollWidth + ' ' + d.querySelectorAll('svg').length"
+        "}</script>"
+    )
+    found = _browse(tmp_path, frame, "--allow-file-access-from-files", "--dump-dom")
+    title = re.search(r"<title>(\d+) (\d+)</title>", found.stdout)
+    assert title, found.stdout[:500]
+    assert int(title[1]) <= 400
+    assert int(title[2]) >= 4
+
+    log = tmp_path / "net.json"
+    seen = _browse(tmp_path, page, "--enable-logging=stderr", "--v=0", f"--log-net-log={log}",
+                   "--dump-dom")  # fmt: skip
+    assert "CONSOLE" not in seen.stderr
+    addresses = re.findall(r'"url":"((?:https?|wss?)://[^"]*)"', log.read_text())
+    # the browser asks its own maker things at start; the page has nothing to do with those
+    assert not [found for found in addresses if not re.search("google|gvt1|gstatic", found)]
