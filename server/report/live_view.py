@@ -1,4 +1,4 @@
-"""The live view: a run as it goes on, for the eyes of a coordinator: a live table, or lines where no terminal is.
+"""The live view: a run as it goes on, in a table, or in lines where no terminal is.
 
 It reads the run folder and nothing else, so looking on disturbs nobody, and leaving ends nothing.
 """
