@@ -6,9 +6,9 @@ It never leaves the site, and it may only tighten what a study asks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny
+from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, model_validator
 
 from client.hours import check_window
 from common import catalogue
@@ -21,7 +21,12 @@ from common.study import Name
 class Column(Table):
     """Where a target's labels are and what the site's codes mean in the study's words."""
 
-    column: str = Field(description="Column of the site's table that holds the target.")
+    column: str = Field("", description="Column of the site's table that holds the target.")
+    value: str = Field(
+        "",
+        description="Instead of a column: what holds for every scan of the site, such as the "
+        "state 'rest' where nothing else was acquired.",
+    )
     codes: dict[str, str] = Field(
         {}, description="Site code to study class, such as {F = 'female'}; empty: same words."
     )
@@ -30,6 +35,18 @@ class Column(Table):
         description="Entries that mean: not known.",
     )
     factor: float = Field(1.0, description="Multiplied in, to reach the study's unit.")
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if bool(self.column) == bool(self.value):
+            given = "both are given" if self.column else "neither is given"
+            raise ValueError(f"column or value is needed; {given}")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where the labels are, in words."""
+        return f'value "{self.value}"' if self.value else f"column {self.column}"
 
 
 class Device(Table):

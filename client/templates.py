@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from common.errors import SettingError
+from common import catalogue
+from common.examples import example
 from common.study import check_name
 
-_DATA: Final = {
-    "t1w": """[data]
-kind = "t1w"
-root = "bids"                  # BIDS folder, relative to this file
-# derivative = "derivatives/fmriprep"        # read preprocessed scans from there
-# rows = {{site = "our-hospital"}}             # only these rows of participants.tsv
-# regions = "derivatives/regions.tsv"        # regional volumes for the linear rival
-""",
-    "features": """[data]
-kind = "features"
-table = "features.csv"         # CSV or TSV, gzip allowed, relative to this file
-participant = "participant_id"
-# rows = {{site = "our-hospital"}}             # only these rows
-# rename = {{"Left-Hippocampus" = "lh_hippo"}} # study column = your column
-""",
-}
 _REST: Final = """# {name}: our own file; it never leaves this site. Check it: callosum-site check
 # Every key and its default: callosum-site keys
 name = "{name}"
@@ -55,14 +40,13 @@ largest_update_norm = 0.0      # longest update that leaves; 0: no limit
 
 
 def site_template(name: str, kind: str) -> str:
-    """The text of a new site file.
+    """The text of a new site file, for any data kind that is installed.
 
     Raises
     ------
     SettingError
-        If there is no template for `kind`, or no site may have that name.
+        If no such kind is installed, or no site may have that name.
     """
     check_name(name)
-    if kind not in _DATA:
-        raise SettingError(f'kind is "{kind}"; there are templates for {", ".join(_DATA)}')
-    return _REST.format(name=name, data=_DATA[kind].format())
+    data = example(catalogue.load("kinds", kind).Site, "data", kind=kind)
+    return _REST.format(name=name, data=data)

@@ -6,18 +6,18 @@ R(ight), A(nterior), S(uperior). `common/README.md` works one example of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from common.settings import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# what the axes of a sample are: (F,) numbers of a row; (X, Y, Z) voxels along R, A, S; (R, R)
+# regions by regions, symmetric; (T, R) time by regions; or what only the backbone knows
+Layout = Literal["table", "volume", "matrix", "series", "other"]
 
 SCANS = "scans"  # group of arrays that are averaged by the scans a site used
 LABELS = "labels/"  # "labels/sex": averaged by the labels of `sex` that a site holds
@@ -86,56 +86,11 @@ class Objective(Protocol):
     def predict(self, x: Tensor) -> dict[str, Tensor]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One thing on a site's disk that becomes samples: a scan, a run, a row of a table.
-
-    `scan` names it for people (never leaves the site); `stamp` changes when its content may have;
-    `row` holds the site's own columns as text; `payload` is whatever the kind needs to read it and
-    must survive a trip to a worker process.
-    """
-
-    participant: str
-    scan: str
-    stamp: str
-    row: Mapping[str, str]
-    payload: Any = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something about one file or row that a person at the site should know."""
-
-    what: str
-    problem: str
-    left_out: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a kind found at a site: usable sources in a stable order, and what was wrong."""
-
-    sources: tuple[Source, ...]
-    findings: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """The samples of one source: (n, *shape) in the kind's dtype, with notes on quality.
-
-    `labels` holds labels that belong to a sample rather than to a participant, as text by the
-    site's column name (the cognitive state of a volume, say); each list has n entries.
-    """
-
-    samples: NDArray[np.generic]
-    notes: tuple[str, ...] = ()
-    labels: Mapping[str, list[str]] = field(default_factory=dict)
-
-
 class Kind(Protocol):
-    """How files become samples; the same code at every site, told apart by settings alone.
+    """The agreement's half of a data kind: what both ends must know of a sample.
 
-    `Study` are the keys of the study's `[data]`, `Site` those of the site file's `[data]`.
+    `Study` are the keys of the study's `[data]`, `Site` those of the site file's `[data]`. How
+    files become samples is the reader's half, at the sites (`client.data.reader`).
     """
 
     Study: ClassVar[type[Table]]
@@ -146,10 +101,4 @@ class Kind(Protocol):
     def shape(study: Any) -> tuple[int, ...]: ...
 
     @staticmethod
-    def find(study: Any, site: Any, root: Path) -> Found: ...
-
-    @staticmethod
-    def prepare(study: Any, source: Source) -> Prepared: ...
-
-    @staticmethod
-    def regions(study: Any, site: Any, root: Path) -> Iterator[tuple[str, NDArray[np.float64]]]: ...
+    def layout(study: Any) -> Layout: ...

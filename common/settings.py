@@ -55,7 +55,7 @@ def checked(model: type[Checked], table: object, *, file: Path, at: str = "") ->
         raise SettingError(f"{at or 'the file'} must be a table of keys ({file})")
     try:
         # strict: a file that says seed = "3" or rounds = true means something else than its reader
-        return model.model_validate(_with_tuples(table), strict=True)
+        return model.model_validate(with_tuples(table), strict=True)
     except ValidationError as error:
         faults = [_sentence(fault, model, file, at) for fault in error.errors()]
         raise SettingError("\n".join(faults)) from None
@@ -115,11 +115,11 @@ def _plain(key: str) -> str:
     return ".".join(part.strip().strip("\"'") for part in key.split("."))
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """TOML and JSON have lists where our values have tuples."""
     if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _sentence(fault: Any, model: type[BaseModel], file: Path, at: str) -> str:

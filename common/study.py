@@ -24,6 +24,7 @@ from pydantic import (
 
 from common import catalogue
 from common.errors import SettingError
+from common.seams import Layout
 from common.settings import Table, checked, line_of, read_toml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -270,14 +271,25 @@ class Study(Table):
         return "targets" in type(self.objective).model_fields
 
     @property
+    def kind_name(self) -> str:
+        """Name of the data kind."""
+        return str(self.data.kind)  # type: ignore[attr-defined]
+
+    @property
     def kind(self) -> Any:
         """The data kind's class."""
-        return catalogue.load("kinds", self.data.kind)  # type: ignore[attr-defined]
+        return catalogue.load("kinds", self.kind_name)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one prepared sample."""
         return tuple(self.kind.shape(self.data))
+
+    @property
+    def layout(self) -> Layout:
+        """What the axes of a sample are."""
+        found: Layout = self.kind.layout(self.data)
+        return found
 
     @property
     def quorum(self) -> int:
@@ -332,8 +344,8 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
             resolved[section] = _plugged(resolved[section], section, shelf, key, path)
     study = checked(Study, resolved, file=path)
     try:
-        study.shape  # noqa: B018  a kind may refuse its settings only when asked for the shape
-    except ValueError as error:
+        study.shape, study.layout  # noqa: B018  a kind may refuse its settings only when asked
+    except (ValueError, AttributeError) as error:
         raise SettingError(f"data: {error} ({path}{line_of(path, 'data')})") from None
     return study
 

@@ -23,7 +23,7 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from client.data.cohort import Cohort, open_cohort
+from client.data.cohort import Cohort, Samples, open_cohort
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
@@ -116,7 +116,12 @@ class LocalGrid(Grid):
 class Stacked:
     """The samples of several sites as if they were one array, read where they lie."""
 
-    parts: tuple[NDArray[Any], ...]
+    parts: tuple[Samples, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return self.parts[0].dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,14 +221,15 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
         return []
     cohorts = [agent.cohort for agent in training]
     cohort = Cohort(
-        samples=Stacked(tuple(cohort.samples for cohort in cohorts)),  # type: ignore[arg-type]
+        samples=Stacked(tuple(cohort.samples for cohort in cohorts)),
+        layout=study.layout,
         participants=tuple(p for cohort in cohorts for p in cohort.participants),
         scans=tuple(scan for cohort in cohorts for scan in cohort.scans),
         labels={
             name: np.concatenate([cohort.labels[name] for cohort in cohorts])
             for name in study.targets
         },
-        regions=_stacked_regions(cohorts),
+        measures=_stacked_measures(cohorts),
         findings=(),
         contents=tuple(content for cohort in cohorts for content in cohort.contents),
     )
@@ -237,9 +243,9 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
     return [Agent(site, study, cohort, keeps_training=False)]
 
 
-def _stacked_regions(cohorts: Sequence[Cohort]) -> NDArray[np.float64] | None:
-    """Regional measures of all sites, if every site has the same ones."""
-    parts = [cohort.regions for cohort in cohorts if cohort.regions is not None]
+def _stacked_measures(cohorts: Sequence[Cohort]) -> NDArray[np.floating[Any]] | None:
+    """Measures of all sites, if every site has the same ones."""
+    parts = [cohort.measures for cohort in cohorts if cohort.measures is not None]
     alike = len(parts) == len(cohorts) and len({part.shape[1] for part in parts}) == 1
     return np.concatenate(parts) if alike else None
 
@@ -295,7 +301,7 @@ def pictures(study: Study, folder: Path, most: int = 3) -> list[Picture]:
     """
     found: list[Picture] = []
     for site in find_sites(study, folder):
-        if len(found) == most or len(study.shape) != 3 or not _is_synthetic(site):
+        if len(found) == most or study.layout != "volume" or not _is_synthetic(site):
             continue
         cohort = open_cohort(study, site)
         if len(cohort):

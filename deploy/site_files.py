@@ -8,13 +8,13 @@ from typing import Any
 
 import tomli_w
 
+from client.data.tables import open_table
 from client.site import load_site
 from common import catalogue
 from common.errors import SettingError
 from common.runtime.durable import write_atomically
 from common.settings import checked, read_toml
 from common.study import Study
-from common.tables import open_table
 
 
 def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path) -> list[Path]:

@@ -19,7 +19,9 @@ study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.
 @study_app.command("init")
 def init(
     name: Annotated[str, typer.Argument(help="Name of the study; NAME.toml is written.")],
-    kind: Annotated[str, typer.Option(help="Data kind: t1w or features.")] = "t1w",
+    kind: Annotated[
+        str, typer.Option(help="Data kind: t1w, features, or another that is installed.")
+    ] = "t1w",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
     """Write a commented study file to fill in."""

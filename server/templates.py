@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+import tomllib
+from typing import Any, Final
 
-from common.errors import SettingError
+from common import catalogue
+from common.examples import example
+from common.settings import with_tuples
 from common.study import check_name
 
-_DATA: Final = {
-    "t1w": """[data]
-kind = "t1w"              # T1-weighted scans in BIDS folders
-shape = [96, 112, 96]     # voxels of the common grid: right, anterior, superior
-spacing_mm = 2.0
-align = "centre"          # "world" for scans that are registered to MNI152 already
-intensity = "zscore"      # inside the head
-""",
-    "features": """[data]
-kind = "features"         # a table of regional volumes or thicknesses
-columns = ["Left-Hippocampus", "Right-Hippocampus"]   # exact names; sites may rename theirs
-""",
-}
-_BACKBONE: Final = {
-    "t1w": """[backbone]
-name = "sfcn"
-channels = [32, 64, 128, 256, 256]   # width and depth; each block halves the volume
-top = 64
-dropout = 0.2
-""",
-    "features": """[backbone]
-name = "mlp"              # or "linear"
-hidden = [64, 32]
-""",
-}
+_BACKBONES: Final = {"table": "mlp", "volume": "sfcn"}  # to begin with, by layout
 _REST: Final = """# {name}: what our consortium agrees to do; see: callosum study check {name}.toml
 # Every key and its default: callosum study keys
 name = "{name}"
@@ -102,14 +81,27 @@ confidence = 0.95
 
 
 def study_template(name: str, kind: str) -> str:
-    """The text of a new study file.
+    """The text of a new study file, for any data kind that is installed.
 
     Raises
     ------
     SettingError
-        If there is no template for `kind`, or no study may have that name.
+        If no such kind is installed, or no study may have that name.
     """
     check_name(name)
-    if kind not in _DATA:
-        raise SettingError(f'kind is "{kind}"; there are templates for {", ".join(_DATA)}')
-    return _REST.format(name=name, data=_DATA[kind], backbone=_BACKBONE[kind])
+    found = catalogue.load("kinds", kind)
+    data = example(found.Study, "data", kind=kind)
+    return _REST.format(name=name, data=data, backbone=_backbone(found, data))
+
+
+def _backbone(kind: Any, data: str) -> str:
+    """A backbone that takes the kind's layout, or the names of those that are installed."""
+    try:
+        layout = kind.layout(kind.Study.model_validate(with_tuples(tomllib.loads(data)["data"])))
+    except ValueError:
+        layout = "other"
+    name = _BACKBONES.get(layout)
+    if name is None:
+        names = ", ".join(catalogue.names("backbones"))
+        return f'[backbone]\nname = ""                        # one of: {names}\n'
+    return example(catalogue.load("backbones", name).Settings, "backbone", name=name)

@@ -55,7 +55,7 @@ def consent(site: Site, study: Study) -> Consent:
 
 def check_data_kind(site: Site, study: Study) -> None:
     """Refuse a study about another kind of data than the site's."""
-    kind, own = study.data.kind, site.data.kind  # type: ignore[attr-defined]
+    kind, own = study.kind_name, site.data.kind  # type: ignore[attr-defined]
     if kind != own:
         raise SettingError(
             f'{study.name} is about data of kind "{kind}"; data.kind is "{own}" ({site.file})'
@@ -83,9 +83,7 @@ def _part(site: Site, study: Study) -> str:
 
 def _targets(site: Site, study: Study) -> Iterator[str]:
     held = [
-        f"{name} from column {site.targets[name].column}"
-        for name in study.targets
-        if name in site.targets
+        f"{name} from {site.targets[name].place}" for name in study.targets if name in site.targets
     ]
     lacking = [name for name in study.targets if name not in site.targets]
     yield f"targets held: {', '.join(held) or 'none'}"
@@ -94,7 +92,7 @@ def _targets(site: Site, study: Study) -> Iterator[str]:
 
 
 def _training(study: Study, plan: Plan, size: int) -> Iterator[str]:
-    sums = ", each column's sum and sum of squares" if len(study.shape) == 1 else ""
+    sums = ", each column's sum and sum of squares" if study.layout == "table" else ""
     yield (
         "leaves once (census): how many scans and labels of each target there are, the labels' "
         f"sums{sums}, a fingerprint of all scans together"

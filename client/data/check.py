@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.labels import read_labels
+from client.data.reader import Finding, find_sources, inspected
 from client.site import Site
-from common.errors import ScanError
-from common.seams import Finding, Source
 from common.study import Study, Target
 
 
@@ -49,8 +48,8 @@ def check(study: Study, site: Site) -> Check:
     SettingError
         If the site file's codes do not fit the study.
     """
-    found = study.kind.find(study.data, site.data, site.root)
-    usable, odd = _inspected(study, found.sources)
+    found = find_sources(study, site)
+    usable, odd = inspected(study, found.sources)
     rows = [source.row for source in usable]
     labels = read_labels(study.targets, site.targets, rows, [source.scan for source in usable])
     people = np.array([source.participant for source in usable], dtype=object)
@@ -63,22 +62,6 @@ def check(study: Study, site: Site) -> Check:
         },
         findings=(*found.findings, *odd, *labels.findings),
     )
-
-
-def _inspected(study: Study, sources: tuple[Source, ...]) -> tuple[list[Source], list[Finding]]:
-    """Sources whose header is sound, and what the headers tell; kinds without headers have none."""
-    inspect = getattr(study.kind, "inspect", None)
-    usable: list[Source] = []
-    findings: list[Finding] = []
-    for source in sources:
-        try:
-            notes = inspect(study.data, source) if inspect else ()
-        except (ScanError, OSError) as error:
-            findings.append(Finding(what=source.scan, problem=str(error), left_out=True))
-            continue
-        usable.append(source)
-        findings += [Finding(what=source.scan, problem=note, left_out=False) for note in notes]
-    return usable, findings
 
 
 def _count(target: Target, values: NDArray[np.float32], people: NDArray[np.object_]) -> Count:

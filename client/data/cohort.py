@@ -6,25 +6,46 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.data.labels import read_labels
+from client.data.lazy import Lazy
 from client.data.prepare import (
+    MEASURES,
     SAMPLES,
     Record,
     current_generation,
     prepared_folder,
     read_index,
 )
+from client.data.reader import (
+    Finding,
+    Source,
+    find_sources,
+    inspected,
+    is_lazy,
+    reader_of,
+)
 from client.site import Site
 from common.errors import DataError
-from common.seams import Finding, Source
-from common.study import Splits, Study
+from common.seams import Layout
+from common.study import Splits, Study, canonical
 
 Split = Literal["train", "validation", "test"]
+
+
+class Samples(Protocol):
+    """(N, *shape) samples: mapped from disk, in memory, or made when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, chosen: Any, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +56,18 @@ class Cohort:
     participants, scans: (N,) whose sample and which scan.
     labels: (N,) float32 for every target of the study, NaN where unknown; regression in the
         study's unit, neither centred nor scaled; classes as index.
-    regions: (N, R) float64 measures for the linear model, NaN rows where missing; None without any.
+    layout: what the axes of a sample are.
+    measures: (N, R) floating numbers for the linear model, prepared or from a table of the site's,
+        NaN rows where missing; None without any.
     contents: SHA-256 of the content of each sample's scan.
     """
 
-    samples: NDArray[np.generic]
+    samples: Samples
+    layout: Layout
     participants: tuple[str, ...]
     scans: tuple[str, ...]
     labels: Mapping[str, NDArray[np.float32]]
-    regions: NDArray[np.float64] | None
+    measures: NDArray[np.floating[Any]] | None
     findings: tuple[Finding, ...]
     contents: tuple[str, ...]
 
@@ -79,7 +103,7 @@ class Cohort:
             participants=tuple(self.participants[index] for index in chosen),
             scans=tuple(self.scans[index] for index in chosen),
             labels={name: values[chosen] for name, values in self.labels.items()},
-            regions=None if self.regions is None else self.regions[chosen],
+            measures=None if self.measures is None else self.measures[chosen],
             contents=tuple(self.contents[index] for index in chosen),
         )
 
@@ -113,6 +137,8 @@ def open_cohort(study: Study, site: Site) -> Cohort:
     DataError
         If the site is not prepared for this study, or its scans changed since.
     """
+    if is_lazy(study):
+        return _unprepared(study, site)
     try:
         return _open(study, site)
     except FileNotFoundError:  # a newer generation replaced the one just found
@@ -123,10 +149,11 @@ def empty_cohort(study: Study) -> Cohort:
     """The cohort of a site that cannot use anything it has; it can still decline orders."""
     return Cohort(
         samples=np.empty((0, *study.shape), dtype=study.kind.dtype),
+        layout=study.layout,
         participants=(),
         scans=(),
         labels={name: np.empty(0, dtype=np.float32) for name in study.targets},
-        regions=None,
+        measures=None,
         findings=(),
         contents=(),
     )
@@ -136,7 +163,7 @@ def _open(study: Study, site: Site) -> Cohort:
     generation = current_generation(prepared_folder(study, site))
     if generation is None:
         raise DataError(f"{site.name} is not prepared for {study.name}; prepare it first")
-    found = study.kind.find(study.data, site.data, site.root)
+    found = find_sources(study, site)
     records = read_index(generation)
     sources = _matched(records, found.sources, site)
     kept = [(record, source) for record, source in zip(records, sources, strict=True) if record.n]
@@ -144,13 +171,42 @@ def _open(study: Study, site: Site) -> Cohort:
     labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans)
     return Cohort(
         samples=_map(generation, len(scans), study),
+        layout=study.layout,
         participants=_repeated((record.participant for record, _ in kept), kept),
         scans=scans,
         labels=labels.values,
-        regions=_regions(study, site, scans),
-        findings=(*found.findings, *_left_out(records), *labels.findings),
+        measures=_held(study, site, scans, [record for record, _ in kept], generation),
+        findings=(
+            *found.findings,
+            *_left_out(records),
+            *_unlike_measures([record for record, _ in kept]),
+            *labels.findings,
+        ),
         contents=_repeated((record.sha256 for record, _ in kept), kept),
     )
+
+
+def _unprepared(study: Study, site: Site) -> Cohort:
+    """The cohort of a reader that makes its samples when they are asked for."""
+    found = find_sources(study, site)
+    usable, odd = inspected(study, found.sources)
+    kept = [(source.n, source) for source in usable]
+    rows = [source.row for n, source in kept for _ in range(n)]
+    scans = tuple(source.scan for n, source in kept for _ in range(n))
+    labels = read_labels(study.targets, site.targets, rows, scans)
+    agreed = study.data.model_dump(mode="json")
+    stamps = [hashlib.sha256(canonical([agreed, source.stamp])).hexdigest() for source in usable]
+    return Cohort(
+        samples=Lazy(study, usable),
+        layout=study.layout,
+        participants=tuple(source.participant for n, source in kept for _ in range(n)),
+        scans=scans,
+        labels=labels.values,
+        measures=None,
+        findings=(*found.findings, *odd, *labels.findings),
+        contents=tuple(stamp for stamp, source in zip(stamps, usable, strict=True)
+                       for _ in range(source.n)),
+    )  # fmt: skip
 
 
 def _matched(records: list[Record], sources: Sequence[Source], site: Site) -> Sequence[Source]:
@@ -185,9 +241,22 @@ def _map(generation: Path, count: int, study: Study) -> NDArray[np.generic]:
     return np.memmap(path, dtype=dtype, mode="r", shape=(count, *study.shape))
 
 
-def _regions(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float64] | None:
+def _held(
+    study: Study, site: Site, scans: Sequence[str], records: Sequence[Record], generation: Path
+) -> NDArray[np.floating[Any]] | None:
+    """Measures of every sample: from the site's own table if it has one, else as prepared."""
+    found = _tabled(study, site, scans)
+    widths = {record.measures for record in records}
+    if found is not None or len(widths) != 1 or not any(widths):
+        return found
+    shape = (len(scans), widths.pop())
+    return np.memmap(generation / MEASURES, dtype=np.float32, mode="r", shape=shape)
+
+
+def _tabled(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float64] | None:
     """(N, R): the measures whose name is the scan's, or the longest beginning of it."""
-    measures = dict(study.kind.regions(study.data, site.data, site.root))
+    regions = getattr(reader_of(study.kind_name), "regions", None)
+    measures = dict(regions(study.data, site.data, site.root)) if regions else {}
     if not measures:
         return None
     width = len(next(iter(measures.values())))
@@ -200,6 +269,17 @@ def _regions(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float
                 table[index] = measures[name]
                 break
     return table
+
+
+def _unlike_measures(records: Sequence[Record]) -> Iterable[Finding]:
+    """One finding where scans have different numbers of measures: then none can be used."""
+    widths: dict[int, str] = {}
+    for record in records:
+        widths.setdefault(record.measures, record.scan)
+    if len(widths) > 1:
+        told = ", ".join(f"{scan} has {n}" for n, scan in sorted(widths.items())[:3])
+        problem = f"not all scans have as many ({told}); the linear rival goes without"
+        yield Finding(what="measures", problem=problem, left_out=False)
 
 
 def _left_out(records: Sequence[Record]) -> Iterable[Finding]:

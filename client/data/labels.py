@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.reader import Finding
+from client.data.tables import nearest, number, plain
 from client.site import Column
 from common.errors import DataError, SettingError
-from common.seams import Finding
 from common.study import Target
-from common.tables import nearest, number, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def read_labels(
     DataError
         If a mapped column is in no row.
     SettingError
-        If `codes` leads to a class that the study does not have.
+        If `codes` leads to a class that the study does not have, or `value` to no label.
     """
     values = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in targets}
     findings = list(_strangers(targets, columns))
@@ -52,6 +52,9 @@ def read_labels(
         if column is None:
             continue
         words = vocabulary(name, target, column)
+        if column.value:
+            values[name][:] = _value(name, target, column, words)
+            continue
         if known and column.column not in known:
             raise DataError(
                 f'targets.{name}.column is "{column.column}"; the site\'s table has no such '
@@ -70,6 +73,14 @@ def read_labels(
                 what = f'{names[index]}, column "{column.column}"'
                 findings.append(Finding(what=what, problem=f"{name}: {problem}", left_out=False))
     return Labels(values=values, findings=tuple(findings))
+
+
+def _value(name: str, target: Target, column: Column, words: Mapping[str, int]) -> float:
+    """The label that every sample of the site has."""
+    label, problem = _label(column.value, target, column, words)
+    if problem:
+        raise SettingError(f"targets.{name}.value: {problem.removesuffix('; label left out')}")
+    return label
 
 
 def vocabulary(name: str, target: Target, column: Column) -> dict[str, int]:

@@ -5,6 +5,7 @@
         generation-00000003/      complete, never edited (an agent may have it mapped); the
                                   highest number is the one in use
             samples.bin           all samples, back to back, in the order of the sources
+            measures.bin          float32 measures for the linear rival, likewise
             index.jsonl           one `Record` a source
             quality.tsv           what is odd or left out, for people
         building/                 the next generation, while it grows; resumed after any crash
@@ -31,15 +32,16 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
+from client.data.reader import Finding, Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
-from common.seams import Finding, Source
 from common.study import Study, canonical
 
-_VERSION: Final = 1  # of the files below and of what preparing means; a change prepares anew
+_VERSION: Final = 2  # of the files below and of what preparing means; a change prepares anew
 
 SAMPLES: Final = "samples.bin"
+MEASURES: Final = "measures.bin"
 INDEX: Final = "index.jsonl"
 QUALITY: Final = "quality.tsv"
 
@@ -59,12 +61,17 @@ class Record:
     status: str
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    measures: int = 0  # numbers for the linear rival beside each sample
+    measures_sha256: str = ""
     labels: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:
         """What must agree for a record to stand for a source."""
         return (self.participant, self.scan, self.stamp)
+
+
+Recorded = tuple[Record, bytes, bytes]  # with the bytes of its samples and of its measures
 
 
 def prepare(
@@ -90,7 +97,7 @@ def prepare(
     with storage_checked(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        found = study.kind.find(study.data, site.data, site.root)
+        found = find_sources(study, site)
         keys = [(source.participant, source.scan, source.stamp) for source in found.sources]
         current = current_generation(folder)
         records = read_index(current) if current else []
@@ -112,7 +119,7 @@ def prepared_folder(study: Study, site: Site) -> Path:
     """Where a site keeps what it prepared for studies with this kind and these data settings."""
     agreed = {
         "version": _VERSION,
-        "kind version": getattr(study.kind, "version", 1),
+        "reader version": getattr(reader_of(study.kind_name), "version", 1),
         # regional measures are read anew each time, from a table: no sample depends on them
         "data": study.data.model_dump(mode="json", exclude={"regions"}),
     }
@@ -186,9 +193,10 @@ def _recovered(
     return any(outcome.status != "failed" for outcome in prepare_all(study, failed, workers))
 
 
-def _record(source: Source, outcome: Outcome) -> tuple[Record, bytes]:
-    """The record of a freshly prepared source, and the bytes of its samples."""
+def _record(source: Source, outcome: Outcome) -> Recorded:
+    """The record of a freshly prepared source, and the bytes of its samples and measures."""
     content = b"" if outcome.samples is None else outcome.samples.tobytes()
+    measures = b"" if outcome.measures is None else outcome.measures.tobytes()
     record = Record(
         participant=source.participant,
         scan=source.scan,
@@ -197,9 +205,11 @@ def _record(source: Source, outcome: Outcome) -> tuple[Record, bytes]:
         status=outcome.status,
         notes=outcome.notes,
         sha256=hashlib.sha256(content).hexdigest() if content else "",
+        measures=0 if outcome.measures is None else outcome.measures.shape[1],
+        measures_sha256=hashlib.sha256(measures).hexdigest() if measures else "",
         labels=outcome.labels,
     )
-    return record, content
+    return record, content, measures
 
 
 class _Growing:
@@ -212,7 +222,7 @@ class _Growing:
         self._row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
         self._ready: dict[str, str] = {}  # content -> scan
         self.done = self._resume(sources)
-        self._lent: dict[tuple[str, str, str], tuple[Record, Path, int]] = {}
+        self._lent: dict[tuple[str, str, str], tuple[Record, Path, int, int]] = {}
         for old in (folder / "interrupted", current_generation(folder)):
             if old is not None:
                 self._lend(old)
@@ -220,39 +230,43 @@ class _Growing:
     def __enter__(self) -> Self:
         with storage_checked(self.building):
             self._samples: IO[bytes] = (self.building / SAMPLES).open("ab", buffering=0)
+            self._measures: IO[bytes] = (self.building / MEASURES).open("ab", buffering=0)
             self._index: IO[bytes] = (self.building / INDEX).open("ab", buffering=0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._samples.close()
+        self._measures.close()
         self._index.close()
 
-    def add(self, record: Record, content: bytes) -> None:
-        """Append one source: first its samples, then the line that makes them count."""
+    def add(self, record: Record, content: bytes, measures: bytes) -> None:
+        """Append one source: first what it became, then the line that makes it count."""
         first = self._ready.get(record.sha256) if record.status == "ready" else None
         if first is not None:
             problem = f"its prepared content is that of {first}"
-            record = _changed(record, n=0, status="duplicate", notes=(*record.notes, problem))
-            content = b""
+            record = _changed(
+                record, n=0, measures=0, status="duplicate", notes=(*record.notes, problem)
+            )
+            content = measures = b""
         elif record.status == "ready":
             self._ready[record.sha256] = record.scan
         line = json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n"
         with storage_checked(self.building):
             _write(self._samples, content)
+            _write(self._measures, measures)
             _write(self._index, line)
 
     def lends(self, source: Source) -> bool:
         """Whether an older generation holds what an unchanged source became."""
         return (source.participant, source.scan, source.stamp) in self._lent
 
-    def lent(self, source: Source) -> tuple[Record, bytes]:
+    def lent(self, source: Source) -> Recorded:
         """That record and its samples; prepared anew if the disk no longer holds them intact."""
-        record, path, offset = self._lent[source.participant, source.scan, source.stamp]
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            content = stream.read(record.n * self._row)
-        if _intact(record, content):
-            return record, content
+        record, old, *places = self._lent[source.participant, source.scan, source.stamp]
+        content = _read(old / SAMPLES, places[0], record.n * self._row)
+        measures = _read(old / MEASURES, places[1], _measured(record))
+        if _intact(record, content, measures):
+            return record, content, measures
         return _record(source, next(prepare_all(self.study, [source], 1)))
 
     def finish(self) -> Path:
@@ -262,6 +276,7 @@ class _Growing:
         complete = self.folder / f"generation-{number:08d}"  # so many that names sort as numbers
         with storage_checked(self.folder):
             os.fsync(self._samples.fileno())
+            os.fsync(self._measures.fileno())
             os.fsync(self._index.fileno())
             sync_folder(self.building)
             self.building.rename(complete)
@@ -281,24 +296,28 @@ class _Growing:
             return 0
         _cut(self.building / INDEX, self._length_of(records))
         _cut(self.building / SAMPLES, self._bytes_of(records))
+        _cut(self.building / MEASURES, sum(_measured(record) for record in records))
         self._ready = {r.sha256: r.scan for r in reversed(records) if r.status == "ready"}
         return len(records)
 
     def _lend(self, generation: Path) -> None:
-        offset = 0
+        samples = measures = 0
         for record in read_index(generation):
             if record.status in ("ready", "left out"):
-                self._lent[record.key] = (record, generation / SAMPLES, offset)
-            offset += record.n * self._row
+                self._lent[record.key] = (record, generation, samples, measures)
+            samples += record.n * self._row
+            measures += _measured(record)
 
     def _intact_records(self, generation: Path) -> list[Record]:
         """The longest beginning of an index whose samples are all there, byte for byte."""
         records: list[Record] = []
-        if not (generation / SAMPLES).is_file():
+        if not ((generation / SAMPLES).is_file() and (generation / MEASURES).is_file()):
             return records
-        with (generation / SAMPLES).open("rb") as stream:
+        samples, measures = (generation / name for name in (SAMPLES, MEASURES))
+        with samples.open("rb") as first, measures.open("rb") as second:
             for record in read_index(generation):
-                if not _intact(record, stream.read(record.n * self._row)):
+                content, measured = first.read(record.n * self._row), second.read(_measured(record))
+                if not _intact(record, content, measured):
                     break
                 records.append(record)
         return records
@@ -315,8 +334,27 @@ class _Growing:
         return sum(len(line) + 1 for line in lines)
 
 
-def _intact(record: Record, content: bytes) -> bool:
-    return record.n == 0 or hashlib.sha256(content).hexdigest() == record.sha256
+def _intact(record: Record, content: bytes, measures: bytes) -> bool:
+    if record.n and hashlib.sha256(content).hexdigest() != record.sha256:
+        return False
+    return not record.measures or hashlib.sha256(measures).hexdigest() == record.measures_sha256
+
+
+def _measured(record: Record) -> int:
+    """Bytes of a record's measures."""
+    return record.n * record.measures * np.dtype(np.float32).itemsize
+
+
+def _read(path: Path, offset: int, count: int) -> bytes:
+    """Bytes of a file; fewer where it is short or gone."""
+    if not count:
+        return b""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(count)
+    except FileNotFoundError:
+        return b""
 
 
 def _changed(record: Record, **changes: Any) -> Record:

@@ -17,9 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import catalogue
+from client.data.reader import Prepared, Source, reader_of
 from common.errors import ScanError
-from common.seams import Prepared, Source
 from common.study import Study
 
 _FIRST: Final = 4  # scans prepared here to learn what one costs
@@ -28,12 +27,16 @@ _MOST: Final = 16
 _AHEAD: Final = 3  # results waiting for each worker: enough to hide one slow scan
 
 
+Form = tuple[np.dtype[Any], tuple[int, ...]]  # dtype and shape of one sample
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What preparing one source gave: samples (n, *shape), or why there are none."""
 
     status: str
     samples: NDArray[np.generic] | None = None
+    measures: NDArray[np.float32] | None = None  # (n, R)
     notes: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -59,7 +62,7 @@ def prepare_all(
 
 def _here(study: Study, sources: Sequence[Source]) -> Iterator[Outcome]:
     for source in sources:
-        yield prepare_one(study.data.kind, study.data, study.shape, source)  # type: ignore[attr-defined]
+        yield prepare_one(study.kind_name, study.data, _form(study), source)
 
 
 def _elsewhere(study: Study, sources: Sequence[Source], count: int) -> Iterator[Outcome]:
@@ -77,50 +80,65 @@ def _elsewhere(study: Study, sources: Sequence[Source], count: int) -> Iterator[
             start += 1
 
 
-def prepare_one(kind: str, data: Any, shape: tuple[int, ...], source: Source) -> Outcome:
+def prepare_one(kind: str, data: Any, form: Form, source: Source) -> Outcome:
     """Prepare one source and check what comes back; whatever goes wrong is told, not raised."""
     try:
-        loaded = catalogue.load("kinds", kind)
-        prepared: Prepared = loaded.prepare(data, source)
+        prepared: Prepared = reader_of(kind).prepare(data, source)
         samples = np.ascontiguousarray(prepared.samples)
-        _check(prepared, samples, np.dtype(loaded.dtype), shape)
+        measures = _measures(prepared, len(samples))
+        check_samples(samples, *form)
+        if any(len(cells) != len(samples) for cells in prepared.labels.values()):
+            raise ScanError(f"prepared to {len(samples)} samples with another number of labels")
     except ScanError as error:
         return Outcome(status="left out", notes=(str(error),))
     except Exception as error:  # noqa: BLE001  one bad scan must never stop a site
         return Outcome(status="failed", notes=(f"{type(error).__name__}: {error}",))
     return Outcome(
-        status="ready", samples=samples, notes=prepared.notes, labels=dict(prepared.labels)
+        status="ready",
+        samples=samples,
+        measures=measures,
+        notes=prepared.notes,
+        labels=dict(prepared.labels),
     )
 
 
-def _check(
-    prepared: Prepared, samples: NDArray[np.generic], dtype: np.dtype[Any], shape: tuple[int, ...]
+def check_samples(
+    samples: NDArray[np.generic], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> None:
-    """Hold a kind, which may be another package's, to what its seam promises."""
+    """Hold a reader, which may be another package's, to what its seam promises."""
     if samples.dtype != dtype or samples.shape[1:] != shape:
         raise ScanError(f"prepared to {samples.dtype} {samples.shape[1:]}, not {dtype} {shape}")
     if not len(samples):
         raise ScanError("prepared to no samples")
-    if any(len(cells) != len(samples) for cells in prepared.labels.values()):
-        raise ScanError(f"prepared to {len(samples)} samples with another number of labels")
     if not np.isfinite(samples).all():
         raise ScanError("prepared to values that are not finite")
+
+
+def _measures(prepared: Prepared, n: int) -> NDArray[np.float32] | None:
+    if prepared.measures is None:
+        return None
+    measures = np.ascontiguousarray(prepared.measures, dtype=np.float32)
+    if measures.ndim != 2 or len(measures) != n or not measures.shape[1]:
+        raise ScanError(f"prepared to measures {measures.shape}, not ({n}, R)")
+    if not np.isfinite(measures).all():
+        raise ScanError("prepared to measures that are not finite")
+    return measures
 
 
 def _until_broken(
     study: Study, sources: Sequence[Source], count: int
 ) -> Generator[Outcome, None, None]:
     """Outcomes in order, fewer than sources if a process died."""
-    kind: str = study.data.kind  # type: ignore[attr-defined]
+    kind = study.kind_name
     # forkserver, not fork: the caller may hold threads and a GPU
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["client.data.workers", f"common.kinds.{kind}"])
+    context.set_forkserver_preload(["client.data.workers", reader_of(kind).__module__])
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     waiting: deque[Future[Outcome]] = deque()
-    shape, upcoming = study.shape, iter(sources)
+    form, upcoming = _form(study), iter(sources)
     try:
         for source in upcoming:
-            waiting.append(pool.submit(prepare_one, kind, study.data, shape, source))
+            waiting.append(pool.submit(prepare_one, kind, study.data, form, source))
             if len(waiting) >= count * _AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -129,6 +147,10 @@ def _until_broken(
         return
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _form(study: Study) -> Form:
+    return np.dtype(study.kind.dtype), study.shape
 
 
 def _end_with_parent() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from client.data.prepare import SAMPLES, current_generation, prepared_folder
+from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError
 from common.explain import travelling_bytes
@@ -90,7 +91,7 @@ def scans_of(study: Study, site: Site) -> int:
         If the site's data cannot be listed; its text may name files.
     """
     try:
-        return len(study.kind.find(study.data, site.data, site.root).sources)
+        return len(find_sources(study, site).sources)
     except OSError as error:
         raise CallosumError("the data cannot be listed") from error
 

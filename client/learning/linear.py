@@ -117,14 +117,14 @@ def choose(
 
 
 def regional_features(cohort: Cohort) -> Features:
-    """Regional volumes where the site has them for every scan, else the scan in coarse blocks."""
-    if cohort.regions is not None and np.isfinite(cohort.regions).all():
-        return cohort.regions
+    """Measures where the site has them for every scan; else a table itself, a volume in blocks."""
+    if cohort.measures is not None and np.isfinite(cohort.measures).all():
+        return np.asarray(cohort.measures, dtype=np.float64)
     everyone = np.arange(len(cohort.participants))
-    if len(cohort.samples.shape) == 2:
+    if cohort.layout == "table":
         return np.asarray(cohort.samples[everyone], dtype=np.float64)
-    if len(cohort.samples.shape) != 4:
-        raise Refusal("NO_DATA", "this kind of data has no regions for a linear model")
+    if cohort.layout != "volume":
+        raise Refusal("NO_DATA", "this kind of data has no measures for a linear model")
     one_by_one = (cohort.samples[everyone[i : i + 1]][0] for i in everyone)
     return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in one_by_one])
 

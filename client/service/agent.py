@@ -165,7 +165,7 @@ class Agent:
             if len(training) < 2:
                 raise Refusal("NO_DATA", f"{len(training)} training samples")
             counts = self._label_sums(training)
-            if len(self.study.shape) == 1:
+            if self.study.layout == "table":
                 columns = np.asarray(self.cohort.samples[training], dtype=np.float64)
                 sent = {
                     "columns/sum": columns.sum(0),

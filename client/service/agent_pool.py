@@ -15,6 +15,7 @@ from typing import Final
 from client.authority.records import Records
 from client.data.cohort import empty_cohort, open_cohort
 from client.data.prepare import current_generation, prepare, prepared_folder
+from client.data.reader import find_sources, is_lazy
 from client.service.agent import Agent
 from client.site import Site
 from common.errors import DataError
@@ -37,9 +38,10 @@ def open_agent(
     `tell` is given what a person should know, in lines that may name scans.
     """
     try:
-        total = len(study.kind.find(study.data, site.data, site.root).sources)
-        with track(f"{site.name}: preparing, scans", total) as advance:
-            prepare(study, site, advance=advance)
+        if not is_lazy(study):
+            total = len(find_sources(study, site).sources)
+            with track(f"{site.name}: preparing, scans", total) as advance:
+                prepare(study, site, advance=advance)
         cohort = open_cohort(study, site)
     except DataError as error:
         tell(f"{site.name} cannot take part in {study.name}: {error}")
@@ -107,6 +109,8 @@ class AgentPool:
         """Whether opening failed, found nobody, or other data were prepared since."""
         if known.cancelled() or known.exception() is not None:
             return True
+        if is_lazy(study):
+            return False
         samples = known.result().cohort.samples
         current = current_generation(prepared_folder(study, self._site))
         mapped = getattr(samples, "filename", None)

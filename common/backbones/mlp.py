@@ -23,10 +23,10 @@ class Mlp(nn.Module):
 
         name: Literal["mlp"] = Field(description="This backbone.")
         hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = Field(
-            (64, 32), description="Width of each layer."
+            (64, 32), description="Width of each layer.", examples=[(64, 32)]
         )
         dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-            0.1, description="Dropout after each layer."
+            0.1, description="Dropout after each layer.", examples=[0.1]
         )
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:

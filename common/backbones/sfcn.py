@@ -29,10 +29,13 @@ class Sfcn(nn.Module):
         channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = Field(
             (32, 64, 128, 256, 256),
             description="Width of each block; each block halves the volume.",
+            examples=[(32, 64, 128, 256, 256)],
         )
-        top: Width = Field(64, description="Width of the top block: the number of features.")
+        top: Width = Field(
+            64, description="Width of the top block: the number of features.", examples=[64]
+        )
         dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-            0.0, description="Dropout before the heads."
+            0.0, description="Dropout before the heads.", examples=[0.2]
         )
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from common.errors import DataError, ScanError
-from common.kinds import bids, grid, orientation
-from common.kinds.nifti import Header, read_header, read_voxels
-from common.seams import Finding, Found, Prepared, Source
+from common.seams import Layout
 from common.settings import Table
-from common.tables import TextTable, number, open_table
 
 Extent = Annotated[int, Field(ge=4, le=512)]
-
-_LEAST_ML = 150.0  # foreground; the smallest adult brains have about 900 ml
-_LEAST_SHARE = 0.5  # of the foreground that lies inside the study's grid
 
 
 class T1w:
     """One volume a scan: (X, Y, Z) float16, axes R, A, S, 0 outside the head."""
 
     dtype: ClassVar[str] = "float16"
-    version: ClassVar[int] = 1
 
     class Study(Table):
         """The grid and the intensities that all sites agree on."""
 
         kind: Literal["t1w"] = Field(description="T1-weighted scans.")
         shape: tuple[Extent, Extent, Extent] = Field(
-            description="Voxels to the right, anterior, superior."
+            description="Voxels to the right, anterior, superior.", examples=[(96, 112, 96)]
         )
         spacing_mm: Annotated[float, Field(ge=0.5, le=16)] = Field(
-            description="Edge of a voxel in mm."
+            description="Edge of a voxel in mm.", examples=[2.0]
         )
         align: Literal["world", "centre"] = Field(
             "centre",
             description="world: the grid lies around the MNI152 brain, for scans registered to "
             "it. centre: around the middle of each head, for scans as acquired.",
+            examples=["centre"],
         )
         intensity: Literal["zscore", "mean"] = Field(
-            "zscore", description="Inside the head: mean 0 and deviation 1, or mean 1."
+            "zscore",
+            description="Inside the head: mean 0 and deviation 1, or mean 1.",
+            examples=["zscore"],
         )
         regions: tuple[str, ...] = Field(
             (),
@@ -58,22 +48,26 @@ class T1w:
         """Where the site's scans are."""
 
         kind: Literal["t1w"] = Field(description="T1-weighted scans.")
-        root: str = Field(description="BIDS folder, relative to the site file.")
+        root: str = Field(description="BIDS folder, relative to the site file.", examples=["bids"])
         derivative: str = Field(
             "",
             description='Folder below root to read scans from, such as "derivatives/fmriprep".',
+            examples=["derivatives/fmriprep"],
         )
         suffix: str = Field("T1w", description="Last part of the scans' names.")
         entities: dict[str, str] = Field(
             {}, description="Only scans named so, such as {space = 'MNI152NLin2009cAsym'}."
         )
         rows: dict[str, str] = Field(
-            {}, description="Only participants with these entries in participants.tsv."
+            {},
+            description="Only participants with these entries in participants.tsv.",
+            examples=[{"site": "our-hospital"}],
         )
         regions: str = Field(
             "",
             description="CSV or TSV file with participant_id, perhaps session, and regional "
             "measures for the linear model, relative to the site file.",
+            examples=["derivatives/regions.tsv"],
         )
         unsure_orientation: Literal["keep", "leave out"] = Field(
             "keep", description="Scans whose header does not say, or contradicts itself."
@@ -85,158 +79,6 @@ class T1w:
         return study.shape
 
     @staticmethod
-    def find(study: T1w.Study, site: T1w.Site, root: Path) -> Found:  # noqa: ARG004  the seam
-        """Every scan of the site's participants, by participant, session and name.
-
-        Raises
-        ------
-        DataError
-            If the folder is absent, or the row filter names a column that is not there.
-        """
-        home = root / site.root
-        scans, findings = bids.find_scans(home, site.derivative, site.suffix, site.entities)
-        people = bids.read_people(home / "participants.tsv", site.rows)
-        findings += people.findings
-        findings += bids.absent(people, scans, bool(site.rows))
-        visits: dict[str, dict[str, dict[str, str]]] = {}
-        sources: list[Source] = []
-        for scan in scans:
-            who = scan.participant
-            if who in people.refused or (site.rows and who not in people.rows):
-                continue
-            if who not in visits:
-                visits[who] = _visits(home, who, findings)
-            row = {**people.rows.get(who, {}), **visits[who].get(scan.session, {})}
-            sources.append(_source(scan, row, site))
-        if not sources:
-            problem = f"no usable *_{site.suffix}.nii or .nii.gz"
-            findings.append(
-                Finding(what=str(home / site.derivative), problem=problem, left_out=True)
-            )
-        return Found(sources=tuple(sources), findings=tuple(findings))
-
-    @staticmethod
-    def inspect(study: T1w.Study, source: Source) -> tuple[str, ...]:  # noqa: ARG004  the seam
-        """Notes on a scan from its header alone.
-
-        Raises
-        ------
-        ScanError
-            If the header alone tells that the scan cannot be used.
-        """
-        return _header(source).notes
-
-    @staticmethod
-    def prepare(study: T1w.Study, source: Source) -> Prepared:
-        """The scan on the study's grid: (1, X, Y, Z) float16.
-
-        Raises
-        ------
-        ScanError
-            With what was found and what was needed.
-        """
-        header = _header(source)
-        voxels, affine = grid.to_ras(read_voxels(header), header.affine)
-        voxels, affine = grid.shrunk(voxels, affine, study.spacing_mm)
-        mask = grid.foreground(voxels)
-        volume_ml = float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
-        if volume_ml < _LEAST_ML:
-            raise ScanError(f"its foreground has {volume_ml:.0f} ml; a head or brain is needed")
-        doubt = _doubt(voxels, affine)
-        at_centre = study.align == "centre"
-        centre = grid.head_centre(mask, affine) if at_centre else grid.MNI_CENTRE_MM
-        target = grid.grid_affine(study.shape, study.spacing_mm, centre)
-        placed = grid.resampled(voxels, affine, target, study.shape)
-        inside = grid.resampled(mask.astype(np.float32), affine, target, study.shape) > 0.5
-        _check(inside, study, volume_ml)
-        sample = grid.normalised(placed, inside, study.intensity).astype(np.float16)
-        return Prepared(samples=sample[None], notes=(*header.notes, *doubt))
-
-    @staticmethod
-    def regions(
-        study: T1w.Study, site: T1w.Site, root: Path
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Regional measures by "sub-01" or "sub-01/ses-1"; NaN where a cell is no number.
-
-        Raises
-        ------
-        DataError
-            If the table cannot be read or lacks one of the study's measures.
-        """
-        if not site.regions:
-            return
-        table = open_table(root / site.regions)
-        who = table.column("participant_id")
-        places = [table.column(name) for name in study.regions or _measures(table)]
-        for line in table:
-            participant = bids.participant_of(line.cells[who])
-            if line.fault or participant is None:
-                continue
-            values = [number(line.cells[place]) for place in places]
-            key = "/".join([participant, *_session(table.row(line))])
-            yield key, np.array([np.nan if v is None else v for v in values])
-
-
-def _measures(table: TextTable) -> list[str]:
-    """Columns that hold numbers, by name: the order of a site's file means nothing."""
-    numeric: set[str] = set()
-    for line in table:
-        numeric |= {name for name, cell in table.row(line).items() if number(cell) is not None}
-    return sorted(numeric - {"participant_id", "session", "session_id"})
-
-
-def _header(source: Source) -> Header:
-    header = read_header(Path(source.payload["path"]))
-    if header.unsure and not source.payload["unsure"]:
-        raise ScanError(f"{'; '.join(header.notes)} (unsure_orientation is 'leave out')")
-    return header
-
-
-def _doubt(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tuple[str, ...]:
-    """Refuse a scan that lies otherwise than its header says; a note where it only may."""
-    turn, by = orientation.better_turn(voxels, affine)
-    if by <= orientation.PERHAPS:
-        return ()
-    found = f"its axes seem to be {turn} where its header says RAS (fit better by {by:.2f})"
-    if by > orientation.CLEARLY:
-        raise ScanError(f"{found}; correct the header's orientation")
-    return (f"{found}; look at it",)
-
-
-def _source(scan: bids.ScanFile, row: dict[str, str], site: T1w.Site) -> Source:
-    state = scan.path.stat()
-    unsure = site.unsure_orientation == "keep"
-    return Source(
-        participant=scan.participant,
-        scan=scan.name,
-        stamp=f"{state.st_size}-{state.st_mtime_ns}" + ("" if unsure else "-sure"),
-        row=row,
-        payload={"path": os.fspath(scan.path), "unsure": unsure},
-    )
-
-
-def _visits(home: Path, participant: str, findings: list[Finding]) -> dict[str, dict[str, str]]:
-    path = home / participant / f"{participant}_sessions.tsv"
-    try:
-        return bids.session_rows(path)
-    except DataError as error:
-        findings.append(Finding(what=path.name, problem=str(error), left_out=False))
-        return {}
-
-
-def _session(row: dict[str, str]) -> list[str]:
-    entry = row.get("session") or row.get("session_id") or ""
-    entry = "" if entry.casefold() == "n/a" else entry
-    return [entry if entry.startswith("ses-") else f"ses-{entry}"] if entry else []
-
-
-def _check(inside: NDArray[np.bool_], study: T1w.Study, volume_ml: float) -> None:
-    """Refuse a scan that the study's grid misses."""
-    placed_ml = float(inside.sum()) * study.spacing_mm**3 / 1000
-    room_ml = float(np.prod(study.shape)) * study.spacing_mm**3 / 1000
-    if placed_ml < _LEAST_SHARE * min(volume_ml, room_ml):
-        remedy = '; a study of scans as acquired needs align = "centre"'
-        raise ScanError(
-            f"only {placed_ml:.0f} ml of its foreground of {volume_ml:.0f} ml lie in the study's "
-            f"grid{remedy if study.align == 'world' else ''}"
-        )
+    def layout(study: T1w.Study) -> Layout:
+        """A volume, axes R, A, S."""
+        return "volume"

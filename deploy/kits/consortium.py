@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from client.kit import Address, Role, check_host
+from common import catalogue
 from common.errors import SettingError
 from common.settings import Table, checked, line_of, read_toml
 from common.study import RESERVED, Name, check_name
@@ -73,12 +74,18 @@ class Hub(Table):
     days: Lifetimes = Field(Lifetimes(), description="How long certificates hold.")
 
 
+def _installed(kind: str) -> str:
+    if kind not in catalogue.names("kinds"):
+        raise ValueError(f"no such data kind is installed; {', '.join(catalogue.names('kinds'))}")
+    return kind
+
+
 class Member(Table):
     """One site of the consortium."""
 
     name: Name = Field(description="The site's name, as in the study.")
     role: Role = Field(description="train: contributes to weights. heldout: only judges.")
-    data: Literal["t1w", "features"] = Field(
+    data: Annotated[str, AfterValidator(_installed)] = Field(
         "t1w", description="Kind of data that the site file in the kit begins with."
     )
 

@@ -78,7 +78,7 @@ def _counts_can_be_merged(study: Study, order: Order, report: Report) -> None:
 def _sums_fit(study: Study, site: str, arrays: Arrays) -> None:
     """A training site of a table sends its columns' sums; nobody else sends arrays in a census."""
     shapes: dict[str, tuple[int, ...]] = {}
-    if len(study.shape) == 1 and site in (*study.sites.train, POOLED):
+    if study.layout == "table" and site in (*study.sites.train, POOLED):
         shapes = {"columns/sum": study.shape, "columns/squares": study.shape, "columns/n": (1,)}
     if set(arrays) != set(shapes):
         raise Refusal("ARRAYS_MISNAMED", f"a census holds {', '.join(sorted(arrays)[:3])}")

@@ -83,7 +83,8 @@ def cohort(site: str) -> Cohort:
         participants=people,
         scans=people,
         labels={"age": age},
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=people,
     )

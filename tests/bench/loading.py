@@ -54,7 +54,8 @@ def _cohort(scans: int) -> Cohort:
         participants=people,
         scans=people,
         labels={"age": np.concatenate([one.labels["age"]] * times)},
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=people,
     )

@@ -414,7 +414,8 @@ def table_cohort(rows: int) -> Cohort:
             "age": random.normal(size=rows).astype(np.float32),
             "diagnosis": np.full(rows, np.nan, dtype=np.float32),
         },
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=people,
     )

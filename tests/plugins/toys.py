@@ -5,19 +5,19 @@ What they learn can be worked out on paper, so that a whole federated run has an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from client.data.reader import Finding, Found, Prepared, Source
 from common.errors import ScanError
 from common.objectives.multitask import Multitask
-from common.seams import FROZEN, LABELS, SCANS, SITE, Finding, Found, Prepared, Source, Terms
+from common.seams import FROZEN, LABELS, SCANS, SITE, Terms
 from common.settings import Table
 
 
@@ -40,6 +40,10 @@ class Lines:
     @staticmethod
     def shape(study: Lines.Study) -> tuple[int, ...]:
         return (study.width,)
+
+    @staticmethod
+    def layout(study: Lines.Study) -> str:
+        return "table"
 
     @staticmethod
     def find(study: Lines.Study, site: Lines.Site, root: Path) -> Found:
@@ -65,12 +69,6 @@ class Lines:
             raise ScanError(f"a line does not hold {study.width} numbers and a word")
         samples = np.array([line[:-1] for line in cells], dtype=np.float32)
         return Prepared(samples=samples, labels={"phase": [line[-1] for line in cells]})
-
-    @staticmethod
-    def regions(
-        study: Lines.Study, site: Lines.Site, root: Path
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        yield from ()
 
 
 class Gain(nn.Module):

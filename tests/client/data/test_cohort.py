@@ -17,9 +17,10 @@ from client.data import prepare as preparing
 from client.data.check import check
 from client.data.cohort import Cohort, open_cohort, split_of
 from client.data.prepare import prepare
+from client.data.reader import Finding, Found, Prepared, find_sources
+from client.data.readers.features import FeaturesReader
 from client.site import Site, load_site
-from common.errors import DataError
-from common.seams import Finding, Found, Prepared
+from common.errors import DataError, ScanError
 from common.study import Splits, Study, parse_study
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -81,7 +82,8 @@ def test_every_field_runs_along_the_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cohort.labels["sex"], [0, 1, 1, np.nan])
     assert np.isnan(cohort.labels["iq"]).all()
     assert cohort.labelled() == {"age": 3, "sex": 3, "iq": 0}
-    np.testing.assert_array_equal(cohort.regions, cohort.samples)
+    assert cohort.measures is None  # a table is its own measures
+    assert cohort.layout == "table"
     assert [finding.what for finding in cohort.findings] == ['p2, column "sex"']
 
 
@@ -135,8 +137,7 @@ def test_a_subset_keeps_everything_together(tmp_path: Path) -> None:
     assert some.participants == ("p2", "p0")
     assert some.samples.tolist() == [[3.5, 9], [0.5, 0]]
     np.testing.assert_array_equal(some.labels["age"], [np.nan, 20])
-    assert some.regions is not None
-    assert some.regions.tolist() == [[3.5, 9], [0.5, 0]]
+    assert some.samples.tolist() == [[3.5, 9], [0.5, 0]]
     run = cohort.subset(np.array([1, 2]))
     assert np.shares_memory(run.samples, cohort.samples)
     assert run.scans == ("p1", "p1/2")
@@ -161,7 +162,8 @@ def test_splits_share_out_people_and_never_scans(
         participants=tuple(participants),
         scans=tuple(participants),
         labels={},
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=("",) * n,
     )
@@ -200,14 +202,13 @@ def test_samples_of_one_scan_may_have_labels_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of fMRI volumes: the participant's age, each volume's cognitive state."""
-    from common.kinds.features import Features
 
     def volumes(study: Any, source: Any) -> Prepared:
         values = np.frombuffer(source.payload, "<f4")
         samples = np.float32([values, values + 1])
         return Prepared(samples=samples, labels={"sex": ["F", "M"]})
 
-    monkeypatch.setattr(Features, "prepare", staticmethod(volumes))
+    monkeypatch.setattr(FeaturesReader, "prepare", staticmethod(volumes))
     cohort = opened(tmp_path)
     assert cohort.samples.shape == (8, 2)
     assert cohort.participants == ("p0", "p0", "p1", "p1", "p1", "p1", "p2", "p2")
@@ -219,14 +220,105 @@ def test_regions_are_those_of_the_session_or_of_the_person(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The most specific measure that there is; NaN where there is none."""
-    from common.kinds.features import Features
-
     measures = {"p1": np.array([1.0]), "p1/2": np.array([2.0]), "p": np.array([9.0])}
-    monkeypatch.setattr(Features, "regions", staticmethod(lambda *_: iter(measures.items())))
+    monkeypatch.setattr(
+        FeaturesReader, "regions", staticmethod(lambda *_: iter(measures.items())), raising=False
+    )
     cohort = opened(tmp_path)
-    np.testing.assert_array_equal(cohort.regions, [[np.nan], [1], [2], [np.nan]])
+    np.testing.assert_array_equal(cohort.measures, [[np.nan], [1], [2], [np.nan]])
     measures.clear()
-    assert open_cohort(STUDY, load_site(tmp_path / "site.toml")).regions is None
+    assert open_cohort(STUDY, load_site(tmp_path / "site.toml")).measures is None
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, widths: dict[str, int]) -> list[str]:
+    """Let the reader measure each scan, `widths` by participant; the scans that it was asked for."""
+    asked: list[str] = []
+    original = FeaturesReader.prepare
+
+    def measured(study: Any, source: Any) -> Prepared:
+        asked.append(source.scan)
+        samples = original(study, source).samples
+        wide = np.repeat(samples.astype(np.float64), widths.get(source.participant, 2), axis=1)
+        return Prepared(samples=samples, measures=wide if wide.size else None)
+
+    monkeypatch.setattr(FeaturesReader, "prepare", staticmethod(measured))
+    return asked
+
+
+def test_measures_are_prepared_once_and_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edges of a connectome took 1.9 s at each opening when they were computed there."""
+    asked = measuring(monkeypatch, {})
+    cohort = opened(tmp_path)
+    assert isinstance(cohort.measures, np.memmap)
+    np.testing.assert_array_equal(cohort.measures, np.repeat(cohort.samples, 2, axis=1))
+    cohort = opened(tmp_path, ROWS + "p3,30,F,7,8\n")  # the others' are lent, with their measures
+    np.testing.assert_array_equal(cohort.measures, np.repeat(cohort.samples, 2, axis=1))
+    assert asked == ["p0", "p1", "p1/2", "p2", "p3"]
+
+
+def test_measures_that_rotted_on_disk_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flipped bit must not become a coefficient; a file that is gone must not stop a site."""
+    asked = measuring(monkeypatch, {})
+    opened(tmp_path)
+    (file,) = tmp_path.rglob("measures.bin")
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    cohort = opened(tmp_path, ROWS + "p3,30,F,7,8\n")
+    np.testing.assert_array_equal(cohort.measures, np.repeat(cohort.samples, 2, axis=1))
+    (file,) = tmp_path.rglob("measures.bin")
+    file.unlink()
+    cohort = opened(tmp_path, ROWS)
+    np.testing.assert_array_equal(cohort.measures, np.repeat(cohort.samples, 2, axis=1))
+    assert asked == ["p0", "p1", "p1/2", "p2", "p0", "p3", "p0", "p1", "p1/2", "p2"]
+
+
+@pytest.mark.parametrize("other", [0, 3])
+def test_scans_with_unlike_measures_have_none_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    """A linear rival over columns that mean different things would be worse than none."""
+    measuring(monkeypatch, {"p1": other})
+    cohort = opened(tmp_path)
+    assert cohort.measures is None
+    (told,) = [finding for finding in cohort.findings if finding.what == "measures"]
+    assert f"p1 has {2 * other}" in told.problem
+
+
+def test_lazy_samples_are_those_that_would_have_been_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Synthetic scans need no disk: nothing is written, and every way of choosing gives the same."""
+    kept = opened(tmp_path / "kept")
+    monkeypatch.setattr(FeaturesReader, "lazy", True, raising=False)
+    site = site_in(tmp_path / "lazy")
+    cohort = open_cohort(STUDY, site)
+    assert not site.state.exists()
+    assert (cohort.samples.shape, cohort.samples.dtype) == (kept.samples.shape, kept.samples.dtype)
+    for chosen in (np.array([3, 0]), slice(1, 3), np.array([], dtype=int), [2, 2]):
+        np.testing.assert_array_equal(cohort.samples[chosen], np.asarray(kept.samples)[chosen])
+    np.testing.assert_array_equal(cohort.samples[1], kept.samples[1])
+    assert cohort.participants == kept.participants
+    assert open_cohort(STUDY, site).fingerprint == cohort.fingerprint
+    assert open_cohort(STUDY, site_in(tmp_path / "b", ROWS.replace("3.5", "3.25"))).fingerprint != (
+        cohort.fingerprint
+    )
+
+
+def test_a_lazy_source_that_breaks_its_promise_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made in the middle of training, where nobody sees which scan it was."""
+    monkeypatch.setattr(FeaturesReader, "lazy", True, raising=False)
+    wrong = Prepared(samples=np.zeros((2, 2), dtype=np.float32))
+    monkeypatch.setattr(FeaturesReader, "prepare", staticmethod(lambda *_: wrong))
+    cohort = open_cohort(STUDY, site_in(tmp_path))
+    with pytest.raises(ScanError, match="p1/2: 2 samples were made, 1 announced"):
+        cohort.samples[[2]]
 
 
 def test_a_site_where_nothing_is_usable_opens_empty(tmp_path: Path) -> None:
@@ -280,4 +372,4 @@ def test_the_check_reads_headers_and_names_what_is_odd(tmp_path: Path) -> None:
     cohort = open_cohort(study, site)
     assert len(cohort) == statuses["ready"]
     assert all(isinstance(finding, Finding) for finding in cohort.findings)
-    assert isinstance(study.kind.find(study.data, site.data, site.root), Found)
+    assert isinstance(find_sources(study, site), Found)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from client.data.labels import Labels, read_labels
 from client.site import Column
@@ -157,3 +158,27 @@ def test_no_cell_can_crash_a_site(cells: list[str]) -> None:
         labels, _ = read(target, cells)
         top = 120 if target.kind == "regression" else len(target.classes) - 1
         assert all(np.isnan(label) or 0 <= label <= top for label in labels)
+
+
+def test_a_value_holds_for_every_scan_of_a_site() -> None:
+    """A site that acquired nothing but rest has no column that says so."""
+    labels = all_of({"it": STAGE}, {"it": Column(value="mild")}, ["a", "b"])
+    assert labels.values["it"].tolist() == [1.0, 1.0]
+    coded = {"it": Column(value="R", codes={"R": "severe"})}
+    assert all_of({"it": STAGE}, coded, ["a"]).values["it"].tolist() == [2.0]
+    years = all_of({"it": AGE}, {"it": Column(value="480", factor=1 / 12)}, ["a"])
+    assert years.values["it"][0] == pytest.approx(40)
+
+
+@pytest.mark.parametrize(("target", "value"), [(STAGE, "wild"), (AGE, "old"), (AGE, "200")])
+def test_a_value_that_is_no_label_is_refused(target: Target, value: str) -> None:
+    """In a column one row loses its label; here all would."""
+    with pytest.raises(SettingError, match=f"targets.it.value: .*{value}"):
+        all_of({"it": target}, {"it": Column(value=value)}, ["a"])
+
+
+@pytest.mark.parametrize("given_", [{}, {"column": "c", "value": "v"}])
+def test_a_label_comes_from_a_column_or_is_a_value(given_: dict[str, str]) -> None:
+    """Both would contradict each other, neither says nothing."""
+    with pytest.raises(ValidationError, match="column or value is needed"):
+        Column(**given_)

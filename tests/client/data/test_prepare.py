@@ -22,10 +22,10 @@ import pytest
 from client.data import prepare as preparing
 from client.data import workers
 from client.data.prepare import INDEX, QUALITY, SAMPLES, prepare, prepared_folder, read_index
+from client.data.reader import Source
+from client.data.readers.features import FeaturesReader
 from client.site import Site, load_site
 from common.errors import DataError, StorageError
-from common.kinds.features import Features
-from common.seams import Source
 from common.study import Study, parse_study
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -68,14 +68,14 @@ def content(generation: Path) -> dict[str, bytes]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the scans that are prepared inside the block."""
     names: list[str] = []
-    original = Features.prepare
+    original = FeaturesReader.prepare
 
     def counting(study: Any, source: Source) -> Any:
         names.append(source.scan)
         return original(study, source)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Features, "prepare", staticmethod(counting))
+        patch.setattr(FeaturesReader, "prepare", staticmethod(counting))
         yield names
 
 
@@ -332,7 +332,7 @@ def test_a_failure_that_may_pass_is_tried_again(
 ) -> None:
     """A share that was away for a minute must not cost a scan for ever, nor stop the site."""
     site = site_in(tmp_path)
-    original = Features.prepare
+    original = FeaturesReader.prepare
 
     def failing(study: Any, source: Source) -> Any:
         if source.participant == "p3":
@@ -340,7 +340,7 @@ def test_a_failure_that_may_pass_is_tried_again(
         return original(study, source)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Features, "prepare", staticmethod(failing))
+        patch.setattr(FeaturesReader, "prepare", staticmethod(failing))
         first = prepare(STUDY, site, workers=1)
         assert [record.status for record in read_index(first)].count("failed") == 1
         assert "p3\tfailed" in (first / QUALITY).read_text(encoding="utf-8")
@@ -361,14 +361,14 @@ def test_a_kind_that_breaks_its_promise_is_left_out(
             np.zeros((0, 2), np.float32),
         ]
     )
-    original = Features.prepare
+    original = FeaturesReader.prepare
 
     def breaking(study: Any, source: Source) -> Any:
         prepared = original(study, source)
         samples = next(wrong, prepared.samples)
         return type(prepared)(samples=samples)
 
-    monkeypatch.setattr(Features, "prepare", staticmethod(breaking))
+    monkeypatch.setattr(FeaturesReader, "prepare", staticmethod(breaking))
     records = read_index(prepare(STUDY, site_in(tmp_path), workers=1))
     assert [record.status for record in records] == ["left out"] * 4 + ["ready"] * 4
 

@@ -77,7 +77,8 @@ def cohort_of(people: int = 40, scans: int = 3, seed: int = 0) -> Cohort:
         participants=tuple(f"p{i:03d}" for i in person),
         scans=tuple(f"p{i:03d}/{k}" for k, i in enumerate(person)),
         labels={name: values[person].astype(np.float32) for name, values in labels.items()},
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=tuple(str(k) for k in range(len(person))),
     )

@@ -220,7 +220,8 @@ def _cohort_of(study: Study, n: int) -> Any:
         participants=tuple(f"p{i}" for i in range(n)),
         scans=tuple(f"p{i}" for i in range(n)),
         labels={name: np.full(n, np.nan, np.float32) for name in study.targets},
-        regions=None,
+        measures=None,
+        layout="table",
         findings=(),
         contents=tuple(f"c{i}" for i in range(n)),
     )

@@ -123,7 +123,7 @@ def test_every_way_to_import_a_file_of_ours_is_followed(copied: Ask) -> None:
         """
 for name, text in {
     "server/one.py": "from common.runtime import durable\\nimport numpy, json.decoder",
-    "server/two.py": "import common.kinds.nifti as images",
+    "server/two.py": "import common.kinds.t1w as images",
     "server/three.py": "def late():\\n    if late:\\n        from common.backbones.mlp import Mlp",
     "server/four.py": "try:\\n    import server.one\\nexcept ImportError:\\n    from server import two",
     "server/six/__init__.py": "from server import three",
@@ -146,7 +146,7 @@ print(json.dumps({name: list(code.files_behind(["server." + name])) for name in 
         "common/runtime/__init__.py",
         "common/runtime/durable.py",
     }
-    assert "common/kinds/nifti.py" in seen["two"]
+    assert "common/kinds/t1w.py" in seen["two"]
     assert "common/kinds/__init__.py" in seen["two"]
     assert {"common/backbones/mlp.py", "common/backbones/__init__.py"} <= seen["three"]
     assert {"server/one.py", "server/two.py"} < seen["four"]

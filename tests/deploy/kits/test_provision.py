@@ -670,7 +670,7 @@ CONSORTIUM_FAULTS = {
     "in days": ("server = 400", "servr = 4", ["days.servr", "did you mean server?", "line 7"]),
     "no days left": ("400", "0", ["days.server is 0", "equal to 1", "line 7"]),
     "in a site": ('data = "f', 'dat = "f', ["sites.1.dat is not", "mean data?", "line 16"]),
-    "kind": ('"features"', '"eeg"', ['sites.1.data is "eeg"', "'t1w'", "line 16"]),
+    "kind": ('"features"', '"eeg"', ['sites.1.data is "eeg"', "t1w", "line 16"]),
     "site's name": ('"beta"', '"Be ta"', ['sites.1.name is "Be ta"', "pattern", "line 14"]),
     "twice": ('"beta"', '"alpha"', ['sites.1.name is "alpha"; another site has', "line 14"]),
     "of results": ('"beta"', '"pooled"', ['sites.1.name is "pooled"; results', "line 14"]),

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from common.kinds import grid
+from client.data.readers import grid
 
 CLEARLY: Final = 0.10  # twice the worst of the real scans
 PERHAPS: Final = 0.07

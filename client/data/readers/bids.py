@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from client.data.reader import Finding
+from client.data.tables import TextTable, nearest, open_table, passes
 from common.errors import DataError
-from common.seams import Finding
-from common.tables import TextTable, nearest, open_table, passes
 
 _PARTICIPANT: Final = re.compile(r"sub-[0-9A-Za-z+_-]{1,64}")
 _OTHER_FORMATS: Final = (".hdr", ".img", ".mgz", ".mgh", ".mnc", ".nrrd", ".dcm")

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common import tables
+from client.data import tables
+from client.data.reader import Found, Prepared, Source
+from client.data.readers import bids, grid, orientation
+from client.data.readers.nifti import read_header, read_voxels
+from client.data.readers.t1w import T1wReader
 from common.errors import DataError, ScanError
-from common.kinds import bids, grid, orientation
-from common.kinds.nifti import read_header, read_voxels
 from common.kinds.t1w import T1w
-from common.seams import Found, Prepared, Source
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[4].parent / "shared" / "data"
 NASTY = SHARED / "nasty_nifti"
 STUDY = T1w.Study(kind="t1w", shape=(24, 28, 24), spacing_mm=8.0)
 real = pytest.mark.skipif(
@@ -70,7 +71,7 @@ def source(path: Path, unsure: bool = True) -> Source:
 
 
 def prepared(path: Path, study: T1w.Study = STUDY, unsure: bool = True) -> Prepared:
-    result = T1w.prepare(study, source(path, unsure))
+    result = T1wReader.prepare(study, source(path, unsure))
     assert result.samples.shape == (1, *T1w.shape(study))
     assert result.samples.dtype == np.dtype(T1w.dtype)
     assert np.isfinite(result.samples).all()
@@ -429,11 +430,11 @@ def turned(path: Path, turn: orientation.Turn, folder: Path) -> Path:
 def test_no_real_scan_is_taken_for_turned() -> None:
     """90 scans of three sites: a false alarm would cost a hospital its data."""
     site = T1w.Site(kind="t1w", root="t1_three_sites_2mm")
-    found = T1w.find(STUDY, site, SHARED)
+    found = T1wReader.find(STUDY, site, SHARED)
     assert len(found.sources) == 90
     assert not found.findings
     for scan in found.sources:
-        assert T1w.prepare(STUDY, scan).notes == ()
+        assert T1wReader.prepare(STUDY, scan).notes == ()
 
 
 @real
@@ -441,16 +442,16 @@ def test_no_real_scan_is_taken_for_turned() -> None:
 def test_no_scan_as_acquired_is_taken_for_turned() -> None:
     """Eight at full resolution."""
     for root, count in (("t1_native/ds000011", 3), ("t1_native/ds002748", 5)):
-        found = T1w.find(STUDY, T1w.Site(kind="t1w", root=root), SHARED)
+        found = T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root), SHARED)
         assert len(found.sources) == count
         for scan in found.sources:
-            assert T1w.prepare(STUDY, scan).notes == ()
+            assert T1wReader.prepare(STUDY, scan).notes == ()
 
 
 @real
 def test_most_turned_scans_are_noticed(tmp_path: Path) -> None:
     """Every 15th real scan in each of the 23 wrong ways; over all scans 64 % are left out."""
-    found = T1w.find(STUDY, T1w.Site(kind="t1w", root="t1_three_sites_2mm"), SHARED)
+    found = T1wReader.find(STUDY, T1w.Site(kind="t1w", root="t1_three_sites_2mm"), SHARED)
     refused = []
     for scan in found.sources[::15]:
         for turn in orientation._turns()[1:]:
@@ -493,7 +494,7 @@ def bids_folder(root: Path, table: str | bytes | None, *scans: str) -> Path:
 
 
 def found_in(root: Path, **keys: Any) -> Found:
-    return T1w.find(STUDY, T1w.Site(kind="t1w", root=root.name, **keys), root.parent)
+    return T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root.name, **keys), root.parent)
 
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
@@ -663,7 +664,7 @@ def test_published_layouts_are_understood(tmp_path: Path) -> None:
             assert len(found.sources) == count
         for scan in found.sources:
             with pytest.raises(ScanError):  # the images are empty or header only, by design
-                T1w.prepare(STUDY, scan)
+                T1wReader.prepare(STUDY, scan)
 
 
 # --- regions ------------------------------------------------------------------------------------
@@ -675,15 +676,15 @@ def test_regional_measures_are_read_by_participant_and_session(tmp_path: Path) -
         "participant_id\tsession\tb\tnote\ta\nsub-01\tn/a\t1\tx\t2\n02\t1\t3\ty\tn/a\n"
     )
     site = T1w.Site(kind="t1w", root="d", regions="r.tsv")
-    got = dict(T1w.regions(STUDY, site, tmp_path))
+    got = dict(T1wReader.regions(STUDY, site, tmp_path))
     assert list(got) == ["sub-01", "sub-02/ses-1"]
     assert got["sub-01"].tolist() == [2.0, 1.0]
     assert np.isnan(got["sub-02/ses-1"][0])
     chosen = STUDY.model_copy(update={"regions": ("b",)})
-    assert dict(T1w.regions(chosen, site, tmp_path))["sub-01"].tolist() == [1.0]
+    assert dict(T1wReader.regions(chosen, site, tmp_path))["sub-01"].tolist() == [1.0]
     wrong = STUDY.model_copy(update={"regions": ("c",)})
     with pytest.raises(DataError, match='no column "c"'):
-        dict(T1w.regions(wrong, site, tmp_path))
+        dict(T1wReader.regions(wrong, site, tmp_path))
 
 
 @pytest.mark.parametrize("module", [bids, grid, orientation, tables])
@@ -695,9 +696,9 @@ def test_the_examples_in_the_documentation_run(module: Any) -> None:
 def test_reading_a_scan_imports_neither_torch_nor_nilearn() -> None:
     """Workers start in a fraction of a second because they import little."""
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "import client.data.workers, client.data.check, common.kinds.t1w, common.kinds.features\n"
-        "from common.kinds import orientation; orientation._bank()\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[4])!r})\n"
+        "import client.data.workers, client.data.check, client.data.readers.t1w\n"
+        "from client.data.readers import orientation; orientation._bank()\n"
         "print(sorted({'torch', 'nilearn', 'pandas', 'monai'} & set(sys.modules)))"
     )
     import subprocess

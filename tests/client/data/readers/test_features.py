@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from client.data.reader import Found
+from client.data.readers.features import FeaturesReader
+from client.data.tables import open_table, plain
 from common.errors import DataError
 from common.kinds.features import Features
-from common.seams import Found
-from common.tables import open_table, plain
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[4].parent / "shared" / "data"
 STUDY = Features.Study(kind="features", columns=("thickness", "volume"))
 HEADER = "participant_id,age,thickness,volume\n"
 
@@ -27,17 +28,17 @@ HEADER = "participant_id,age,thickness,volume\n"
 def find(folder: Path, text: str | bytes, name: str = "t.csv", **keys: Any) -> Found:
     content = text.encode() if isinstance(text, str) else text
     (folder / name).write_bytes(content)
-    return Features.find(STUDY, Features.Site(kind="features", table=name, **keys), folder)
+    return FeaturesReader.find(STUDY, Features.Site(kind="features", table=name, **keys), folder)
 
 
 def samples(found: Found) -> list[list[float]]:
-    return [Features.prepare(STUDY, source).samples[0].tolist() for source in found.sources]
+    return [FeaturesReader.prepare(STUDY, source).samples[0].tolist() for source in found.sources]
 
 
 def test_columns_come_in_the_order_of_the_study(tmp_path: Path) -> None:
     """Sites order their columns as they like; a network's first input means one thing."""
     found = find(tmp_path, "volume,participant_id,thickness,age\n900,a,2.5,40\n")
-    prepared = Features.prepare(STUDY, found.sources[0])
+    prepared = FeaturesReader.prepare(STUDY, found.sources[0])
     assert prepared.samples.tolist() == [[2.5, 900.0]]
     assert prepared.samples.dtype == np.dtype(Features.dtype)
     assert prepared.samples.shape[1:] == Features.shape(STUDY)
@@ -154,7 +155,7 @@ def test_a_header_without_rows_is_a_finding(tmp_path: Path) -> None:
 
 def test_a_gzip_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte on disk may be a gigabyte in memory."""
-    monkeypatch.setattr("common.tables._LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr("client.data.tables._LARGEST_TEXT", 1 << 20)
     content = HEADER.encode() + b"a,40,1,1\n" * 500_000
     with pytest.raises(DataError, match="no table of people"):
         find(tmp_path, gzip.compress(content))
@@ -166,15 +167,6 @@ def test_a_study_lists_each_column_once() -> None:
         Features.Study(kind="features", columns=("a", "b", "a"))
     with pytest.raises(ValidationError):
         Features.Study(kind="features", columns=())
-
-
-def test_regions_are_the_features(tmp_path: Path) -> None:
-    """The linear model of a table sees exactly what the network sees."""
-    found = find(tmp_path, HEADER + "a,40,1.5,2\n")
-    site = Features.Site(kind="features", table="t.csv")
-    ((scan, values),) = Features.regions(STUDY, site, tmp_path)
-    assert scan == found.sources[0].scan
-    assert values.tolist() == samples(found)[0]
 
 
 CELLS = st.text(
@@ -243,6 +235,6 @@ def test_the_published_tables_are_read_whole(
     """The number of people is the one that each table's own description gives."""
     study = Features.Study(kind="features", columns=columns)
     site = Features.Site(kind="features", table=file, participant=participant, rows=rows)
-    found = Features.find(study, site, SHARED)
+    found = FeaturesReader.find(study, site, SHARED)
     assert len(found.sources) == count
     assert not found.findings
