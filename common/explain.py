@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 from pydantic import BaseModel
 
-from common.network import Plan, build, plan_of
+from common.network import build, plan_of
+from common.plan import Plan
 from common.study import Study
 
 
 def explain(study: Study) -> str:
     """Sentences about a checked study; builds its network once to count what travels."""
     plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
-    numbers = {name: _size(rule.shape) for name, rule in plan.items()}
+    numbers = sum(math.prod(rule.shape) for rule in plan.values())
     settings, sites = study.pretraining, study.sites
     targets = ", ".join(_target(study, name) for name in study.pretraining_targets)
     prox = f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""
@@ -20,7 +22,7 @@ def explain(study: Study) -> str:
         f"study {study.name}, digest {study.digest}",
         f"data: {_plugged(study.data, 'kind')}, one sample is {'x'.join(map(str, study.shape))}",
         f"pretraining targets: {targets or 'none'}",
-        f"network: {_plugged(study.backbone, 'name')} with {sum(numbers.values()):,} numbers",
+        f"network: {_plugged(study.backbone, 'name')} with {numbers:,} numbers",
         f"wire: {travelling_bytes(plan) / 1e6:.2f} MB travel from each site in each round",
         f"sites that train: {', '.join(sites.train)}; a round counts with {study.quorum} of them",
         f"sites that judge: {', '.join(sites.heldout) or 'none'}",
@@ -45,9 +47,7 @@ def explain(study: Study) -> str:
 
 def travelling_bytes(plan: Plan) -> int:
     """Bytes of the arrays in one training report."""
-    return sum(
-        _size(rule.shape) * np.dtype(rule.dtype).itemsize for rule in plan.values() if rule.travels
-    )
+    return sum(rule.nbytes for rule in plan.values() if rule.travels)
 
 
 def _plugged(settings: BaseModel, key: str) -> str:
@@ -64,10 +64,3 @@ def _comparisons(study: Study) -> list[str]:
     wanted = study.comparisons
     single = [f"one model for each of {len(study.sites.train)} sites"] if wanted.single_site else []
     return [*single, *(["one of pooled data (local engine only)"] if wanted.pooled else [])]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -1,11 +1,9 @@
-"""A study's network, built the same everywhere, and its arrays by name with the rules they obey."""
+"""A study's network, built the same everywhere, and the rules that its arrays obey."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,39 +17,10 @@ from common.arrays import Arrays
 from common.errors import SettingError
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
+from common.plan import Plan, Rule
 from common.seams import FROZEN, LABELS, SCANS, SITE
 from common.settings import line_of
 from common.study import Study, Target
-
-Role = Literal["parameter", "statistic"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What both ends know about one array.
-
-    group: what it is averaged by (`common.seams`), or that it stays at its site or is frozen.
-    role: a server optimiser moves parameters; statistics are averaged plainly.
-    kept: a training site goes on from its own copy and leaves the global one to unseen sites.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    group: str
-    role: Role
-    kept: bool
-
-    @property
-    def travels(self) -> bool:
-        """Whether a training report holds this array."""
-        return self.group not in (SITE, FROZEN)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a checkpoint's metadata."""
-        return {**asdict(self), "shape": list(self.shape)}
-
-
-Plan = dict[str, Rule]
 
 
 def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: int) -> Any:
@@ -181,16 +150,6 @@ def load_arrays(network: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
             if state[name].shape != array.shape:
                 raise ValueError(f"{name} has shape {array.shape}, not {tuple(state[name].shape)}")
             state[name].copy_(torch.from_numpy(np.require(array, requirements=["C", "W"])))
-
-
-def seed_of(*parts: object) -> int:
-    """A seed for one purpose: the same parts, the same seed, on every machine.
-
-    >>> seed_of(7, "alpha", 3) == seed_of(7, "alpha", 3) != seed_of(7, "alpha", 4)
-    True
-    """
-    text = "\x1f".join(str(part) for part in parts).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
 
 
 def carried_over(network: Any, arrays: Mapping[str, NDArray[Any]], target: str) -> Arrays:

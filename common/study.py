@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     SerializeAsAny,
     StringConstraints,
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from common import catalogue
+from common.catalogue import Shelf
 from common.errors import SettingError
 from common.seams import Layout
 from common.settings import Table, checked, line_of, read_toml
@@ -32,6 +34,14 @@ RESERVED: Final = frozenset({"pooled", "all"})  # sites' names that stand for se
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+
+
+# the tables that a plug-in describes: section, shelf of the catalogue, and the key with its name
+_SHELVES: Final[tuple[tuple[str, Shelf, str], ...]] = (
+    ("data", "kinds", "kind"),
+    ("backbone", "backbones", "name"),
+    ("objective", "objectives", "name"),
+)
 
 
 class Target(Table):
@@ -268,7 +278,7 @@ class Study(Table):
     @property
     def learns_from_labels(self) -> bool:
         """Whether pretraining needs labels; an objective that does has a key `targets`."""
-        return "targets" in type(self.objective).model_fields
+        return hasattr(self.objective, "targets")
 
     @property
     def kind_name(self) -> str:
@@ -332,14 +342,31 @@ def load_study(path: Path) -> Study:
     return parse_study(read_toml(path), path)
 
 
+class Unchecked(BaseModel):
+    """A plug-in's table as it was resolved, where nobody needs the plug-in itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def read_resolved(table: dict[str, Any], path: Path) -> Study:
+    """A study that was checked when it was written down; its plug-ins are not loaded.
+
+    What a coordinator's server needs: it has the same digest, but says nothing of a sample's shape.
+    """
+    plugged = {key: Unchecked.model_validate(table[key]) for key, *_ in _SHELVES if key in table}
+    rest = {key: value for key, value in table.items() if key not in plugged}
+    return checked(Study, {**rest, **plugged}, file=path)
+
+
+def with_plugins(study: Study) -> Study:
+    """The same study with its plug-ins loaded and their settings checked."""
+    return parse_study(study.model_dump(mode="json"), Path(f"{study.name}.json"))
+
+
 def parse_study(table: dict[str, Any], path: Path) -> Study:
     """Check a study's tables; `path` is named in errors."""
     resolved = dict(table)
-    for section, shelf, key in (
-        ("data", "kinds", "kind"),
-        ("backbone", "backbones", "name"),
-        ("objective", "objectives", "name"),
-    ):
+    for section, shelf, key in _SHELVES:
         if section in resolved:
             resolved[section] = _plugged(resolved[section], section, shelf, key, path)
     study = checked(Study, resolved, file=path)
@@ -350,7 +377,7 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     return study
 
 
-def _plugged(table: object, section: str, shelf: Any, key: str, path: Path) -> BaseModel:
+def _plugged(table: object, section: str, shelf: Shelf, key: str, path: Path) -> BaseModel:
     if not isinstance(table, dict) or not isinstance(table.get(key), str):
         known = ", ".join(catalogue.names(shelf))
         where = f"({path}{line_of(path, section)})"

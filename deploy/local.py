@@ -30,7 +30,7 @@ from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network import check_buildable
 from common.protocol.wire import array_record, pack_report, read_spooled, unpack_order
-from common.study import RESERVED, Study, load_study
+from common.study import RESERVED, Study, load_study, with_plugins
 from server.app import Phases, app
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
@@ -275,7 +275,7 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
         raise LineageError(f"{site.name} is a training site of {run.study.name}; it cannot judge")
     if not run.federated.final.exists() or not (folder / "results.csv").exists():
         raise FolderError(f"{folder} is not finished; simulate it first")
-    agent = open_agent(run.study, site)
+    agent = open_agent(with_plugins(run.study), site)
     _pin_threads([agent])
     grid = LocalGrid([agent])
     with open_run(folder, run.study):

@@ -26,13 +26,13 @@ from common.errors import (
     QuorumError,
     RunBusyError,
 )
-from common.network import Plan, arrays_of, build, plan_of, seed_of
+from common.plan import Plan
 from common.protocol.orders import Order, Report, digest_of
 from common.protocol.signing import read_private_key
 from common.protocol.wire import open_arrays
 from common.runtime.progress import say
 from common.study import Study
-from server.federation.census import POOLED, constants, standardised, summarise
+from server.federation.census import POOLED, constants, summarise
 from server.federation.exchange import Exchange, Outcome
 from server.federation.progress import ProgressFile
 from server.federation.rounds import Rounds
@@ -186,19 +186,20 @@ class Phases:
             return
         study = self.run.study
         reports = [census[site] for site in sites if site in census]
-        network = build(study, seed=seed_of(study.seed, "initial"))
-        plan = plan_of(network, study.aggregation.normalisation)
         if branch.latest(study) is None:
+            from server.federation.initial import initial  # torch, for as long as it is needed
+
+            arrays, plan = initial(study, reports, self.run.folder / "census")
             first = Checkpoint(
                 round=0,
-                arrays=standardised(arrays_of(network), reports, self.run.folder / "census"),
+                arrays=arrays,
                 state={},
                 contributors=(),
                 cohorts=tuple(sorted(report.cohort for report in reports)),
             )
             branch.save(first, study, plan, last=False)
-            del first
-        del network
+            del first, arrays
+        plan = branch.plan(study)
         strategy = Rounds(
             self.run,
             branch,

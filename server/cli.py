@@ -37,13 +37,12 @@ def init(
 @study_app.command("check")
 def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     """Check a study file and say in words what it will do."""
-    from common.explain import explain
-    from common.network import check_buildable
     from common.study import load_study
 
-    study = load_study(file)
-    check_buildable(study, file)
-    print(explain(study))
+    load_study(file)  # what is wrong with the file itself is said at once, before torch is loaded
+    from server.federation.initial import explained
+
+    print(explained(file))
 
 
 @study_app.command("keys")

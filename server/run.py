@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays
 from common.errors import FolderError, RunBusyError
-from common.network import Plan
+from common.plan import Plan, plan_from_json
 from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.runtime.durable import write_atomically
-from common.study import Study, parse_study
+from common.study import Study, read_resolved
 
 FORMAT: Final = 1
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
@@ -92,6 +92,11 @@ class Branch:
             return load_checkpoint(self.final, study)
         numbered = self._numbered()
         return load_checkpoint(numbered[-1], study) if numbered else None
+
+    def plan(self, study: Study) -> Plan:
+        """The rules of the model's arrays, as its newest checkpoint holds them."""
+        path = self.final if self.final.exists() else self._numbered()[-1]
+        return plan_from_json(_about(path, study)["plan"])
 
     def _path(self, number: int) -> Path:
         return self.folder / "checkpoints" / f"{number:04d}.safetensors"
@@ -183,7 +188,9 @@ def read_run(folder: Path) -> Run:
             f"{folder} is a run of format {found}, this version reads {FORMAT}; "
             f"use callosum {provenance.get('versions', {}).get('callosum', '?')} or a new folder"
         )
-    return Run(folder=folder, id=provenance["run"], study=parse_study(table, folder / "study.json"))
+    return Run(
+        folder=folder, id=provenance["run"], study=read_resolved(table, folder / "study.json")
+    )
 
 
 def load_checkpoint(path: Path, study: Study) -> Checkpoint:
@@ -194,10 +201,7 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
     FolderError
         If the file is damaged or belongs to another study.
     """
-    with open_arrays(path) as file:
-        about = json.loads(file.text("checkpoint"))
-        if about["study"] != study.digest:
-            raise FolderError(f"{path} belongs to another study ({about['name']})")
+    about = _about(path, study)
     return Checkpoint(
         round=about["round"],
         arrays=Stored(path, "model/"),
@@ -205,6 +209,14 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
         contributors=tuple(about["contributors"]),
         cohorts=tuple(about["cohorts"]),
     )
+
+
+def _about(path: Path, study: Study) -> dict[str, Any]:
+    with open_arrays(path) as file:
+        about: dict[str, Any] = json.loads(file.text("checkpoint"))
+    if about["study"] != study.digest:
+        raise FolderError(f"{path} belongs to another study ({about['name']})")
+    return about
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,7 +12,8 @@ from client.authority.ledger import read_ledger
 from client.site import Site
 from common.errors import SettingError
 from common.explain import travelling_bytes
-from common.network import Plan, build, plan_of
+from common.network import build, plan_of
+from common.plan import Plan
 from common.study import Study
 
 

@@ -17,7 +17,7 @@ from client.site import Policy
 from common import metrics
 from common.arrays import norm_of_difference
 from common.errors import Refusal
-from common.network import Plan
+from common.plan import Plan
 from common.protocol.orders import Measurement, Order, Report
 from common.study import Study
 

@@ -14,7 +14,8 @@ from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError
 from common.explain import travelling_bytes
-from common.network import Plan, Rule, build, plan_of
+from common.network import build, plan_of
+from common.plan import Plan
 from common.study import Study
 
 _PROCESS: Final = 500e6  # measured: a Python with torch, gRPC and a network, before a first order
@@ -41,7 +42,7 @@ class Demand:
     @property
     def received_bytes(self) -> int:
         """Of the arrays that a training order brings."""
-        return sum(_bytes(rule) for rule in self._plan.values())
+        return sum(rule.nbytes for rule in self._plan.values())
 
     @property
     def sent_bytes(self) -> int:
@@ -94,10 +95,6 @@ def scans_of(study: Study, site: Site) -> int:
         return len(find_sources(study, site).sources)
     except OSError as error:
         raise CallosumError("the data cannot be listed") from error
-
-
-def _bytes(rule: Rule) -> int:
-    return math.prod(rule.shape) * np.dtype(rule.dtype).itemsize
 
 
 def _outputs(network: Any, shape: tuple[int, ...]) -> int:

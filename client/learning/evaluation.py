@@ -29,9 +29,10 @@ from client.site import Site
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import forget_own_heads, seed_of
+from common.network import forget_own_heads
 from common.protocol.orders import Measurement, Order
 from common.protocol.wire import open_arrays, write_arrays
+from common.seeding import seed_of
 from common.study import Study, Target
 
 Judgement = tuple[list[Measurement], dict[str, tuple[float, ...]]]

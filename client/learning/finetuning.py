@@ -28,9 +28,10 @@ from client.site import Site
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import build, carried_over, load_arrays, seed_of
+from common.network import build, carried_over, load_arrays
 from common.protocol.orders import Measurement, Order
 from common.runtime.progress import track
+from common.seeding import seed_of
 from common.study import FineTuning, Study, Target
 
 _log = getLogger("callosum.site")

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from client.data.cohort import Cohort
 from client.site import Site
 from common import metrics
-from common.network import seed_of
 from common.protocol.orders import Measurement, Order
+from common.seeding import seed_of
 from common.study import Study, Target
 
 Floats = NDArray[np.floating[Any]]

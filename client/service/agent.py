@@ -29,9 +29,11 @@ from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal, StorageError
-from common.network import Plan, arrays_of, build, load_arrays, plan_of, seed_of
+from common.network import arrays_of, build, load_arrays, plan_of
+from common.plan import Plan
 from common.protocol.orders import Order, Report, digest_of, refuse
 from common.seams import LABELS, SCANS
+from common.seeding import seed_of
 from common.study import Study
 
 _log = getLogger("callosum.site")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.arrays import Arrays, Rows, blocks, weighted_mean
-from common.network import Plan
+from common.plan import Plan
 from common.study import Aggregation
 
 Float64 = NDArray[np.float64]

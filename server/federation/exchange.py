@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.errors import FolderError, Refusal
-from common.network import Plan
+from common.plan import Plan
 from common.protocol.orders import Order, Report
 from common.protocol.signing import seal
 from common.protocol.wire import (

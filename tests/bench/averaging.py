@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.network import Plan, Rule
+from common.plan import Plan, Rule
 from common.protocol.wire import Stored, write_arrays
 from common.seams import SCANS
 from common.study import Aggregation

@@ -15,7 +15,8 @@ from client.data.cohort import Cohort
 from client.learning.training import learning_rate
 from client.service.agent import Agent
 from client.site import Policy, Site
-from common.network import build, seed_of
+from common.network import build
+from common.seeding import seed_of
 from common.study import Study, parse_study
 from deploy.local import run_phases
 from server.run import open_run, read_run

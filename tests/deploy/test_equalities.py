@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from client.learning.training import train
-from common.network import arrays_of, build, load_arrays, seed_of
+from common.network import arrays_of, build, load_arrays
 from common.protocol.wire import open_arrays
+from common.seeding import seed_of
 from common.study import Study
 from deploy import local
 

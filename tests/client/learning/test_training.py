@@ -21,10 +21,11 @@ from client.learning.training import (
     train,
 )
 from client.service.agent import Agent
-from common.network import arrays_of, build, load_arrays, plan_of, seed_of
+from common.network import arrays_of, build, load_arrays, plan_of
 from common.protocol.orders import Order, digest_of
 from common.protocol.wire import open_arrays
 from common.seams import Terms
+from common.seeding import seed_of
 from common.study import Study
 
 CPU = torch.device("cpu")
