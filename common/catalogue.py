@@ -43,6 +43,22 @@ def own_modules() -> list[str]:
     return sorted(place.partition(":")[0] for shelf in _OURS.values() for place in shelf.values())
 
 
+def module_of(shelf: Shelf, name: str) -> str:
+    """The module that `name` lives in, without importing it.
+
+    Raises
+    ------
+    SettingError
+        If nothing of that name is installed; the message lists what is.
+    """
+    if name in _OURS[shelf]:
+        return _OURS[shelf][name].partition(":")[0]
+    for point in entry_points(group=f"callosum.{shelf}"):
+        if point.name == name:
+            return point.module
+    raise _not_installed(shelf, name)
+
+
 def load(shelf: Shelf, name: str) -> Any:
     """The class that `name` stands for.
 
@@ -60,6 +76,10 @@ def load(shelf: Shelf, name: str) -> Any:
                 return point.load()
             except (ImportError, AttributeError) as error:
                 raise SettingError(f'"{name}" ({point.value}) cannot be loaded: {error}') from None
+    raise _not_installed(shelf, name)
+
+
+def _not_installed(shelf: Shelf, name: str) -> SettingError:
     near = difflib.get_close_matches(name, names(shelf), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"installed: {', '.join(names(shelf))}"
-    raise SettingError(f'{shelf[:-1]} "{name}" is not installed; {hint}')
+    return SettingError(f'{shelf[:-1]} "{name}" is not installed; {hint}')

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from common.network import build, plan_of
 from common.plan import Plan
+from common.protocol.code import agreed_digest
 from common.study import Study
 
 
@@ -20,6 +21,7 @@ def explain(study: Study) -> str:
     prox = f", FedProx with mu {settings.proximal_mu}" if settings.proximal_mu else ""
     lines = [
         f"study {study.name}, digest {study.digest}",
+        f"code: {agreed_digest(study)[:12]}, the same at every site that takes part",
         f"data: {_plugged(study.data, 'kind')}, one sample is {'x'.join(map(str, study.shape))}",
         f"pretraining targets: {targets or 'none'}",
         f"network: {_plugged(study.backbone, 'name')} with {numbers:,} numbers",

@@ -280,6 +280,10 @@ class Study(Table):
         """Whether pretraining needs labels; an objective that does has a key `targets`."""
         return hasattr(self.objective, "targets")
 
+    def plugins(self) -> list[tuple[Shelf, str]]:
+        """Shelf and name of everything in the catalogue that the study names."""
+        return [(shelf, getattr(getattr(self, key), name)) for key, shelf, name in _SHELVES]
+
     @property
     def kind_name(self) -> str:
         """Name of the data kind."""

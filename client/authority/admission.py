@@ -52,8 +52,8 @@ class Admission:
         study = self.study_of(order.study)
         if study is None:
             raise Refusal("STUDY_UNKNOWN", f"study {order.study} is not approved")
-        if envelope.code != agreed_digest():
-            raise Refusal("CODE", f"theirs is {envelope.code}, ours {agreed_digest()}")
+        if envelope.code != agreed_digest(study):
+            raise Refusal("CODE", f"theirs is {envelope.code}, ours {agreed_digest(study)}")
         check_role(self.site, order)
         _check_place(self.site, study, order)
         check_kind(self.site, order)
@@ -66,9 +66,20 @@ class Admission:
             return unseal(sealed, self.keys, now=now)
         except Refusal as refusal:
             # the signature was checked first: a trusted coordinator of another version
-            if refusal.code == "ORDER_MALFORMED" and _is_foreign(sealed.text):
+            if refusal.code == "ORDER_MALFORMED" and self._is_foreign(sealed.text):
                 raise Refusal("CODE", refusal.detail) from None
             raise
+
+    def _is_foreign(self, text: str) -> bool:
+        """Whether a signed text that is no envelope of ours says that it is of another version."""
+        try:
+            content = json.loads(text)
+            code, order = content.get("code"), content["order"]
+            protocol, study = order.get("protocol", PROTOCOL), self.study_of(str(order["study"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False
+        differs = isinstance(code, str) and study is not None and code != agreed_digest(study)
+        return bool(protocol != PROTOCOL or differs)
 
     def _check_policy(self, order: Order, now: float) -> None:
         pause = approvals.paused(self.site)
@@ -113,13 +124,3 @@ def _check_place(site: Site, study: Study, order: Order) -> None:
         raise Refusal("ROLE", f"{study.name} does not list this site among those that train")
     if wanted == "heldout" and site.name in study.sites.train:
         raise Refusal("ROLE", f"{study.name} lists this site among those that train")
-
-
-def _is_foreign(text: str) -> bool:
-    """Whether a signed text that is no envelope of ours says that it is of another version."""
-    try:
-        content = json.loads(text)
-        code, protocol = content.get("code"), content["order"].get("protocol", PROTOCOL)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-    return bool(protocol != PROTOCOL or (isinstance(code, str) and code != agreed_digest()))

@@ -57,6 +57,7 @@ CHECKS: Final[Mapping[str, Callable[..., Finding]]] = {
     "certificates": installation.certificates,
     "site file": installation.same,
     "versions": installation.versions,
+    "code": installation.code,
     "agent": readiness.agent,
     "locks": readiness.locks,
     "pause": readiness.pause,

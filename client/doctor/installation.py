@@ -27,6 +27,7 @@ from client.site import Site
 from common.errors import SettingError
 from common.protocol.code import agreed_digest
 from common.protocol.signing import read_public_keys
+from common.study import Study
 
 _CLOSED: Final = stat.S_IRWXG | stat.S_IRWXO
 _MANY: Final = 3
@@ -126,13 +127,18 @@ def versions() -> Finding:
             "pip install callosum -c constraints.txt, so that its requirements are checked",
         )
     wrong = [text for one in asked if (text := _skewed(one))]
-    code = agreed_digest()[:12]
     found = f"callosum {own}, flwr {_version('flwr')}, torch {_version('torch')}, "
-    found += f"Python {platform.python_version()}; code {code} (the coordinator's must be the same)"
+    found += f"Python {platform.python_version()}"
     if wrong:
         remedy = "reinstall into an environment of its own: pip install callosum -c constraints.txt"
         return bad(f"{', '.join(wrong)}; {found}", remedy)
     return good(found)
+
+
+def code(study: Study) -> Finding:
+    """The source that this site and the coordinator must share, told by a digest."""
+    digest = agreed_digest(study)[:12]
+    return good(f"code {digest} for {study.name}; callosum study check must print the same")
 
 
 def _needed(kit: SiteKit) -> tuple[Path, ...]:

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from pydantic import Field, ValidationError
 
 from common.errors import Refusal, SettingError
-from common.protocol.code import agreed_digest
 from common.protocol.orders import Hex, Order
 from common.settings import Table
 
@@ -44,14 +43,19 @@ class Sealed(NamedTuple):
     signature: str
 
 
-def seal(order: Order, key: Ed25519PrivateKey | None, *, now: float, lifetime_s: float) -> Sealed:
-    """Put `order` into an envelope that holds from `now` for `lifetime_s`, and sign it."""
+def seal(
+    order: Order, key: Ed25519PrivateKey | None, *, code: str, now: float, lifetime_s: float
+) -> Sealed:
+    """Put `order` into an envelope that holds from `now` for `lifetime_s`, and sign it.
+
+    `code` is the digest of the source that both ends must share for the order's study.
+    """
     text = Envelope(
         order=order,
         issued=now,
         expires=now + lifetime_s,
         nonce=secrets.token_hex(16),
-        code=agreed_digest(),
+        code=code,
     ).model_dump_json()
     return Sealed(text, key.sign(_CONTEXT + text.encode()).hex() if key is not None else "")
 

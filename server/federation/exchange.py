@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from common.errors import FolderError, Refusal
 from common.plan import Plan
+from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report
 from common.protocol.signing import seal
 from common.protocol.wire import (
@@ -82,6 +84,7 @@ class Exchange:
         self._key, self._progress = key, progress
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
         self._time_limit_s = study.sites.time_limit_s
+        self._code = agreed_digest(study)
         self._arrays: Mapping[str, NDArray[Any]] = {}
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
         self._waiting: set[str] = set()  # messages without a reply
@@ -190,9 +193,12 @@ class Exchange:
         if not orders:
             return
         record, now = array_record(self._arrays), time.time()
+        sealed = partial(
+            seal, key=self._key, code=self._code, now=now, lifetime_s=self._time_limit_s
+        )
         messages = [
             Message(
-                pack_order(seal(order, self._key, now=now, lifetime_s=self._time_limit_s), record),
+                pack_order(sealed(order), record),
                 dst_node_id=self._nodes[order.site],
                 message_type=MessageType.TRAIN,
                 group_id=str(order.round),

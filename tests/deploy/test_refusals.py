@@ -17,6 +17,7 @@ from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts
 from client.link.caller import ask, unix_address
 from common.network import arrays_of, build
+from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, digest_of
 from common.protocol.signing import Sealed, read_private_key, seal
 from common.protocol.wire import npy_bytes
@@ -52,7 +53,8 @@ class Asked:
 
     def sealed(self, order: Order, *, key: Any = "coordinator", age_s: float = 0.0) -> Sealed:
         signer = self.key if key == "coordinator" else key
-        return seal(order, signer, now=time.time() - age_s, lifetime_s=HOUR_S)
+        code = agreed_digest(self.study)
+        return seal(order, signer, code=code, now=time.time() - age_s, lifetime_s=HOUR_S)
 
     def put(self, site: str, sealed: Sealed, kind: str = "train") -> tuple[dict[str, Any], Any]:
         address = unix_address(self.there.kits / site / "run" / "agent.sock")

@@ -16,6 +16,7 @@ from client.authority.approvals import approve, pause, study_of
 from client.authority.ledger import Ledger
 from client.site import Site, load_site
 from common.errors import SENTENCES, Refusal, StorageError
+from common.protocol.code import agreed_digest
 from common.protocol.orders import Order
 from common.protocol.signing import CLOCK_TOLERANCE_S, Sealed, seal
 
@@ -29,6 +30,7 @@ class Asking:
 
     site: Site
     order: dict[str, Any]
+    code: str = ""
     key: Any = KEY
     now: float = MONDAY_NOON
     lifetime_s: float = 3600.0
@@ -36,7 +38,7 @@ class Asking:
 
     def sealed(self) -> Sealed:
         order = Order.model_validate(self.order)
-        sealed = seal(order, None, now=MONDAY_NOON, lifetime_s=self.lifetime_s)
+        sealed = seal(order, None, code=self.code, now=MONDAY_NOON, lifetime_s=self.lifetime_s)
         text = json.dumps({**json.loads(sealed.text), **self.changes})
         signature = self.key.sign(b"callosum order 1\0" + text.encode()).hex() if self.key else ""
         return Sealed(text, signature)
@@ -56,7 +58,7 @@ def asking(federation):
         "kind": "train", "study": made.study.digest, "run": "c" * 64, "site": "alpha", "round": 1,
         "arrays": "d" * 64,
     }  # fmt: skip
-    return Asking(site, order)
+    return Asking(site, order, agreed_digest(made.study))
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ from client.service.work_queue import MOST_ORDERS
 from client.site import load_site
 from common.errors import Refusal, SettingError, StorageError
 from common.network import arrays_of, build
+from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report, digest_of, read_report
 from common.protocol.signing import Sealed, read_private_key, seal
 from common.protocol.wire import npy_bytes, npy_parts, view_npy
@@ -63,7 +64,11 @@ SECRET = "/data/hospital/sub-0042_T1w.nii.gz"
 KEY = Ed25519PrivateKey.generate()
 
 
+CODES: dict[str, str] = {}  # of the studies that were asked about, by their digest
+
+
 def order_for(study: Any, kind: str, arrays: Any = None, **more: Any) -> Order:
+    CODES[study.digest] = agreed_digest(study)
     return Order.model_validate({
         "kind": kind, "study": study.digest, "run": RUN, "site": "alpha",
         "round": 1 if kind == "train" else 0, "arrays": digest_of(arrays or {}), **more,
@@ -71,7 +76,8 @@ def order_for(study: Any, kind: str, arrays: Any = None, **more: Any) -> Order:
 
 
 def sealed(order: Order, *, key: Any = KEY, age_s: float = 0.0) -> Sealed:
-    return seal(order, key, now=time.time() - age_s, lifetime_s=600)
+    code = CODES.get(order.study, "0" * 64)
+    return seal(order, key, code=code, now=time.time() - age_s, lifetime_s=600)
 
 
 def initial(study: Any) -> dict[str, np.ndarray]:

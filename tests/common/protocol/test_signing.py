@@ -22,7 +22,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Refusal, SettingError
-from common.protocol.code import agreed_digest
 from common.protocol.orders import Order
 from common.protocol.signing import (
     CLOCK_TOLERANCE_S,
@@ -39,7 +38,8 @@ ORDER = Order(kind="train", study=HEX, run=HEX, site="alpha", round=3, arrays=HE
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 TRUSTED = [KEY.public_key()]
 NOW, LIFETIME_S = 1_790_000_000.0, 3600.0
-SEALED = seal(ORDER, KEY, now=NOW, lifetime_s=LIFETIME_S)
+CODE = "c0" * 32
+SEALED = seal(ORDER, KEY, now=NOW, lifetime_s=LIFETIME_S, code=CODE)
 # part of the protocol: were it to change, every site would have to change with it
 CONTEXT = b"callosum order 1\0"
 
@@ -66,7 +66,7 @@ def test_a_signed_order_is_what_was_sealed() -> None:
     envelope = unseal(SEALED, TRUSTED, now=NOW)
     assert envelope.order == ORDER
     assert (envelope.issued, envelope.expires) == (NOW, NOW + LIFETIME_S)
-    assert envelope.code == agreed_digest()
+    assert envelope.code == CODE
     assert envelope == read_envelope(SEALED.text)
 
 
@@ -78,7 +78,8 @@ def test_the_signature_is_over_context_and_text() -> None:
 def test_asking_again_is_the_same_order_in_another_envelope() -> None:
     """The id stands for the content; the ledger spends once for an id, the nonce is used once."""
     envelopes = [
-        unseal(seal(ORDER, KEY, now=NOW + i, lifetime_s=9.0), TRUSTED, now=NOW) for i in range(50)
+        unseal(seal(ORDER, KEY, now=NOW + i, lifetime_s=9.0, code=CODE), TRUSTED, now=NOW)
+        for i in range(50)
     ]
     assert {envelope.order.id for envelope in envelopes} == {ORDER.id}
     assert len({envelope.nonce for envelope in envelopes}) == 50
@@ -86,13 +87,13 @@ def test_asking_again_is_the_same_order_in_another_envelope() -> None:
 
 def test_an_order_that_nobody_signed_is_said_to_be_so() -> None:
     """The local engine signs nothing; such an order must never work at a hospital."""
-    assert code_of(seal(ORDER, None, now=NOW, lifetime_s=1.0)) == "UNSIGNED"
+    assert code_of(seal(ORDER, None, now=NOW, lifetime_s=1.0, code=CODE)) == "UNSIGNED"
     assert code_of(Sealed(SEALED.text, "")) == "UNSIGNED"
 
 
 def test_another_key_is_not_trusted() -> None:
     """Another consortium's coordinator, or one whose key was withdrawn."""
-    stranger = seal(ORDER, OTHER, now=NOW, lifetime_s=LIFETIME_S)
+    stranger = seal(ORDER, OTHER, now=NOW, lifetime_s=LIFETIME_S, code=CODE)
     assert code_of(stranger) == "SIGNATURE"
     assert code_of(stranger, keys=[OTHER.public_key()]) == ""
     assert code_of(SEALED, keys=[]) == "SIGNATURE"
@@ -102,9 +103,9 @@ def test_either_key_is_trusted_while_an_old_one_gives_way() -> None:
     """Sites are updated before, the coordinator in between; no study waits for it."""
     both = [OTHER.public_key(), *TRUSTED]
     for key in (KEY, OTHER):
-        assert code_of(seal(ORDER, key, now=NOW, lifetime_s=1.0), keys=both) == ""
+        assert code_of(seal(ORDER, key, now=NOW, lifetime_s=1.0, code=CODE), keys=both) == ""
     third = Ed25519PrivateKey.generate()
-    assert code_of(seal(ORDER, third, now=NOW, lifetime_s=1.0), keys=both) == "SIGNATURE"
+    assert code_of(seal(ORDER, third, now=NOW, lifetime_s=1.0, code=CODE), keys=both) == "SIGNATURE"
 
 
 @given(place=st.integers(0, len(SEALED.text) - 1), bit=st.integers(0, 15))
@@ -245,7 +246,7 @@ def test_the_signing_key_is_read_as_it_was_written(tmp_path: Path) -> None:
     """The orders that it signs are those that its public half checks."""
     path = tmp_path / "coordinator.key"
     path.write_bytes(private(KEY))
-    assert code_of(seal(ORDER, read_private_key(path), now=NOW, lifetime_s=1.0)) == ""
+    assert code_of(seal(ORDER, read_private_key(path), now=NOW, lifetime_s=1.0, code=CODE)) == ""
 
 
 @pytest.mark.parametrize(

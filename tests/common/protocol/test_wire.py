@@ -139,14 +139,14 @@ def same(left: Arrays, right: Arrays) -> bool:
 def text_of(message: Order | Report) -> str:
     """The JSON that travels: a report's own, an order's inside its envelope."""
     if isinstance(message, Order):
-        return seal(message, None, now=0, lifetime_s=1).text
+        return seal(message, None, code="0" * 64, now=0, lifetime_s=1).text
     return message.model_dump_json()
 
 
 def packed(message: Order | Report, arrays: ArrayRecord) -> RecordDict:
     """As the coordinator sends an order and a site its report."""
     if isinstance(message, Order):
-        return pack_order(seal(message, None, now=0, lifetime_s=1), arrays)
+        return pack_order(seal(message, None, code="0" * 64, now=0, lifetime_s=1), arrays)
     return pack_report(message, arrays)
 
 
@@ -618,7 +618,7 @@ def test_an_order_reaches_the_agent_as_the_coordinator_sealed_it(
     order: Order, arrays: Arrays
 ) -> None:
     """The signature covers the text byte for byte, and the text names the arrays' digest."""
-    sealed = seal(order, KEY, now=5.0, lifetime_s=1)
+    sealed = seal(order, KEY, code="0" * 64, now=5.0, lifetime_s=1)
     passed, sent = unpack_sealed(carried(pack_order(sealed, array_record(arrays))))
     assert passed == sealed
     assert unseal(passed, [KEY.public_key()], now=5.0).order == order
