@@ -19,8 +19,8 @@ from cryptography import x509
 from pydantic import AfterValidator, Field
 
 from common.errors import SettingError
+from common.sections import Name
 from common.settings import Table, checked, line_of, read_toml
-from common.study import Name
 
 WARNING_DAYS: Final = 30  # hospitals' change requests take weeks
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")

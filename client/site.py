@@ -5,6 +5,7 @@ It never leaves the site, and it may only tighten what a study asks.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,8 +15,8 @@ from client.hours import check_window
 from common import catalogue
 from common.errors import SettingError
 from common.protocol.orders import OrderKind
+from common.sections import Name
 from common.settings import Table, checked, line_of, read_toml
-from common.study import Name
 
 
 class Column(Table):
@@ -56,6 +57,16 @@ class Device(Table):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="CPU threads of training; 0 takes the machine's cores."
     )
+    loaders: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="Threads that make and augment samples ahead of training; 0 takes half of the "
+        "cores, at most eight.",
+    )
+
+    @property
+    def loader_threads(self) -> int:
+        """Threads that make and augment samples."""
+        return self.loaders or min(8, max(1, (os.cpu_count() or 1) // 2))
 
 
 class Policy(Table):
@@ -68,7 +79,8 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "train", "finetune", "evaluate"), description="Kinds of order it carries out."
+        ("census", "settle", "train", "finetune", "judge", "evaluate"),
+        description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
         0,

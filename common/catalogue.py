@@ -1,8 +1,8 @@
-"""The names a study may use for a backbone, an objective or a data kind, and where each lives.
+"""The names a study may use for a backbone, an objective, a data kind or an augmentation.
 
 Adding one is one new file and one line here. Software installed beside Callosum adds its own by
-entry points (groups `callosum.backbones`, `callosum.objectives`, `callosum.kinds`), so a hospital
-runs only code that it has installed itself; no name in a study causes an import from elsewhere.
+entry points (groups `callosum.backbones` and so on), so a hospital runs only code that it has
+installed itself; no name in a study causes an import from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from common.errors import SettingError
 
-Shelf = Literal["backbones", "objectives", "kinds"]
+Shelf = Literal["backbones", "objectives", "kinds", "augmentations"]
 
 _OURS: Final[dict[Shelf, dict[str, str]]] = {
     "backbones": {
@@ -24,6 +24,12 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",
+    },
+    "augmentations": {
+        "flip": "common.augmentations.flip:Flip",
+        "noise": "common.augmentations.noise:Noise",
+        "scale": "common.augmentations.scale:Scale",
+        "shift": "common.augmentations.shift:Shift",
     },
     "kinds": {
         "features": "common.kinds.features:Features",

@@ -89,6 +89,7 @@ SENTENCES: Final[dict[str, str]] = {
     "PRIVACY_SPENT": "The site's limit for training on these participants is reached.",
     "BUSY": "The site has as many orders waiting as it takes.",
     "NO_DATA": "The site has no usable data for this order.",
+    "NEEDS_ARRAYS": "The site does not hold arrays that the order names without sending them.",
     "ORDER_MALFORMED": "The order does not have the form that this site understands.",
     "SITE_FAILED": "The site could not carry out the order; its own log says why.",
     "DISK_FULL": "The site's disk is full; its own log says where.",

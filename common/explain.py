@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from common.network import build, plan_of
 from common.plan import Plan
 from common.protocol.code import agreed_digest
+from common.sections import FineTuning
 from common.study import Study
 
 
@@ -28,15 +29,16 @@ def explain(study: Study) -> str:
         f"wire: {travelling_bytes(plan) / 1e6:.2f} MB travel from each site in each round",
         f"sites that train: {', '.join(sites.train)}; a round counts with {study.quorum} of them",
         f"sites that judge: {', '.join(sites.heldout) or 'none'}",
+        *_start(study),
         f"rounds: {settings.rounds}, each {settings.local_epochs} pass(es)",
         f"steps: batches of {settings.batch_size}, {settings.optimiser}, {settings.learning_rate}",
-        f"aggregation: {study.aggregation.server_optimiser}{prox}",
+        f"aggregation: {study.aggregation.server_optimiser}{prox}, by {study.aggregation.weight}",
         f"normalisation: {study.aggregation.normalisation}",
         f"comparisons: {', '.join(_comparisons(study)) or 'none'}",
     ]
     lines += [
         f"fine-tuning {task.name}: each training site learns {task.target} by "
-        f"{', '.join(task.inits)}, {len(task.learning_rates) * len(task.weight_decays)} settings"
+        f"{', '.join(task.methods)}, {_extent(task)}"
         for task in study.finetuning
     ]
     share = 1 - study.splits.test - study.splits.validation
@@ -50,6 +52,26 @@ def explain(study: Study) -> str:
 def travelling_bytes(plan: Plan) -> int:
     """Bytes of the arrays in one training report."""
     return sum(rule.nbytes for rule in plan.values() if rule.travels)
+
+
+def _start(study: Study) -> list[str]:
+    start = study.start
+    if start is None:
+        return []
+    what = "all arrays" if start.take == "all" else "the backbone"
+    whose = ", ".join(start.contributors)
+    return [f"begins from: {what} of {start.study}, to which {whose} contributed"]
+
+
+def _extent(task: FineTuning) -> str:
+    """How much of it: settings of the grid, people, repeats."""
+    parts = [f"{len(task.learning_rates) * len(task.weight_decays)} settings"]
+    if task.participants:
+        people = ", ".join(map(str, task.participants))
+        parts.append(f"from {people} participants, drawn {task.draws} times")
+    if task.repeats > 1:
+        parts.append(f"{task.repeats} repeats")
+    return ", ".join(parts)
 
 
 def _plugged(settings: BaseModel, key: str) -> str:

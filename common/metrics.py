@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.study import Target
+from common.sections import Target
 
 Counts = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
@@ -98,11 +98,11 @@ def ratios(target: Target, sums: Counts) -> dict[str, float]:
         return _binary(sums[:_BINS], sums[_BINS:])
     table = sums.reshape(len(target.classes), -1)
     held = table.sum(1) > 0
-    recall = np.diag(table)[held] / table.sum(1)[held]
-    return {
-        "accuracy": float(np.trace(table) / table.sum()),
-        "balanced_accuracy": float(recall.mean()),
-    }
+    found = {"accuracy": float(np.trace(table) / table.sum())}
+    if held.sum() > 1:
+        recall = np.diag(table)[held] / table.sum(1)[held]
+        found["balanced_accuracy"] = float(recall.mean())
+    return found
 
 
 def _regression(sums: Counts) -> dict[str, float]:
@@ -115,19 +115,16 @@ def _regression(sums: Counts) -> dict[str, float]:
 
 
 def _binary(negatives: Counts, positives: Counts) -> dict[str, float]:
-    found: dict[str, float] = {}
+    if not (positives.sum() and negatives.sum()):
+        return {}  # of one class alone nothing can be told apart
     middle = _BINS // 2
-    correct = []
-    if positives.sum():
-        correct.append(positives[middle:].sum() / positives.sum())
-    if negatives.sum():
-        correct.append(negatives[:middle].sum() / negatives.sum())
-    found["balanced_accuracy"] = float(np.mean(correct))
-    if positives.sum() and negatives.sum():
-        below = np.concatenate([[0.0], np.cumsum(negatives)[:-1]])
-        wins = float((positives * (below + negatives / 2)).sum())
-        found["auc"] = wins / float(positives.sum() * negatives.sum())
-    return found
+    recalls = positives[middle:].sum() / positives.sum(), negatives[:middle].sum() / negatives.sum()
+    below = np.concatenate([[0.0], np.cumsum(negatives)[:-1]])
+    wins = float((positives * (below + negatives / 2)).sum())
+    return {
+        "balanced_accuracy": float(np.mean(recalls)),
+        "auc": wins / float(positives.sum() * negatives.sum()),
+    }
 
 
 def exact(target: Target, label: Floats, prediction: Floats) -> dict[str, float]:
@@ -190,11 +187,13 @@ def _regressions(y: Floats, p: Floats, weights_RN: Floats) -> dict[str, Repeats]
 
 
 def _recalls(classes_NK: Floats, right: Floats, weights_RN: Floats) -> Repeats:
-    """Mean recall over the classes that are present."""
+    """Mean recall over the classes that are present; NaN where that is one alone."""
     held = weights_RN @ classes_NK
     recall = (weights_RN @ (classes_NK * right[:, None])) / held
-    recalls: Repeats = np.nanmean(np.where(held > 0, recall, np.nan), axis=1)
-    return recalls
+    several = (held > 0).sum(1) > 1
+    found = np.full(len(weights_RN), np.nan)
+    found[several] = np.nanmean(np.where(held > 0, recall, np.nan)[several], axis=1)
+    return found
 
 
 def _auc(y: Floats, p: Floats, weights_RN: Floats) -> Repeats:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +17,10 @@ from common.errors import SettingError
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
 from common.plan import Plan, Rule
-from common.seams import FROZEN, LABELS, SCANS, SITE
-from common.settings import line_of
-from common.study import Study, Target
+from common.seams import FROZEN, LABELS, SHARED, SITE
+from common.sections import Target
+from common.settling import settles
+from common.study import Study
 
 
 def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: int) -> Any:
@@ -40,8 +40,7 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
         raise SettingError(
             f"targets.{taken[0]} has a name that PyTorch keeps for itself; rename it"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_draw(seed):
         try:
             backbone = type_of(study, "backbones")(
                 study.backbone, study.shape, study.aggregation.normalisation
@@ -55,13 +54,12 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
             raise SettingError(f"objective: {error}") from None
 
 
-def check_buildable(study: Study, file: Path) -> None:
-    """Refuse a study whose network cannot be built, with the line of its file."""
-    try:
-        build(study, seed=0)
-    except SettingError as error:
-        key = re.split(r"[^\w.-]", str(error), maxsplit=1)[0]
-        raise SettingError(f"{error} ({file}{line_of(file, key)})") from None
+@contextmanager
+def seeded_draw(seed: int) -> Iterator[None]:
+    """Draw weights from `seed` inside the block, on the CPU; chance goes on as before after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def type_of(study: Study, shelf: Literal["backbones", "objectives"]) -> Any:
@@ -73,24 +71,45 @@ def type_of(study: Study, shelf: Literal["backbones", "objectives"]) -> Any:
 def owner_of(network: Any, name: str) -> str:
     """The group of an array: the backbone speaks for its own, if it does, else the objective.
 
-    The constants by which columns are standardised are the coordinator's, whoever speaks.
+    Constants that are made of the training sites' sums are the coordinator's, whoever speaks.
 
     Raises
     ------
     SettingError
         If the answer is no group, since no report could ever hold its support.
     """
-    if ".standardise." in name:
+    if _is_settled(network, name):
         return FROZEN
     part = name.removeprefix("backbone.")
     spoken = getattr(network.backbone, "owner", None) if part != name else None
     group: str = spoken(part) if spoken else network.owner(name)
-    if group not in (SCANS, SITE, FROZEN) and not group.startswith(LABELS):
+    if group not in (SHARED, SITE, FROZEN) and not group.startswith(LABELS):
         raise SettingError(
-            f'the owner of {name} is "{group}"; it must be "{SCANS}", "{LABELS}TARGET", "{SITE}" '
+            f'the owner of {name} is "{group}"; it must be "{SHARED}", "{LABELS}TARGET", "{SITE}" '
             f'or "{FROZEN}"'
         )
     return group
+
+
+def stages(backbone: nn.Module) -> list[nn.Module]:
+    """A backbone's stages from input to output: what it says itself, else its children.
+
+    Sequences and lists of modules are taken apart once; what holds no parameter is no stage.
+    """
+    own = getattr(backbone, "stages", None)
+    if own is not None:
+        return list(own())
+    found: list[nn.Module] = []
+    for child in backbone.children():
+        whole = isinstance(child, nn.Sequential | nn.ModuleList)
+        found += list(child.children()) if whole else [child]
+    return [part for part in found if any(True for _ in part.parameters())]
+
+
+def _is_settled(network: nn.Module, name: str) -> bool:
+    place, _, own = name.rpartition(".")
+    module = network.get_submodule(place)
+    return settles(module) and own in dict(module.named_buffers(recurse=False))
 
 
 def plan_of(network: nn.Module, policy: str) -> Plan:
@@ -114,11 +133,14 @@ def plan_of(network: nn.Module, policy: str) -> Plan:
 
 
 def rest_frozen_layers(network: Any) -> None:
-    """Let frozen normalisation layers use the statistics they came with, in training as after."""
+    """Let normalisation layers that nobody trains use the statistics they came with."""
     _, statistics = batch_normalisation_arrays(network)
     for layer in {name.rpartition(".")[0] for name in statistics}:
-        if owner_of(network, f"{layer}.running_mean") == FROZEN:
-            network.get_submodule(layer).eval()
+        module = network.get_submodule(layer)
+        scales = list(module.parameters(recurse=False))
+        rests = bool(scales) and not any(parameter.requires_grad for parameter in scales)
+        if rests or owner_of(network, f"{layer}.running_mean") == FROZEN:
+            module.eval()
 
 
 def forget_own_heads(network: Any) -> None:
@@ -165,12 +187,14 @@ def carried_over(network: Any, arrays: Mapping[str, NDArray[Any]], target: str) 
 
 
 def _objective(study: Study, backbone: Any, targets: Mapping[str, Target] | None) -> Any:
-    objective = type_of(study, "objectives")
-    if targets is None:
-        return objective(study.objective, backbone, study.pretraining_targets)
-    if getattr(objective, "finetunes", False):
-        return objective(study.objective, backbone, {**study.pretraining_targets, **targets})
-    return Multitask(Multitask.Settings(name="multitask"), backbone, targets)
+    kind, settings, told = type_of(study, "objectives"), study.objective, study.pretraining_targets
+    if targets is not None and getattr(kind, "finetunes", False):
+        told = {**told, **targets}
+    elif targets is not None:
+        kind, settings, told = Multitask, Multitask.Settings(name="multitask"), dict(targets)
+    network = kind(settings, backbone, told)
+    network.target_names = tuple(told)  # of others it sees no label
+    return network
 
 
 def _still(network: Any) -> Any:

@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.settings import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Sample = NDArray[np.float32]  # (*shape), one sample
+
 # what the axes of a sample are: (F,) numbers of a row; (X, Y, Z) voxels along R, A, S; (R, R)
 # regions by regions, symmetric; (T, R) time by regions; or what only the backbone knows
 Layout = Literal["table", "volume", "matrix", "series", "other"]
 
-SCANS = "scans"  # group of arrays that are averaged by the scans a site used
+SHARED = "shared"  # group of arrays that are averaged by what entered a loss at each site
 LABELS = "labels/"  # "labels/sex": averaged by the labels of `sex` that a site holds
 SITE = "site"  # arrays that never leave their site
 FROZEN = "frozen"  # arrays that nobody trains: sent, never returned
@@ -62,7 +67,7 @@ class Backbone(Protocol):
 class Objective(Protocol):
     """A `torch.nn.Module` that holds a backbone as `backbone`, and what it is trained by.
 
-    `owner(name)` says what an array of `state_dict()` is averaged by: `SCANS`, `LABELS + target`,
+    `owner(name)` says what an array of `state_dict()` is averaged by: `SHARED`, `LABELS + target`,
     or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other. `predict`
     answers for targets alone; without heads it answers nothing. An objective that learns from
     labels has a key `targets` in its `Settings`.
@@ -84,6 +89,20 @@ class Objective(Protocol):
     def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]: ...
 
     def predict(self, x: Tensor) -> dict[str, Tensor]: ...
+
+
+class Augmentation(Protocol):
+    """Changes one sample in a loader's thread before it is trained on; NumPy alone.
+
+    The sample is float32 and must not be changed in place; what is drawn comes from `generator`,
+    which is seeded for this sample, in this epoch, at this site.
+    """
+
+    Settings: ClassVar[type[Table]]
+
+    def __init__(self, settings: Any, shape: tuple[int, ...]) -> None: ...
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample: ...
 
 
 class Kind(Protocol):

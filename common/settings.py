@@ -67,7 +67,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
         inner = _inner_model(field.annotation)
         dotted = f"{prefix}{name}"
         if inner is not None:
-            many = get_origin(field.annotation) is not None  # a mapping or a list of tables
+            many = get_origin(field.annotation) in (dict, tuple)  # of tables
             yield from keys(inner, f"{dotted}.NAME." if many else f"{dotted}.")
             continue
         default = (

@@ -10,14 +10,13 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     SerializeAsAny,
-    StringConstraints,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -25,16 +24,22 @@ from pydantic import (
 
 from common import catalogue
 from common.catalogue import Shelf
-from common.errors import SettingError
+from common.errors import LineageError, SettingError
 from common.seams import Layout
+from common.sections import (
+    Aggregation,
+    Comparisons,
+    Evaluation,
+    FineTuning,
+    Name,
+    Pretraining,
+    Sites,
+    Splits,
+    Start,
+    Steps,
+    Target,
+)
 from common.settings import Table, checked, line_of, read_toml
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-RESERVED: Final = frozenset({"pooled", "all"})  # sites' names that stand for several of them
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, le=10)]
-
 
 # the tables that a plug-in describes: section, shelf of the catalogue, and the key with its name
 _SHELVES: Final[tuple[tuple[str, Shelf, str], ...]] = (
@@ -42,187 +47,7 @@ _SHELVES: Final[tuple[tuple[str, Shelf, str], ...]] = (
     ("backbone", "backbones", "name"),
     ("objective", "objectives", "name"),
 )
-
-
-class Target(Table):
-    """Something to predict. Centre and scale are constants of the study, never a site's own."""
-
-    kind: Literal["regression", "binary", "categorical"] = Field(description="What is predicted.")
-    unit: str = Field("", description='Unit of a regression target, such as "years".')
-    centre: float = Field(0.0, description="Subtracted before training (regression).")
-    scale: Positive = Field(1.0, description="Divided by before training (regression).")
-    low: float = Field(-1e9, description="Values below are refused as impossible (regression).")
-    high: float = Field(1e9, description="Values above are refused as impossible (regression).")
-    classes: tuple[str, ...] = Field(
-        (), description="The study's words; for binary the second is the positive class."
-    )
-    weight: Positive = Field(1.0, description="Weight of this target's loss in pretraining.")
-    positive_weight: Annotated[float, Field(ge=1, le=5)] = Field(
-        1.0, description="Weight of positive samples (binary), at most 5."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        listed = f"classes is [{', '.join(self.classes)}]"
-        if self.kind == "regression" and self.classes:
-            raise ValueError(f"{listed}; a regression target has none")
-        if self.kind == "binary" and len(self.classes) != 2:
-            raise ValueError(f"{listed}; a binary target needs two, the positive one last")
-        if self.kind == "categorical" and len(self.classes) < 3:
-            raise ValueError(f"{listed}; a categorical target needs three or more")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{listed}; classes must differ from each other")
-        if self.low >= self.high:
-            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be below")
-        return self
-
-    @property
-    def outputs(self) -> int:
-        """Numbers a head gives for this target: one, or one a class."""
-        return len(self.classes) if self.kind == "categorical" else 1
-
-
-class Pretraining(Table):
-    """How each site trains in each round."""
-
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="Federated rounds.")
-    local_epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1, description="Passes over a site's training scans in one round."
-    )
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Scans in a step.")
-    optimiser: Literal["sgd", "adam", "adamw"] = Field("adamw", description="Local optimiser.")
-    learning_rate: Rate = Field(1e-3, description="Local learning rate in the first round.")
-    momentum: Share = Field(0.9, description="Momentum of sgd.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="Weight decay.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="Learning rate over the rounds; cosine falls to a twentieth."
-    )
-    gradient_clip: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="Largest gradient norm of a step; 0 leaves gradients alone."
-    )
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="FedProx: pull towards the round's global weights; 0 is FedAvg."
-    )
-
-
-class Aggregation(Table):
-    """How reports become the next global arrays."""
-
-    server_optimiser: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
-        "fedavg", description="What is done with the averaged update."
-    )
-    learning_rate: Rate = Field(1.0, description="Server learning rate; 1 with fedavg.")
-    momentum: Share = Field(0.9, description="fedavgm: momentum.")
-    beta_1: Share = Field(0.9, description="fedadam, fedyogi: first moment.")
-    beta_2: Share = Field(0.99, description="fedadam, fedyogi: second moment.")
-    tau: Positive = Field(1e-3, description="fedadam, fedyogi, fedadagrad: adaptivity.")
-    normalisation: Literal["average", "silobn", "fedbn", "groupnorm"] = Field(
-        "average", description="What happens to normalisation layers; see server/README.md."
-    )
-
-    @model_validator(mode="after")
-    def _plain_average(self) -> Self:
-        if self.server_optimiser == "fedavg" and self.learning_rate != 1.0:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate:g}; fedavg takes 1, use fedavgm for another"
-            )
-        return self
-
-
-class Sites(Table):
-    """Who takes part, by name and role."""
-
-    train: tuple[Name, ...] = Field(description="Sites that contribute to the weights.")
-    heldout: tuple[Name, ...] = Field(
-        (), description="Sites that judge the result and never contribute."
-    )
-    quorum: Annotated[int, Field(ge=0)] = Field(
-        0, description="Fewest training sites for a round to count; 0 asks for all."
-    )
-    time_limit_s: Positive = Field(
-        3600.0, description="Longest wait without any answer arriving; then the quorum decides."
-    )
-
-    @model_validator(mode="after")
-    def _roles_are_apart(self) -> Self:
-        if not self.train:
-            raise ValueError("train is []; at least one site must train")
-        everyone = [*self.train, *self.heldout]
-        twice = sorted({site for site in everyone if everyone.count(site) > 1})
-        taken = sorted(RESERVED & set(everyone))
-        if taken:
-            raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
-        if twice:
-            raise ValueError(
-                f"{', '.join(twice)} is listed twice; a site has one name and one role"
-            )
-        if self.quorum > len(self.train):
-            raise ValueError(f"quorum is {self.quorum} but only {len(self.train)} sites train")
-        return self
-
-
-class Splits(Table):
-    """Which participants train, choose and test. Decided by a hash of salt and participant."""
-
-    salt: str = Field("callosum", description="Studies with one salt split a site alike.")
-    validation: Share = Field(0.15, description="Share of participants that choose settings.")
-    test: Share = Field(0.2, description="Share of participants kept for fine-tuning's test.")
-
-    @model_validator(mode="after")
-    def _some_are_left(self) -> Self:
-        if self.validation + self.test >= 0.95:
-            raise ValueError(
-                f"validation is {self.validation:g} and test is {self.test:g}; "
-                "they leave fewer than 5 % of participants to train"
-            )
-        return self
-
-
-class Comparisons(Table):
-    """Models trained beside the federated one, with the same settings, to judge it by."""
-
-    single_site: bool = Field(True, description="Train one model on each training site alone.")
-    pooled: bool = Field(
-        True, description="Train one model on all training data (local engine only)."
-    )
-
-
-Init = Literal["transfer", "frozen", "scratch", "linear"]
-
-
-class FineTuning(Table):
-    """A task that each site learns for itself, from the shared backbone and from its rivals."""
-
-    name: Name = Field(description="Name of the task.")
-    target: str = Field(description="The target that is learnt.")
-    inits: tuple[Init, ...] = Field(
-        ("transfer", "frozen", "scratch", "linear"), description="What is compared.", min_length=1
-    )
-    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Passes in fine-tuning.")
-    learning_rates: tuple[Rate, ...] = Field(
-        (3e-4, 1e-3), description="Grid of learning rates; validation chooses.", min_length=1
-    )
-    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1e-3,), description="Grid of weight decays; validation chooses.", min_length=1
-    )
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Scans in a step.")
-
-
-class Evaluation(Table):
-    """How held-out sites judge."""
-
-    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
-        1000, description="Resamplings of participants for an interval."
-    )
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="Coverage of intervals."
-    )
-    statistics: Literal["shared", "reestimated"] = Field(
-        "shared",
-        description="Normalisation statistics at an unseen site: the average of the training "
-        "sites', or its own from unlabelled scans (always so under silobn).",
-    )
-    head: bool = Field(True, description="Also fit a head on the frozen backbone at the site.")
+_LISTS: Final[tuple[tuple[str, Shelf, str], ...]] = (("augmentation", "augmentations", "name"),)
 
 
 class Study(Table):
@@ -234,6 +59,10 @@ class Study(Table):
     targets: dict[Name, Target] = Field(description="What is predicted.")
     backbone: SerializeAsAny[BaseModel] = Field(description="The shared network.")
     objective: SerializeAsAny[BaseModel] = Field(description="What pretraining minimises.")
+    start: Start | None = Field(None, description="An earlier checkpoint to begin from.")
+    augmentation: tuple[SerializeAsAny[BaseModel], ...] = Field(
+        (), description="What is done to a sample before it is trained on, in this order."
+    )
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
     aggregation: Aggregation = Field(Aggregation(), description="How reports are combined.")
     sites: Sites = Field(description="Who takes part.")
@@ -253,12 +82,29 @@ class Study(Table):
                 )
             if task.name in names[:number]:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+        for place, steps in self._steps():
+            self._can_sample(place, steps.sampling)
         if not self.pretraining_targets and self.learns_from_labels:
             raise ValueError(
                 f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
                 "that no fine-tuning task is about, or objective.targets must list it"
             )
         return self
+
+    def _steps(self) -> list[tuple[str, Steps]]:
+        tasks = ((f"finetuning.{number}", task) for number, task in enumerate(self.finetuning))
+        return [("pretraining", self.pretraining), *tasks]
+
+    def _can_sample(self, place: str, sampling: str) -> None:
+        kind, _, name = sampling.partition(":")
+        if kind != "classes":
+            return
+        if name not in self.targets or self.targets[name].kind == "regression":
+            classes = [n for n, target in self.targets.items() if target.kind != "regression"]
+            raise ValueError(
+                f'{place}.sampling is "{sampling}"; targets with classes are '
+                f"{', '.join(classes) or 'none'}"
+            )
 
     @property
     def pretraining_targets(self) -> dict[str, Target]:
@@ -282,7 +128,9 @@ class Study(Table):
 
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""
-        return [(shelf, getattr(getattr(self, key), name)) for key, shelf, name in _SHELVES]
+        single = [(shelf, getattr(self, key), name) for key, shelf, name in _SHELVES]
+        listed = [(shelf, one, name) for key, shelf, name in _LISTS for one in getattr(self, key)]
+        return [(shelf, str(getattr(table, name))) for shelf, table, name in (*single, *listed)]
 
     @property
     def kind_name(self) -> str:
@@ -358,8 +206,13 @@ def read_resolved(table: dict[str, Any], path: Path) -> Study:
     What a coordinator's server needs: it has the same digest, but says nothing of a sample's shape.
     """
     plugged = {key: Unchecked.model_validate(table[key]) for key, *_ in _SHELVES if key in table}
-    rest = {key: value for key, value in table.items() if key not in plugged}
-    return checked(Study, {**rest, **plugged}, file=path)
+    listed = {
+        key: tuple(Unchecked.model_validate(one) for one in table.get(key, ()))
+        for key, *_ in _LISTS
+    }
+    study = checked(Study, {**table, **plugged, **listed}, file=path)
+    _held_out_sites_took_no_part(study, path)
+    return study
 
 
 def with_plugins(study: Study) -> Study:
@@ -373,12 +226,33 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     for section, shelf, key in _SHELVES:
         if section in resolved:
             resolved[section] = _plugged(resolved[section], section, shelf, key, path)
+    for section, shelf, key in _LISTS:
+        tables = resolved.get(section, [])
+        if not isinstance(tables, list | tuple):
+            raise SettingError(f"{section} is a list of tables, [[{section}]] ({path})")
+        resolved[section] = tuple(
+            _plugged(table, f"{section}.{number}", shelf, key, path)
+            for number, table in enumerate(tables)
+        )
     study = checked(Study, resolved, file=path)
+    _held_out_sites_took_no_part(study, path)
     try:
         study.shape, study.layout  # noqa: B018  a kind may refuse its settings only when asked
     except (ValueError, AttributeError) as error:
         raise SettingError(f"data: {error} ({path}{line_of(path, 'data')})") from None
     return study
+
+
+def _held_out_sites_took_no_part(study: Study, path: Path) -> None:
+    """Refuse a study that begins from the work of a site that is to judge it."""
+    took_part = set(study.start.contributors) if study.start is not None else set()
+    both = sorted(took_part & set(study.sites.heldout))
+    if both:
+        where = f"({path}{line_of(path, 'start.contributors')})"
+        raise LineageError(
+            f"{', '.join(both)} contributed to the checkpoint that {study.name} begins from, and "
+            f"cannot judge what comes of it; take {', '.join(both)} from sites.heldout {where}"
+        )
 
 
 def _plugged(table: object, section: str, shelf: Shelf, key: str, path: Path) -> BaseModel:

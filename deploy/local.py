@@ -27,13 +27,15 @@ from client.data.cohort import Cohort, Samples, open_cohort
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
+from common.buildable import check_buildable
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
-from common.network import check_buildable
 from common.protocol.wire import array_record, pack_report, read_spooled, unpack_order
-from common.study import RESERVED, Study, load_study, with_plugins
-from server.app import Phases, app
+from common.sections import RESERVED
+from common.study import Study, load_study, with_plugins
+from server.app import app
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
+from server.federation.phases import Phases
 from server.report.page import Picture
 from server.results import write_results
 from server.run import Run, open_run, read_run
@@ -236,7 +238,7 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
     site = training[0].site.model_copy(
         update={
             "name": POOLED,
-            "policy": Policy(orders=("census", "train", "linear")),
+            "policy": Policy(orders=("census", "settle", "train", "linear")),
             "folder": str((out / ".pooled").resolve()),
         }
     )
@@ -280,7 +282,7 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
     grid = LocalGrid([agent])
     with open_run(folder, run.study):
         exchange = Exchange(grid, grid.nodes, run.study)
-        phases = Phases(run, exchange, grid, grid.nodes)
+        phases = Phases(run, exchange)
         outcome = phases.census_of([site.name])
         if site.name not in outcome.reports:
             code = outcome.refused[site.name]

@@ -45,6 +45,23 @@ def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     print(explained(file))
 
 
+@study_app.command("start")
+def start(
+    file: Annotated[Path, typer.Argument(help="Study file that is to begin from a checkpoint.")],
+    checkpoint: Annotated[Path, typer.Option("--from", help="A run's final.safetensors.")],
+    take: Annotated[str, typer.Option(help="Its arrays that are taken: backbone or all.")] = (
+        "backbone"
+    ),
+    leave: Annotated[
+        list[str] | None, typer.Option(help="Beginning of names of arrays to draw anew; repeat.")
+    ] = None,
+) -> None:
+    """Print the [start] table that lets a study begin from a checkpoint, lineage and all."""
+    from server.federation.initial import start_table
+
+    print(start_table(file, checkpoint, take, tuple(leave or ())), end="")
+
+
 @study_app.command("keys")
 def show_keys() -> None:
     """List every key of a study file with its default and meaning."""

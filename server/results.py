@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common import metrics
-from common.protocol.orders import Measurement, Report
+from common.protocol.orders import Measurement
 from common.protocol.wire import read_spooled
 from common.runtime.durable import write_atomically
 from server.run import Run
@@ -22,6 +22,7 @@ def measurements(run: Run) -> list[Measurement]:
     """Every measurement that sites reported in fine-tuning and evaluation."""
     files = [
         *sorted((run.folder / "finetuning").glob("*/*/*.safetensors")),
+        *sorted((run.folder / "judge").glob("*/*/*.safetensors")),
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]
     rows = [row for file in files for row in read_spooled(file).measurements]
@@ -41,7 +42,7 @@ def together(run: Run) -> list[Measurement]:
             continue
         merged = metrics.merged((report.counts for report in reports), "evaluation/")
         for name, sums in merged.items():
-            people = sum(_people(report, name, folder.name) for report in reports)
+            people = sum(report.participants.get(f"evaluation/{name}", 0) for report in reports)
             rows += _rows_together(run, name, folder.name, sums, people)
     return rows
 
@@ -73,14 +74,6 @@ def _rows_together(
     ]
 
 
-def _people(report: Report, name: str, model: str) -> int:
-    """Participants behind a site's counts; 0 where it withheld them."""
-    if f"evaluation/{name}" not in report.counts:
-        return 0
-    rows = (row for row in report.measurements if (row.target, row.model) == (name, model))
-    return max(row.n_participants for row in rows)
-
-
 def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:
     """Write the table of a run; floats in full, so that a reader loses nothing."""
     text = io.StringIO()
@@ -94,4 +87,5 @@ def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:
 
 
 def _place(row: Measurement) -> tuple[str, ...]:
-    return (row.phase, row.task, row.target, row.site, row.model, row.init, row.metric)
+    what = (row.phase, row.task, row.target, row.site, row.model, row.init, row.method)
+    return (*what, f"{row.k:09d}", f"{row.repeat:09d}", row.metric)

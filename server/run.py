@@ -4,11 +4,13 @@ RUN/
   study.toml           the coordinator's file as it was
   study.json           the same, resolved and checked
   provenance.json      run id, study digest, versions
+  start.safetensors    the checkpoint that the study begins from, if it has a [start]
   census/              what each site holds
   rounds/0001/         replies/SITE.safetensors, record.json
+  settle/0000/         the sites' sums of which the network's constants were made
   checkpoints/         0000.safetensors (initial) ..., final.safetensors
   comparisons/MODEL/   rounds and checkpoints of a rival model
-  linear/, finetuning/, evaluation/   reports of those orders
+  linear/, finetuning/, judge/, explain/, send/, evaluation/   reports of those orders
   results.csv, report.html
 
 Every file is written whole or not at all. A round is finished once its checkpoint stands; until
@@ -31,14 +33,17 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from common.arrays import Arrays
-from common.errors import FolderError, RunBusyError
+from common.errors import FolderError, RunBusyError, SettingError
 from common.plan import Plan, plan_from_json
+from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.runtime.durable import write_atomically
+from common.starting import taken
 from common.study import Study, read_resolved
 
 FORMAT: Final = 1
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
+_START: Final = "start.safetensors"
 _VERSIONS: Final = ("callosum", "flwr", "torch", "numpy", "safetensors", "pydantic")
 
 
@@ -240,8 +245,11 @@ def _describe(checkpoint: Checkpoint, study: Study, plan: Plan, model: str) -> d
 
 
 def _create(folder: Path, study: Study, source: Path | None) -> None:
+    begin = _begin(study, source)
     # study.json first: from then on the folder is known as a run, whatever happens next
     write_json(folder / "study.json", study.model_dump(mode="json"))
+    if begin:
+        write_arrays(folder / _START, begin, {})
     if source is not None:
         write_atomically(folder / "study.toml", source.read_bytes())
     versions = {name: _version(name) for name in _VERSIONS} | {"python": platform.python_version()}
@@ -254,6 +262,31 @@ def _create(folder: Path, study: Study, source: Path | None) -> None:
             "versions": versions,
         },
     )
+
+
+def start_arrays(run: Run) -> Mapping[str, NDArray[Any]]:
+    """The arrays that the run takes from its study's checkpoint; none without a `[start]`."""
+    return Stored(run.folder / _START) if run.study.start is not None else {}
+
+
+def _begin(study: Study, source: Path | None) -> Mapping[str, NDArray[Any]]:
+    """The arrays that `[start]` names, from its file, if they are the ones that it names."""
+    start = study.start
+    if start is None:
+        return {}
+    if source is None or not start.file:
+        raise SettingError("start.file is missing; only the run's first command needs it")
+    path = source.parent / start.file
+    if not path.exists():
+        raise SettingError(f"start.file is {path}, which does not exist ({source})")
+    found = taken(start, Stored(path, "model/"))
+    digest = digest_of(found)
+    if digest != start.arrays:
+        raise SettingError(
+            f"start.arrays is {start.arrays[:12]}..., but the arrays in {path} are "
+            f"{digest[:12]}...; callosum study start writes the table anew ({source})"
+        )
+    return found
 
 
 def _version(package: str) -> str:

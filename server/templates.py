@@ -70,7 +70,7 @@ pooled = true                  # only where one person may read all data (simula
 [[finetuning]]
 name = "diagnosis"
 target = "diagnosis"
-inits = ["transfer", "frozen", "scratch", "linear"]
+methods = ["pretrained/full", "pretrained/frozen", "scratch/full", "linear"]   # lora, adapters, ...
 epochs = 8
 learning_rates = [3e-4, 1e-3]
 

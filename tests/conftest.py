@@ -195,7 +195,7 @@ def everything() -> dict[str, Any]:
             {
                 "name": "dementia",
                 "target": "diagnosis",
-                "inits": ["transfer", "scratch"],
+                "methods": ["pretrained/full", "scratch/full"],
                 "epochs": 2,
                 "learning_rates": [0.01],
             }

@@ -23,7 +23,8 @@ from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import Envelope, Sealed, unseal
 from common.study import Study
 
-ROLES = {"train": "train", "finetune": "train", "linear": "train", "evaluate": "heldout"}
+_OF_TRAINING = ("settle", "train", "finetune", "judge", "explain", "send", "linear")
+ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,15 @@ def check_role(site: Site, order: Order) -> None:
         raise Refusal("ROLE", f"this site's role is {site.role}")
     if site.role == "heldout" and site.name in order.lineage:
         raise Refusal("ROLE", "this held-out site is in the model's lineage")
+
+
+def check_start(site: Site, study: Study, fingerprint: str) -> None:
+    """Refuse to judge what came of this site's own scans, under whatever name they were used."""
+    start = study.start
+    if start is None or site.role != "heldout":
+        return
+    if site.name in start.contributors or fingerprint in start.cohorts:
+        raise Refusal("ROLE", f"this held-out site is in the lineage of {start.study}")
 
 
 def check_kind(site: Site, order: Order) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from client.authority.ledger import read_ledger
 from client.site import Site
+from common.buildable import check_networks
 from common.errors import SettingError
 from common.explain import travelling_bytes
 from common.network import build, plan_of
 from common.plan import Plan
+from common.settling import constants
 from common.study import Study
 
 
@@ -34,18 +36,25 @@ def consent(site: Site, study: Study) -> Consent:
         If the site can have no part in the study as both are written.
     """
     _check_part(site, study)
-    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    check_networks(study)
+    network = build(study, seed=0)
+    plan = plan_of(network, study.aggregation.normalisation)
     size = travelling_bytes(plan)
     lines = [f"this site: {site.name}, {_part(site, study)}", *_targets(site, study)]
+    if study.start is not None:
+        lines.append(
+            f"begins from {study.start.study} ({study.start.take}), to which "
+            f"{', '.join(study.start.contributors)} contributed"
+        )
     if site.role == "train":
-        lines += [*_training(study, plan, size), *_exposures(site, study)]
+        lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
     else:
         lines += _judging()
-    lines += _refused(site, study, size)
+    lines += _refused(site, study, size, settled=bool(constants(network)))
     lines.append("leaves with each report: how many seconds the work took")
     lines.append(
         f"small cells: a measurement of fewer than {site.policy.minimum_support} participants "
-        "loses its value, sums over fewer scans stay here"
+        "loses its value, sums over fewer people stay here"
     )
     lines.append(
         f"small cohorts: fewer than {site.policy.minimum_cohort} participants take no part"
@@ -92,31 +101,45 @@ def _targets(site: Site, study: Study) -> Iterator[str]:
         yield f"targets not held: {', '.join(lacking)}; their heads are left to others"
 
 
-def _training(study: Study, plan: Plan, size: int) -> Iterator[str]:
-    sums = ", each column's sum and sum of squares" if study.layout == "table" else ""
+def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterator[str]:
     yield (
-        "leaves once (census): how many scans and labels of each target there are, the labels' "
-        f"sums{sums}, a fingerprint of all scans together"
+        "leaves once (census): how many scans, people and labels of each target there are, the "
+        "labels' sums, a fingerprint of all scans together"
     )
+    if settled:
+        yield (
+            f"leaves before the first round of each model (settle): sums over all training scans, "
+            f"of which the network's constants are made: {', '.join(sorted(settled))}"
+        )
     travelling = sum(rule.travels for rule in plan.values())
     own = sum(rule.kept for rule in plan.values())
     stay = f"; {own} are the site's own" if own else ""
     yield (
         f"leaves in each round (train): {travelling} arrays of the network trained here, "
-        f"{size / 1e6:.2f} MB{stay}; how many scans and labels were used; the sums that loss and "
-        "validation metrics are made of"
+        f"{size / 1e6:.2f} MB{stay}; how many scans, people and labels were used; the sums that "
+        "losses and validation metrics are made of"
     )
     for task in study.finetuning:
         yield (
-            f"leaves after fine-tuning {task.name} ({', '.join(task.inits)}): metrics on this "
-            "site's test participants with their intervals, no arrays"
+            f"leaves after fine-tuning {task.name} ({', '.join(task.methods)}): metrics on this "
+            "site's test participants with their intervals, no arrays; the tuned models stay here"
         )
+        if "explain" in task.then:
+            yield (
+                f"leaves after that, if policy.orders has explain: a map of where the tuned "
+                f"networks of {task.name} look, the mean over test participants"
+            )
+        if "send" in task.then:
+            yield (
+                f"leaves after that, if policy.orders has send: ALL THAT TUNING TRAINED for "
+                f"{task.name}, from this site's participants alone"
+            )
 
 
 def _judging() -> Iterator[str]:
     yield (
-        "leaves once (census): how many scans and labels of each target there are, a fingerprint "
-        "of all scans together"
+        "leaves once (census): how many scans, people and labels of each target there are, a "
+        "fingerprint of all scans together"
     )
     yield (
         "leaves for each model (evaluate): metrics with their intervals and the sums they are made "
@@ -128,7 +151,7 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
     """How often the participants would be learnt from, and how often they still may be."""
     rounds = study.pretraining.rounds
     alone = rounds if study.comparisons.single_site and len(study.sites.train) > 1 else 0
-    tasks = sum(len(task.inits) for task in study.finetuning)
+    tasks = sum(len(task.methods) * max(1, len(task.participants)) for task in study.finetuning)
     parts = {"rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks}
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())
@@ -144,12 +167,14 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
         yield f"  this study asks for more: after {left} the site refuses with PRIVACY_SPENT"
 
 
-def _refused(site: Site, study: Study, size: int) -> Iterator[str]:
+def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[str]:
     """What the study would ask for and the policy refuses."""
     policy = site.policy
     wanted = {"census", "train"} if site.role == "train" else {"census", "evaluate"}
-    if study.finetuning and site.role == "train":
-        wanted.add("finetune")
+    if site.role == "train":
+        wanted |= {"finetune" for _ in study.finetuning}
+        wanted |= {kind for task in study.finetuning for kind in task.then}
+        wanted |= {"settle"} if settled else set()
     missing = sorted(wanted - set(policy.orders))
     if missing:
         yield f"refused with POLICY: {', '.join(missing)} (policy.orders)"

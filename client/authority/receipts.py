@@ -205,15 +205,19 @@ def bare_refusal(code: str, size: int) -> dict[str, Any]:
 
 def _numbers(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {f"support/{name}": n for name, n in report.support.items()}
+    found |= {f"participants/{name}": n for name, n in report.participants.items()}
     found |= {name: list(sums) for name, sums in report.counts.items()}
     for row in report.measurements:
-        words = (row.phase, row.task, row.target, row.model, row.init, row.metric)
-        key = "/".join(word for word in words if word)
+        which = (f"k{row.k}" if row.k else "", f"repeat{row.repeat}" if row.repeat else "")
+        words = (row.phase, row.task, row.target, row.model, row.init, row.method, *which)
+        key = "/".join(word for word in (*words, row.metric) if word)
         found[key] = [row.value, row.ci_low, row.ci_high, row.n_participants, row.n_scans]
     if report.seconds:
         found["seconds"] = report.seconds
     if report.cohort:
         found["cohort"] = report.cohort
+    if report.holds:
+        found["holds"] = list(report.holds)
     return found
 
 

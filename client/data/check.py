@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from client.data.labels import read_labels
 from client.data.reader import Finding, find_sources, inspected
 from client.site import Site
-from common.study import Study, Target
+from common.sections import Target
+from common.study import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

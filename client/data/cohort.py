@@ -32,7 +32,8 @@ from client.data.reader import (
 from client.site import Site
 from common.errors import DataError
 from common.seams import Layout
-from common.study import Splits, Study, canonical
+from common.sections import Splits
+from common.study import Study, canonical
 
 Split = Literal["train", "validation", "test"]
 

@@ -12,7 +12,7 @@ from client.data.reader import Finding
 from client.data.tables import nearest, number, plain
 from client.site import Column
 from common.errors import DataError, SettingError
-from common.study import Target
+from common.sections import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the model predicted is kept at the site, so that the next is compared on the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
-from client.learning.linear import (
-    Features,
-    LinearModel,
-    backbone_features,
-    choose,
-    fit,
-    regional_features,
-)
+from client.data.loading import person_codes
+from client.learning.answer import Answer
+from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import difference, measure
-from client.learning.training import choose_device, predict, reestimate_statistics
+from client.learning.prediction import features_of, predict, reestimate_statistics
+from client.learning.training import choose_device, tell
 from client.site import Site
 from common import metrics
 from common.arrays import Arrays
@@ -32,10 +28,9 @@ from common.errors import Refusal
 from common.network import forget_own_heads
 from common.protocol.orders import Measurement, Order
 from common.protocol.wire import open_arrays, write_arrays
+from common.sections import Target
 from common.seeding import seed_of
-from common.study import Study, Target
-
-Judgement = tuple[list[Measurement], dict[str, tuple[float, ...]]]
+from common.study import Study
 
 _FOLDS = 5
 _WITH_HEAD = ("federated", "pooled")  # a head on every single-site model would tell little
@@ -51,9 +46,11 @@ class Judge:
     order: Order
     folder: Path
 
-    def network(self, network: Any) -> Judgement:
+    def network(self, network: Any) -> Answer:
         """Judge a network that holds the order's arrays."""
         study, cohort = self.study, self.cohort
+        of = study.pretraining.rounds * study.pretraining.local_epochs
+        tell(network, of, of)
         device = choose_device(self.site.device.kind)
         everyone = np.arange(len(cohort.participants))
         reestimated = study.evaluation.statistics == "reestimated"
@@ -61,18 +58,19 @@ class Judge:
             reestimate_statistics(network, cohort, everyone, device)
         forget_own_heads(network)
         told = predict(network, cohort, everyone, device)
-        rows, counts = self._predictions(
+        answer = self._predictions(
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )
+        rows = list(answer.measurements)
         if self.order.model == "federated":
             rows += _baselines(study, self.site, cohort, self.order)
         if study.evaluation.head and self.order.model in _WITH_HEAD:
-            features = backbone_features(network, cohort, device)
+            features = features_of(network, cohort, device)
             name = f"{self.order.model}+head"
             rows += _own_head(study, self.site, cohort, self.order, features, name)
-        return rows, counts
+        return replace(answer, measurements=tuple(rows))
 
-    def linear(self, arrays: Arrays) -> Judgement:
+    def linear(self, arrays: Arrays) -> Answer:
         """Judge linear models on this site's regional measures."""
         features = regional_features(self.cohort)
         everyone = np.arange(len(self.cohort.participants))
@@ -86,12 +84,13 @@ class Judge:
             predicted[name] = model.predict(features, everyone)
         return self._predictions(predicted)
 
-    def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Judgement:
+    def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Answer:
         """Measure predictions of all samples, alone and against rivals; keep them for the next."""
         kept = {name: values.astype(np.float32) for name, values in predicted.items()}
         write_arrays(self.folder / "predictions" / f"{self.order.model}.safetensors", kept, {})
         rows: list[Measurement] = []
         counts: dict[str, tuple[float, ...]] = {}
+        people: dict[str, int] = {}
         for name, values in predicted.items():
             labelled = np.flatnonzero(~np.isnan(self.cohort.labels[name]))
             if len(labelled) < 2:
@@ -102,11 +101,11 @@ class Judge:
                 theirs = _kept(self.folder, rival, name)
                 if theirs is not None and theirs.shape == values.shape:
                     rows += difference(*found, values[labelled], theirs[labelled], rival)
-            if rows and rows[-1].n_participants >= self.site.policy.minimum_support:
-                label = self.cohort.labels[name]
-                sums = metrics.counts(self.study.targets[name], label, values)
-                counts[f"evaluation/{name}"] = tuple(sums.tolist())
-        return rows, counts
+            sums = metrics.counts(self.study.targets[name], self.cohort.labels[name], values)
+            counts[f"evaluation/{name}"] = tuple(sums.tolist())
+            whose = person_codes(self.cohort.participants)[labelled]
+            people[f"evaluation/{name}"] = len(np.unique(whose))
+        return Answer(measurements=tuple(rows), counts=counts, participants=people)
 
 
 def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measurement]:
@@ -147,9 +146,13 @@ def _mean_of_others(
 def _own_head(
     study: Study, site: Site, cohort: Cohort, order: Order, features: Features, model: str
 ) -> list[Measurement]:
-    """Cross-fitted linear heads: every participant is predicted by a head that never saw her."""
+    """Cross-fitted linear heads: every participant is predicted by a head that never saw her.
+
+    Also for targets that pretraining knew nothing of: what a fine-tuning task is about, or
+    everything where learning went without labels.
+    """
     rows: list[Measurement] = []
-    for name, target in study.pretraining_targets.items():
+    for name, target in study.targets.items():
         labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
         predicted = _cross_fitted(study, site, cohort, name, target, features, labelled)
         if predicted is not None:

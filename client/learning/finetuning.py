@@ -1,171 +1,340 @@
-"""A site learns a task of its own: from the shared backbone, frozen or not, from scratch, linearly.
+"""A site learns a task of its own: from the shared backbone or from scratch, by several methods.
 
-Participants are disjoint between training, validation and test. Every way of learning gets a small
-grid; validation chooses, the test split is looked at once.
+Participants are disjoint between training, validation and test. Every method gets a small grid;
+validation chooses, the test split is looked at once. What was tuned is kept at the site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from logging import getLogger
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
-from client.learning.linear import (
-    Features,
-    LinearModel,
-    backbone_features,
-    choose,
-    fit,
-    regional_features,
-)
+from client.data.loading import person_codes
+from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import Floats, measure
-from client.learning.training import choose_device, predict, train
+from client.learning.prediction import features_of, losses, predict
+from client.learning.pretraining import loader_of
+from client.learning.training import Recipe, Tally, choose_device, tell, train
+from client.learning.tuned_models import Cell, Passage, TunedModel, TunedModels
 from client.site import Site
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import build, carried_over, load_arrays
+from common.network import arrays_of, build, carried_over, load_arrays
 from common.protocol.orders import Measurement, Order
 from common.runtime.progress import track
 from common.seeding import seed_of
-from common.study import FineTuning, Study, Target
+from common.study import Study
+from common.tuning import CLOSED_FORM, Task, build_for, task_of, tune, tuned_arrays
 
-_log = getLogger("callosum.site")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One cell of a fine-tuning grid, as the training loop reads it."""
-
-    rate: float
-    weight_decay: float
-    optimiser: str = "adamw"
-    momentum: float = 0.9
-    gradient_clip: float = 5.0
-    proximal_mu: float = 0.0
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """Labelled samples of a task: indices of training, validation and test."""
 
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
+    train: Indices
+    validation: Indices
+    test: Indices
 
 
-def finetune(
-    study: Study, site: Site, cohort: Cohort, order: Order, arrays: Arrays
-) -> list[Measurement]:
-    """Learn `order.task` in the way `order.init` says; measure on the test participants."""
-    task = next((task for task in study.finetuning if task.name == order.task), None)
-    if task is None or order.init not in task.inits:
-        raise Refusal("ORDER_MALFORMED", f"the study has no task {order.task!r} by {order.init}")
-    target = study.targets[task.target]
-    split = _split(study, cohort, task.target, target)
-    if order.init in ("frozen", "linear"):
-        predicted: Floats = _linear(study, site, cohort, order, split, arrays, target)
-    else:
-        predicted = _deep(study, site, cohort, order, split, arrays, task)
-    return measure(
-        study, site, cohort, order, task.target, split.test, predicted, task.name, order.init
-    )
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """One order to fine-tune at one site.
 
+    arrays: of the shared network, with the site's own; empty where the order starts from scratch.
+    models: where tuned models are kept.
+    """
 
-def _split(study: Study, cohort: Cohort, name: str, target: Target) -> Split:
-    known = ~np.isnan(cohort.labels[name])
-    parts = []
-    for part in ("train", "validation", "test"):
-        indices = cohort.indices(part, study.splits)
-        parts.append(indices[known[indices]])
-    split = Split(*parts)
-    for part, indices in zip(("training", "validation", "test"), parts, strict=True):
-        if len(indices) < 2:
-            raise Refusal("NO_DATA", f"{len(indices)} labelled {part} scans for {name}")
-    if target.kind != "regression" and len(set(cohort.labels[name][split.train].tolist())) < 2:
-        raise Refusal("NO_DATA", f"training participants hold one class of {name} only")
-    return split
+    study: Study
+    site: Site
+    cohort: Cohort
+    order: Order
+    arrays: Arrays
+    models: TunedModels
 
+    def finetune(self) -> list[Measurement]:
+        """Learn the order's task by its method, and measure it on the test participants.
 
-def _linear(
-    study: Study,
-    site: Site,
-    cohort: Cohort,
-    order: Order,
-    split: Split,
-    arrays: Arrays,
-    target: Target,
-) -> NDArray[np.float64]:
-    """A penalised linear model on regional volumes, or on the frozen backbone's features."""
-    name = next(task.target for task in study.finetuning if task.name == order.task)
-    if order.init == "linear":
-        features = regional_features(cohort)
-    else:
-        features = _frozen(study, site, cohort, arrays)
-    label = cohort.labels[name]
-    strength = choose(target, features, label, [(split.train, split.validation)])
-    model: LinearModel = fit(target, features, label, split.train, strength)
-    return model.predict(features, split.test)
+        Raises
+        ------
+        Refusal
+            ORDER_MALFORMED if the study asks for no such thing, NO_DATA if the site lacks labels.
+        """
+        task = self.task
+        rows: list[Measurement] = []
+        learnt = 0
+        for repeat in range(self._repeats):
+            split = self._split(repeat)
+            if split is None:
+                continue
+            learnt += 1
+            predicted = self.predicted(self._model(split, repeat), split.test, repeat)
+            rows += self._measured(task, split.test, predicted, repeat)
+        if not learnt:
+            raise Refusal("NO_DATA", f"training participants hold one class of {task.target_name}")
+        return rows
 
+    def judge(self) -> list[Measurement]:
+        """Measure the kept models anew, on the test participants that there are now."""
+        rows: list[Measurement] = []
+        for repeat in range(self._repeats):
+            split = self._split(repeat)
+            model = self.models.find(self.order, repeat)
+            if split is not None and model is not None:
+                predicted = self.predicted(model, split.test, repeat)
+                rows += self._measured(self.task, split.test, predicted, repeat)
+        if not rows:
+            raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
+        return rows
 
-def _frozen(study: Study, site: Site, cohort: Cohort, arrays: Arrays) -> Features:
-    network = build(study, seed=0)
-    load_arrays(network, arrays)
-    return backbone_features(network, cohort, choose_device(site.device.kind))
+    @property
+    def task(self) -> Task:
+        """The study's task that the order is about, if the study asks for it in this way."""
+        order = self.order
+        way = f"{order.init}/{order.method}" if order.init else order.method
+        for settings in self.study.finetuning:
+            counts = settings.participants or (0,)
+            if settings.name == order.task and way in settings.methods and order.k in counts:
+                return task_of(self.study, settings)
+        raise Refusal(
+            "ORDER_MALFORMED", f"the study has no task {order.task!r} by {way} of {order.k}"
+        )
 
+    def network(self, model: TunedModel, repeat: int) -> Any:
+        """The tuned network of a kept model; `Refusal` if it is one in closed form."""
+        if self.order.method in CLOSED_FORM or model.cell is None:
+            raise Refusal("ORDER_MALFORMED", f"{self.order.method} tunes no network")
+        network = self._fresh(self._seed("finetune", repeat))
+        load_arrays(network, model.arrays)
+        tell(network, model.cell.epochs, self.task.settings.epochs)
+        return network
 
-def _deep(
-    study: Study,
-    site: Site,
-    cohort: Cohort,
-    order: Order,
-    split: Split,
-    arrays: Arrays,
-    task: FineTuning,
-) -> NDArray[np.float32]:
-    """Train the whole network for each cell of the grid; keep the one that validates best."""
-    target, device = study.targets[task.target], choose_device(site.device.kind)
-    label = cohort.labels[task.target]
-    best, predicted = float("nan"), np.zeros(0, dtype=np.float32)
-    cells = list(_grid(task))
-    with track(f"{site.name}: {task.name} {order.init}, settings", len(cells)) as advance:
-        for cell in cells:
-            network = build(
-                study,
-                {task.target: target},
-                seed=seed_of(study.seed, "finetune", site.name, task.name),
+    def predicted(self, model: TunedModel, indices: Indices, repeat: int) -> Floats:
+        """What a kept model says of the samples `indices`."""
+        name, target = self.task.target_name, self.task.target
+        if self.order.method in CLOSED_FORM:
+            fitted = LinearModel.from_arrays(name, target, model.arrays)
+            return fitted.predict(self._features(repeat), indices)
+        device = choose_device(self.site.device.kind)
+        return predict(self.network(model, repeat), self.cohort, indices, device)[name]
+
+    @property
+    def _repeats(self) -> int:
+        settings = self.task.settings
+        return settings.draws * settings.repeats if self.order.k else settings.repeats
+
+    def _measured(
+        self, task: Task, test: Indices, predicted: Floats, repeat: int
+    ) -> list[Measurement]:
+        rows = measure(
+            self.study, self.site, self.cohort, self.order, task.target_name, test, predicted,
+            task.name,
+        )  # fmt: skip
+        order = self.order
+        told = {"init": order.init, "method": order.method, "k": order.k, "repeat": repeat}
+        return [row.model_copy(update=told) for row in rows]
+
+    def _split(self, repeat: int) -> Split | None:
+        """The labelled samples of each part; None if the people drawn show nothing to learn.
+
+        With `order.k`, as many training participants are drawn, and at most as many that choose.
+        """
+        task, cohort = self.task, self.cohort
+        name, target = task.target_name, task.target
+        known = ~np.isnan(cohort.labels[name])
+        parts: dict[str, Indices] = {}
+        for part in ("train", "validation", "test"):
+            indices = cohort.indices(part, self.study.splits)
+            parts[part] = indices[known[indices]]
+        for part, indices in parts.items():
+            if len(indices) < 2:
+                raise Refusal("NO_DATA", f"{len(indices)} labelled {part} scans for {name}")
+        if self.order.k:
+            draw = repeat // task.settings.repeats
+            parts["train"] = self._drawn(parts["train"], "train", draw, exactly=True)
+            parts["validation"] = self._drawn(parts["validation"], "validation", draw)
+        if target.kind != "regression" and len(set(cohort.labels[name][parts["train"]])) < 2:
+            return None
+        return Split(**parts)
+
+    def _drawn(self, indices: Indices, part: str, draw: int, *, exactly: bool = False) -> Indices:
+        people = person_codes(self.cohort.participants)[indices]
+        everyone = np.unique(people)
+        if exactly and len(everyone) < self.order.k:
+            raise Refusal(
+                "NO_DATA", f"{len(everyone)} labelled {part} participants, {self.order.k} asked"
             )
-            if order.init == "transfer":
-                load_arrays(network, carried_over(network, arrays, task.target))
-            train(
-                network,
-                cohort,
-                split.train,
-                cell,
-                epochs=task.epochs,
-                batch_size=task.batch_size,
-                rate=cell.rate,
-                seed=seed_of(study.seed, "finetune-order", site.name, task.name),
-                device=device,
-            )
-            on_validation = predict(network, cohort, split.validation, device)[task.target]
-            score = _score(target, label[split.validation], on_validation)
-            if not len(predicted) or metrics.better(target, score, best):
-                best = score
-                predicted = predict(network, cohort, split.test, device)[task.target]
-            advance()
-    return predicted
+        seed = seed_of(self.study.seed, "draw", self.site.name, self.order.task, part, draw)
+        chosen = np.random.default_rng(seed).permutation(everyone)[: self.order.k]
+        return indices[np.isin(people, chosen)]
+
+    def _model(self, split: Split, repeat: int) -> TunedModel:
+        """The model of this order, as it is kept, or trained and kept now."""
+        kept = self.models.find(self.order, repeat)
+        if kept is not None and kept.order == self.order.id:
+            return kept
+        closed = self.order.method in CLOSED_FORM
+        model = self._fitted(split, repeat) if closed else self._trained(split, repeat)
+        self.models.keep(self.order, repeat, model)
+        return model
+
+    def _fitted(self, split: Split, repeat: int) -> TunedModel:
+        """A penalised linear model on regional measures, or on what the network says of a scan."""
+        name, target = self.task.target_name, self.task.target
+        features, label = self._features(repeat), self.cohort.labels[name]
+        strength = choose(target, features, label, [(split.train, split.validation)])
+        model = fit(target, features, label, split.train, strength)
+        return TunedModel(
+            order=self.order.id, metric=metrics.primary(target), arrays=model.arrays(name)
+        )
+
+    def _features(self, repeat: int) -> Features:
+        if self.order.method == "linear":
+            return regional_features(self.cohort)
+        study, pretraining = self.study, self.study.pretraining
+        of = pretraining.rounds * pretraining.local_epochs
+        network = build(study, seed=self._seed("finetune", repeat))
+        if self.order.init == "pretrained":
+            load_arrays(network, {n: a for n, a in self.arrays.items() if n in _names(network)})
+        tell(network, of if self.order.init == "pretrained" else 0, of)
+        return features_of(network, self.cohort, choose_device(self.site.device.kind))
+
+    def _trained(self, split: Split, repeat: int) -> TunedModel:
+        """Train the network for each cell of the grid; keep the one that validates best."""
+        task, target = self.task, self.task.target
+        label = self.cohort.labels[task.target_name]
+        device = choose_device(self.site.device.kind)
+        grid: list[Cell] = []
+        chosen, best, arrays = 0, float("nan"), Arrays()
+        title = f"{self.site.name}: {task.name} {self.order.init}/{self.order.method}, settings"
+        cells = list(_cells(task))
+        with track(title, len(cells)) as advance:
+            for cell in cells:
+                network = self._fresh(self._seed("finetune", repeat))
+                done = self._run(network, cell, split, repeat, device)
+                told = predict(network, self.cohort, split.validation, device)[task.target_name]
+                score = _score(metrics.exact(target, label[split.validation], told), target)
+                grid.append(replace(done, score=score if math.isfinite(score) else None))
+                if not arrays or metrics.better(target, score, best):
+                    chosen, best = len(grid) - 1, score
+                    found = arrays_of(network)
+                    arrays = {name: found[name] for name in tuned_arrays(network)}
+                advance()
+        return TunedModel(
+            order=self.order.id,
+            metric=metrics.primary(target),
+            arrays=arrays,
+            grid=tuple(grid),
+            chosen=chosen,
+        )
+
+    def _fresh(self, seed: int) -> Any:
+        """The network as every cell begins with it: drawn, loaded, and given what is added."""
+        network = build_for(self.study, self.task, seed=seed)
+        if self.order.init == "pretrained":
+            load_arrays(network, carried_over(network, self.arrays, self.task.target_name))
+        tune(network, self.order.method, self.task, seed=seed)
+        return network
+
+    def _run(
+        self, network: Any, cell: Cell, split: Split, repeat: int, device: torch.device
+    ) -> Cell:
+        """Train one cell in place, back to its best epoch if validation stops it; its history."""
+        settings = self.task.settings
+        seed = self._seed("finetune-order", repeat)
+        watch = _Patience(
+            self.cohort, network, split.validation, device,
+            patience=settings.patience, seed=self._seed("validation", repeat),
+            batch_size=settings.batch_size,
+        )  # fmt: skip
+        recipe = Recipe(
+            steps=settings,
+            rate=cell.learning_rate,
+            weight_decay=cell.weight_decay,
+            epochs=settings.epochs,
+            of=settings.epochs,
+            seed=seed,
+            loader=loader_of(self.study, self.site, self.cohort, seed),
+        )
+        train(network, self.cohort, split.train, recipe, device, go_on=watch.go_on)
+        epochs = watch.restore(settings.epochs)
+        tell(network, epochs, settings.epochs)
+        return replace(cell, epochs=epochs, history=tuple(watch.history))
+
+    def _seed(self, purpose: str, repeat: int) -> int:
+        """Repeats of one draw differ in chance alone; draws of other people share it."""
+        again = repeat % self.task.settings.repeats
+        return seed_of(self.study.seed, purpose, self.site.name, self.order.task, again)
 
 
-def _grid(task: FineTuning) -> Iterator[Cell]:
-    for rate in task.learning_rates:
-        for decay in task.weight_decays:
-            yield Cell(rate=rate, weight_decay=decay)
+class _Patience:
+    """Notes each epoch's losses, and ends a training whose validation loss falls no more."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        network: Any,
+        validation: Indices,
+        device: torch.device,
+        *,
+        patience: int,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self.history: list[Passage] = []
+        self._cohort, self._network, self._validation = cohort, network, validation
+        self._device, self._patience = device, patience
+        self._seed, self._batch_size = seed, batch_size
+        self._best, self._epochs = math.inf, 0
+        self._arrays: Arrays = {}
+
+    def go_on(self, epoch: int, tally: Tally) -> bool:
+        """Whether another epoch may help."""
+        found = None
+        if self._patience:
+            found = losses(
+                self._network, self._cohort, self._validation, self._device,
+                seed=self._seed, batch_size=self._batch_size,
+            ).mean()  # fmt: skip
+            if found < self._best:
+                self._best, self._epochs = found, epoch + 1
+                everything = arrays_of(self._network)
+                self._arrays = {name: everything[name] for name in tuned_arrays(self._network)}
+        self.history.append(
+            Passage(epoch=epoch + 1, loss=_finite(tally.mean()), validation_loss=_finite(found))
+        )
+        return not self._patience or epoch + 1 - self._epochs < self._patience
+
+    def restore(self, epochs: int) -> int:
+        """Go back to the best epoch, if one was sought; how many epochs the arrays then have."""
+        if not self._arrays:
+            return len(self.history) or epochs
+        load_arrays(self._network, self._arrays)
+        return self._epochs
 
 
-def _score(target: Target, label: NDArray[np.float32], predicted: NDArray[np.float32]) -> float:
-    return metrics.exact(target, label, predicted).get(metrics.primary(target), float("nan"))
+def _cells(task: Task) -> Iterator[Cell]:
+    for rate in task.settings.learning_rates:
+        for decay in task.settings.weight_decays:
+            yield Cell(learning_rate=rate, weight_decay=decay)
+
+
+def _score(found: Mapping[str, float], target: Any) -> float:
+    return found.get(metrics.primary(target), float("nan"))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _names(network: Any) -> set[str]:
+    return set(network.state_dict())

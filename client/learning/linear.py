@@ -1,4 +1,4 @@
-"""Linear models on regional volumes or on a frozen backbone's features: the rival to beat.
+"""Linear models on regional measures or on a frozen network's features: the rival to beat.
 
 Ridge and logistic regression with the penalty chosen among nine by participants that the fit has
 not seen; features are z-scored by the fit's own participants.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import ThreadpoolController
 
 from client.data.cohort import Cohort
-from client.data.loading import batches, split_evenly
-from client.learning.training import autocast
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.study import Target
+from common.sections import Target
 
 Features = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -127,18 +124,6 @@ def regional_features(cohort: Cohort) -> Features:
         raise Refusal("NO_DATA", "this kind of data has no measures for a linear model")
     one_by_one = (cohort.samples[everyone[i : i + 1]][0] for i in everyone)
     return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in one_by_one])
-
-
-def backbone_features(network: Any, cohort: Cohort, device: torch.device) -> Features:
-    """What the frozen backbone says of every sample: (N, F)."""
-    network.to(device).eval()
-    found = []
-    with torch.inference_mode():
-        order = split_evenly(np.arange(len(cohort.participants)), 64)
-        for batch in batches(cohort, order, device):
-            with autocast(device):
-                found.append(network.backbone(batch.x).float().cpu().numpy())
-    return np.concatenate(found).astype(np.float64)
 
 
 def _classes(target: Target, model: LogisticRegression) -> tuple[Features, Features]:

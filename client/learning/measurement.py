@@ -11,8 +11,9 @@ from client.data.cohort import Cohort
 from client.site import Site
 from common import metrics
 from common.protocol.orders import Measurement, Order
+from common.sections import Target
 from common.seeding import seed_of
-from common.study import Study, Target
+from common.study import Study
 
 Floats = NDArray[np.floating[Any]]
 
@@ -26,10 +27,12 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     indices: NDArray[np.int64],
     predicted: Floats,
     task: str = "",
-    init: str = "",
     model: str | None = None,
 ) -> list[Measurement]:
-    """Every metric of `name` for the samples `indices`, all labelled, and their predictions."""
+    """Every metric of `name` for the samples `indices`, all labelled, and their predictions.
+
+    A primary metric that is not defined, since all samples are of one class, has no value.
+    """
     target, label = study.targets[name], cohort.labels[name][indices]
     people = tuple(cohort.participants[i] for i in indices)
 
@@ -44,13 +47,15 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
             task=task,
             target=name,
             model=model or order.model,
-            init=init,
             metric=metric,
-            value=value,
-            bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence),
+            value=value if np.isfinite(value) else None,
+            bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence)
+            if np.isfinite(value)
+            else None,
         )
         for metric, value in values.items()
-        if np.isfinite(value) and not (metric == "r" and (model or "").endswith("-mean"))
+        if (np.isfinite(value) or metric == metrics.primary(target))
+        and not (metric == "r" and (model or "").endswith("-mean"))
     ]
 
 
@@ -83,7 +88,6 @@ def difference(  # noqa: PLR0913, PLR0917
             task="",
             target=name,
             model=order.model,
-            init="",
             metric=f"{metric}_minus_{rival}",
             value=float(value[0]),
             bounds=metrics.percentiles(drawn, study.evaluation.confidence),
@@ -97,7 +101,7 @@ def row(
     people: tuple[str, ...],
     *,
     bounds: tuple[float, float] | None,
-    value: float,
+    value: float | None,
     **names: str,
 ) -> Measurement:
     """One row of results.csv."""

@@ -1,69 +1,117 @@
-"""Training at a site: steps over its own scans, and counts instead of averages.
+"""The training loop at a site: steps over its own scans, and counts instead of averages.
 
 The loop knows no network and no objective; both come through `common.seams`. A loss arrives as
-values by sample, so the reduction is this file's choice: here the mean over counted samples, one
-day the clipped sum of per-participant gradients.
+values by sample, so the reduction is this file's choice: the mean over counted samples, unless the
+objective makes gradients of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from math import cos, pi
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.data.cohort import Cohort
-from client.data.loading import Batch, batches, shuffled, split_evenly
-from common import metrics
-from common.errors import Refusal
+from client.data.loading import PLAIN, Batch, Loader, batches, person_codes
+from client.learning.optimisers import Stepper, trained
+from client.learning.sampling import epoch as epoch_of
+from common.arrays import Arrays
+from common.errors import SettingError
 from common.network import rest_frozen_layers
-from common.normalisation import start_statistics_afresh
 from common.seams import Terms
-from common.study import Pretraining, Target
+from common.sections import Steps
+
+Indices = NDArray[np.int64]
 
 
-class Settings(Protocol):
-    """What the loop needs to know; a study's `[pretraining]` or one cell of a fine-tuning grid."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training: which epochs of how many, by which rules, from which chance.
 
-    @property
-    def optimiser(self) -> str: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def gradient_clip(self) -> float: ...
-    @property
-    def proximal_mu(self) -> float: ...
+    first, epochs, of: it goes from epoch `first` over `epochs` of them, of `of` in the whole
+        training; rates and objectives go by that.
+    seed: all chance, order, dropout and augmentation alike, comes from it.
+    moments: the optimiser's, from where an earlier training left off.
+    """
+
+    steps: Steps
+    rate: float
+    weight_decay: float
+    epochs: int
+    first: int = 0
+    of: int
+    seed: int
+    proximal_mu: float = 0.0
+    loader: Loader = PLAIN
+    moments: Mapping[str, NDArray[Any]] | None = None
 
 
-class Losses:
-    """Sums and counts of each term over what was trained on, kept on the device until read."""
+class Tally:
+    """Sums and counts of each term, and which samples entered it; on the device until read."""
 
-    def __init__(self) -> None:
+    def __init__(self, cohort: Cohort) -> None:
+        self._cohort = cohort
         self._names: list[str] = []
         self._totals: Tensor | None = None  # (terms, 2): sum of the loss, samples counted
+        self._entered: Tensor | None = None  # (terms, N): whether a sample ever counted
 
-    def add(self, terms: Mapping[str, Terms]) -> None:
+    def add(self, terms: Mapping[str, Terms], indices: Tensor) -> None:
         """Count a batch in, without waiting for the device."""
-        self._names = list(terms)
-        both = torch.stack(
-            [torch.stack([_counted(term).sum(), term.counted.sum()]) for term in terms.values()]
-        )
-        both = both.detach().double()
-        self._totals = both if self._totals is None else self._totals + both
+        if self._totals is None or self._entered is None:
+            self._names = list(terms)
+            shape = (len(terms), len(self._cohort))
+            self._totals = torch.zeros((len(terms), 2), dtype=torch.float64, device=indices.device)
+            self._entered = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+        both = [torch.stack([counted(term).sum(), term.counted.sum()]) for term in terms.values()]
+        self._totals += torch.stack(both).detach().double()
+        for row, term in enumerate(terms.values()):
+            self._entered[row, indices] |= term.counted
 
-    def counts(self) -> dict[str, tuple[float, ...]]:
-        """(sum, count) by ``"loss/TERM"``."""
+    def counts(self, prefix: str) -> dict[str, tuple[float, ...]]:
+        """(sum, count) by ``"PREFIX/TERM"``."""
         if self._totals is None:
             return {}
         rows = self._totals.tolist()
-        return {f"loss/{name}": tuple(row) for name, row in zip(self._names, rows, strict=True)}
+        return {f"{prefix}/{name}": tuple(row) for name, row in zip(self._names, rows, strict=True)}
+
+    def participants(self, prefix: str) -> dict[str, int]:
+        """How many people stand behind each of `counts`."""
+        if self._entered is None:
+            return {}
+        people = person_codes(self._cohort.participants)
+        rows = self._entered.cpu().numpy()
+        return {
+            f"{prefix}/{name}": len(np.unique(people[row]))
+            for name, row in zip(self._names, rows, strict=True)
+        }
+
+    def mean(self) -> float:
+        """Mean of the terms' means, unweighted; NaN where nothing counted."""
+        if self._totals is None:
+            return float("nan")
+        means = [total / n for total, n in self._totals.tolist() if n]
+        return float(np.mean(means)) if means else float("nan")
+
+    def entered(self) -> Indices:
+        """The samples that counted in any term, ascending."""
+        if self._entered is None:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(self._entered.any(0).cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training leaves behind beside the network's arrays."""
+
+    tally: Tally
+    moments: Arrays
 
 
 def choose_device(kind: str) -> torch.device:
@@ -73,104 +121,84 @@ def choose_device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
-def learning_rate(settings: Pretraining, round_number: int) -> float:
-    """Learning rate of a round (from 1); cosine falls to a twentieth in the last.
-
-    >>> learning_rate(Pretraining(rounds=3, learning_rate=1.0), 1)
-    1.0
-    >>> round(learning_rate(Pretraining(rounds=3, learning_rate=1.0), 3), 3)
-    0.05
-    """
-    if settings.schedule == "constant" or settings.rounds == 1:
-        return settings.learning_rate
-    share = (round_number - 1) / (settings.rounds - 1)
-    return settings.learning_rate * (0.05 + 0.95 * (1 + cos(pi * share)) / 2)
-
-
-def train(  # noqa: PLR0913  the loop's whole setting, each by name
+def train(
     network: Any,
     cohort: Cohort,
-    indices: NDArray[np.int64],
-    settings: Settings,
+    indices: Indices,
+    recipe: Recipe,
+    device: torch.device,
     *,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    seed: int,
-    device: torch.device,
-) -> Losses:
-    """Train `network` in place on the samples `indices`, and return losses as sums.
+    go_on: Callable[[int, Tally], bool] | None = None,
+) -> Trained:
+    """Train `network` in place on the samples `indices`.
 
-    All chance, order and dropout alike, comes from `seed`.
+    `go_on` is told after each epoch which one it was and what it lost, and may look at the network;
+    False ends the training.
+
+    Raises
+    ------
+    SettingError
+        If the objective changes a buffer in `terms`; what would count as learnt there is not.
     """
-    network.to(device, memory_format=_format(cohort)).train()
-    rest_frozen_layers(network)
-    anchors = _anchors(network) if settings.proximal_mu else []
-    optimiser = _optimiser(network, settings, rate)
-    generator = np.random.default_rng(seed)
-    losses = Losses()
+    lay_out(network, device)
+    anchors = _anchors(network) if recipe.proximal_mu else []
+    stepper = Stepper(
+        network,
+        recipe.steps,
+        rate=recipe.rate,
+        weight_decay=recipe.weight_decay,
+        moments=recipe.moments,
+    )
+    generator = np.random.default_rng(recipe.seed)
+    whole = Tally(cohort)
+    with seeded(recipe.seed, device):
+        for number in range(recipe.first, recipe.first + recipe.epochs):
+            tell(network, number, recipe.of)
+            network.train()
+            rest_frozen_layers(network)
+            order = epoch_of(network, cohort, indices, recipe.steps, generator)
+            tally = Tally(cohort)
+            loader = _loader(recipe.loader, number)
+            for step, batch in enumerate(batches(cohort, order, device, loader), start=1):
+                share = (number + step / len(order)) / recipe.of
+                terms = _step(network, batch, stepper, recipe, anchors, share)
+                whole.add(terms, batch.indices)
+                if go_on is not None:
+                    tally.add(terms, batch.indices)
+            if go_on is not None and not go_on(number, tally):
+                break
+    return Trained(whole, stepper.moments())
+
+
+def tell(network: Any, epoch: int, of: int) -> None:
+    """Tell an objective that asks for it where training stands: `epoch` of `of` are done."""
+    begin = getattr(network, "begin", None)
+    if begin is not None:
+        begin(epoch, of)
+
+
+def lay_out(network: nn.Module, device: torch.device) -> None:
+    """Move a network to its device, kernels of convolutions channels-last.
+
+    3D convolutions run a sixth to a third faster so, also on the CPU. It goes tensor by tensor:
+    a 2D convolution may look at slices of a volume.
+    """
+    network.to(device)
+    for module in network.modules():
+        kind = _CHANNELS_LAST.get(type(module))
+        weight = getattr(module, "weight", None)
+        if kind is not None and isinstance(weight, nn.Parameter):
+            weight.data = weight.data.contiguous(memory_format=kind)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let torch's chance come from `seed` inside the block, and be as it was after it."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for _ in range(epochs):
-            order = _order(network, indices, batch_size, generator)
-            for batch in batches(cohort, order, device):
-                losses.add(_step(network, batch, optimiser, settings, anchors))
-    return losses
-
-
-def predict(
-    network: Any, cohort: Cohort, indices: NDArray[np.int64], device: torch.device
-) -> dict[str, NDArray[np.float32]]:
-    """Predictions of every head for the samples `indices`, in that order."""
-    if not len(indices):
-        return {}
-    network.to(device, memory_format=_format(cohort)).eval()
-    found: dict[str, list[NDArray[np.float32]]] = {}
-    with torch.inference_mode():
-        for batch in batches(cohort, split_evenly(indices, 64), device):
-            with autocast(device):
-                output = network.predict(batch.x)
-            for name, values in output.items():
-                found.setdefault(name, []).append(values.float().cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def validation_counts(
-    network: Any,
-    cohort: Cohort,
-    indices: NDArray[np.int64],
-    targets: Mapping[str, Target],
-    device: torch.device,
-) -> dict[str, tuple[float, ...]]:
-    """Mergeable counts of the network's predictions on a site's validation samples."""
-    return {
-        f"validation/{name}": tuple(
-            metrics.counts(targets[name], cohort.labels[name][indices], values).tolist()
-        )
-        for name, values in predict(network, cohort, indices, device).items()
-    }
-
-
-def reestimate_statistics(
-    network: Any, cohort: Cohort, indices: NDArray[np.int64], device: torch.device
-) -> None:
-    """Set normalisation statistics from a site's own scans; labels play no part."""
-    network.to(device, memory_format=_format(cohort)).eval()
-    layers = start_statistics_afresh(network.backbone)  # heads are not run below
-    with torch.inference_mode():
-        for batch in batches(cohort, split_evenly(indices, 64), device):
-            network.backbone(batch.x)
-    for layer in layers:
-        layer.momentum = 0.1
-        layer.eval()
-
-
-def total_loss(terms: Mapping[str, Terms], weights: Mapping[str, float]) -> Tensor:
-    """sum_t w_t [sum_i m_it l_t(i)] / max(1, sum_i m_it), see `common.objectives.multitask`."""
-    parts = []
-    for name, term in terms.items():
-        parts.append(weights[name] * _counted(term).sum() / term.counted.sum().clamp(min=1))
-    return torch.stack(parts).sum()
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -180,66 +208,91 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _order(
-    network: Any, indices: NDArray[np.int64], batch_size: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """An epoch's batches; for a coupled loss whole ones, each epoch leaving others out.
-
-    A loss over pairs of a batch grows with the batch: batches of a site's own size would make its
-    update another in scale.
-    """
-    if not getattr(network, "coupled", False):
-        return shuffled(indices, batch_size, generator)
-    whole = len(indices) // batch_size
-    if not whole:
-        raise Refusal("NO_DATA", f"{len(indices)} training samples, a batch takes {batch_size}")
-    return np.split(generator.permutation(indices)[: whole * batch_size], whole)
+def total_loss(terms: Mapping[str, Terms], weights: Mapping[str, float]) -> Tensor:
+    """sum_t w_t [sum_i m_it l_t(i)] / max(1, sum_i m_it), see `common.objectives.multitask`."""
+    parts = []
+    for name, term in terms.items():
+        parts.append(weights[name] * counted(term).sum() / term.counted.sum().clamp(min=1))
+    return torch.stack(parts).sum()
 
 
-def _counted(term: Terms) -> Tensor:
+def counted(term: Terms) -> Tensor:
+    """(B,) the losses that count, 0 for the others."""
     return torch.where(term.counted, term.values, torch.zeros_like(term.values))
+
+
+def labels_for(network: Any, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The labels of the network's own targets: what else a site holds is not its business."""
+    return {name: labels[name] for name in network.target_names if name in labels}
+
+
+_CHANNELS_LAST = {
+    nn.Conv2d: torch.channels_last,
+    nn.ConvTranspose2d: torch.channels_last,
+    nn.Conv3d: torch.channels_last_3d,
+    nn.ConvTranspose3d: torch.channels_last_3d,
+}
+
+
+def _loader(loader: Loader, epoch: int) -> Loader:
+    """The loader of one epoch, whose augmentation is another one's in none."""
+    if not loader.augment:
+        return loader
+    seed = int(np.random.SeedSequence((loader.seed, epoch)).generate_state(1, np.uint64)[0])
+    return Loader(loader.augment, seed, loader.threads)
 
 
 def _step(
     network: Any,
     batch: Batch,
-    optimiser: torch.optim.Optimizer,
-    settings: Settings,
-    anchors: Sequence[tuple[Tensor, Tensor]],
+    stepper: Stepper,
+    recipe: Recipe,
+    anchors: list[tuple[nn.Parameter, Tensor]],
+    share: float,
 ) -> dict[str, Terms]:
-    optimiser.zero_grad(set_to_none=True)
-    with autocast(batch.x.device):
-        terms: dict[str, Terms] = network.terms(batch.x, batch.labels)
-    total_loss(terms, network.weights).backward()  # type: ignore[no-untyped-call]
+    stepper.clear()
+    labels = labels_for(network, batch.labels)
+    own = getattr(network, "gradients", None)
+    if own is not None:
+        terms: dict[str, Terms] = own(batch.x, labels, batch.participants)
+    else:
+        before = _versions(network)
+        with autocast(batch.x.device):
+            terms = network.terms(batch.x, labels)
+        _refuse_changes(network, before)
+        total_loss(terms, network.weights).backward()  # type: ignore[no-untyped-call]
     for parameter, start in anchors:  # FedProx: mu / 2 |w - w0|^2, added as its gradient
         if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)
-    if settings.gradient_clip:
-        nn.utils.clip_grad_norm_(list(_trainable(network)), settings.gradient_clip)
-    optimiser.step()
+            parameter.grad.add_(parameter.detach() - start, alpha=recipe.proximal_mu)
+    if recipe.steps.gradient_clip:
+        parameters = [parameter for _, parameter in trained(network)]
+        nn.utils.clip_grad_norm_(parameters, recipe.steps.gradient_clip)
+    stepper.step(share)
+    after = getattr(network, "after_step", None)
+    if after is not None:
+        with torch.no_grad():
+            after()
     return terms
 
 
-def _optimiser(network: nn.Module, settings: Settings, rate: float) -> torch.optim.Optimizer:
-    parameters = list(_trainable(network))
-    decay = settings.weight_decay
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, foreach=True
+def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """Identity and version of every buffer but normalisation's own, which a forward pass moves."""
+    return {
+        f"{place}.{name}": (id(buffer), buffer._version)  # noqa: SLF001  torch's count of writes
+        for place, module in network.named_modules()
+        if not isinstance(module, _BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def _refuse_changes(network: nn.Module, before: Mapping[str, tuple[int, int]]) -> None:
+    changed = [name for name, now in _versions(network).items() if before.get(name) != now]
+    if changed:
+        raise SettingError(
+            f"{type(network).__name__}.terms changed the buffer {changed[0].strip('.')}; that is "
+            "for after_step or begin, since terms is also asked where nothing may be learnt"
         )
-    kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay, foreach=True)
 
 
-def _trainable(network: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for parameter in network.parameters() if parameter.requires_grad)
-
-
-def _anchors(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    return [(parameter, parameter.detach().clone()) for parameter in _trainable(network)]
-
-
-def _format(cohort: Cohort) -> torch.memory_format:
-    """Volumes lie channels-last: 3D convolutions run a sixth to a third faster, also on the CPU."""
-    volumes = len(cohort.samples.shape) == 4
-    return torch.channels_last_3d if volumes else torch.contiguous_format
+def _anchors(network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    return [(parameter, parameter.detach().clone()) for _, parameter in trained(network)]

@@ -16,27 +16,34 @@ from typing import Any
 
 import numpy as np
 
-from client.authority.admission import check_kind, check_role
+from client.authority.admission import check_kind, check_role, check_start
 from client.authority.approvals import paused
 from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
+from client.learning.answer import Answer
+from client.learning.census import census, settle
 from client.learning.evaluation import Judge
-from client.learning.finetuning import finetune
+from client.learning.explanation import mean_map
+from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
-from client.learning.training import choose_device, learning_rate, train, validation_counts
+from client.learning.pretraining import train_round
+from client.learning.training import choose_device
+from client.learning.tuned_models import TunedModels
+from client.service.array_store import ArrayStore
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal, StorageError
-from common.network import arrays_of, build, load_arrays, plan_of
-from common.plan import Plan
-from common.protocol.orders import Order, Report, digest_of, refuse
-from common.seams import LABELS, SCANS
-from common.seeding import seed_of
+from common.network import build, load_arrays, plan_of
+from common.plan import Plan, Rule
+from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
+from common.seams import SHARED
+from common.starting import taken
 from common.study import Study
 
 _log = getLogger("callosum.site")
+_TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models
 
 
 @lru_cache(maxsize=2)
@@ -64,11 +71,13 @@ class Agent:
     def answer(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
         try:
-            self._check(order, arrays)
-            earlier = self._kept(order).report(order)
-            report, sent = earlier or self._worked(order, arrays)
-            if earlier is not None:  # the policy may have become stricter since
-                report = self._inspected(order, arrays, report, sent)
+            self._check(order)
+            earlier = self._cache(order).report(order)
+            if earlier is None:
+                report, sent = self._worked(order, self._assembled(order, arrays))
+            else:  # the policy may have become stricter since
+                report, sent = earlier
+                report = inspect(order, _rules(sent), self.site.policy, report, sent, arrays)
             self._enter(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
@@ -81,20 +90,27 @@ class Agent:
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
-        self._check_arrays(order, arrays)
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy.most_exposures)
         began = time.monotonic()
-        report, sent = self._work(order, arrays)
-        report = report.model_copy(update={"seconds": time.monotonic() - began})
-        report = self._inspected(order, arrays, report, sent)
+        answer = self._work(order, arrays)
+        report = Report(
+            order=order.id,
+            site=self.site.name,
+            kind=order.kind,
+            round=order.round,
+            support=answer.support,
+            participants=answer.participants,
+            counts=answer.counts,
+            measurements=answer.measurements,
+            cohort=self.cohort.fingerprint if order.kind == "census" else "",
+            holds=self._store.holds(),
+            seconds=time.monotonic() - began,
+        )
+        report = inspect(order, answer.expected, self.site.policy, report, answer.arrays, arrays)
         if self.keeps_training or order.kind != "train":
-            self._kept(order).keep(order, report, sent)
-        return report, sent
-
-    def _inspected(self, order: Order, arrays: Arrays, report: Report, sent: Arrays) -> Report:
-        _, plan = _network(self.study)
-        return inspect(self.study, order, plan, self.site.policy, report, sent, arrays)
+            self._cache(order).keep(order, report, answer.arrays)
+        return report, answer.arrays
 
     def _enter(self, order: Order, report: Report, sent: Arrays) -> None:
         """Enter into the records what is about to leave, unless somebody has paused the site."""
@@ -113,10 +129,10 @@ class Agent:
                 _log.exception("%s: %s leaves without a receipt", self.site.name, code)
         return report
 
-    def _check(self, order: Order, arrays: Arrays) -> None:
+    def _check(self, order: Order) -> None:
         """Cheap checks before any heavy work."""
-        if order.site != self.site.name or order.arrays != digest_of(arrays):
-            raise Refusal("ORDER_MALFORMED", "the order is not for this site or arrays")
+        if order.site != self.site.name:
+            raise Refusal("ORDER_MALFORMED", f"the order is for {order.site}")
         if order.study != self.study.digest:
             raise Refusal("STUDY_UNKNOWN")
         check_role(self.site, order)
@@ -126,88 +142,139 @@ class Agent:
             raise Refusal("NO_DATA")
         if people < self.site.policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
+        check_start(self.site, self.study, self.cohort.fingerprint)
 
-    def _check_arrays(self, order: Order, arrays: Arrays) -> None:
-        """Refuse arrays that leave some of the network as an earlier order left it."""
-        if order.kind in ("census", "linear") or order.model.endswith("-linear"):
-            return
-        _, plan = _network(self.study)
-        if set(arrays) != set(plan):
+    def _assembled(self, order: Order, sent: Arrays) -> Arrays:
+        """All arrays that the order is about: those that came with it, and those held here.
+
+        Raises
+        ------
+        Refusal
+            NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
+        """
+        of_network = order.kind in ("train", *_TUNED) or (
+            order.kind == "evaluate" and not order.model.endswith("-linear")
+        )
+        plan = _network(self.study)[1] if of_network else {}
+        static = {name for name, rule in plan.items() if not rule.travels}
+        base = {name: array for name, array in sent.items() if name in static}
+        moving = {name: array for name, array in sent.items() if name not in static}
+        whole = {
+            **self._set(order.base or EMPTY, base, keep=True),
+            **self._set(order.arrays, moving, keep=order.kind in _TUNED),
+        }
+        from_nothing = order.kind in _TUNED and order.init != "pretrained"
+        if of_network and not from_nothing and set(whole) != set(plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
+        if order.kind == "train" and order.round == 1:
+            self._check_beginning(whole)
+        return whole
 
-    def _kept(self, order: Order) -> ReportCache:
+    def _set(self, digest: str, sent: Arrays, *, keep: bool) -> Arrays:
+        if digest == EMPTY or sent:
+            if digest_of(sent) != digest:
+                raise Refusal("ORDER_MALFORMED", "the arrays are not those that the order names")
+            if sent and keep:
+                self._store.put(digest, sent)
+            return sent
+        held = self._store.get(digest)
+        if held is None:
+            raise Refusal("NEEDS_ARRAYS", f"no arrays {digest[:12]} are held here")
+        return held
+
+    def _check_beginning(self, arrays: Arrays) -> None:
+        """Refuse a first round that begins from something else than the study says."""
+        start = self.study.start
+        if start is not None and digest_of(taken(start, arrays)) != start.arrays:
+            raise Refusal("ORDER_MALFORMED", "the first round's arrays are not the study's start")
+
+    @property
+    def _store(self) -> ArrayStore:
+        return ArrayStore(self.site.state / "arrays")
+
+    def _cache(self, order: Order) -> ReportCache:
         return ReportCache(self.site.state / "runs" / order.run[:16])
 
-    def _work(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
-        if order.kind == "census":
-            return self._census(order)
-        if order.kind == "train":
-            return self._train(order, arrays)
-        if order.kind == "linear":
-            return self._report(order), self._linear()
-        network, _ = _network(self.study)
-        personal = {**arrays, **self._kept(order).own_arrays(order.model)}
-        if order.kind == "finetune":
-            rows = finetune(self.study, self.site, self.cohort, order, personal)
-        else:
-            judge = Judge(self.study, self.site, self.cohort, order, self._kept(order).folder)
-            if order.model.endswith("-linear"):
-                rows, counts = judge.linear(arrays)
-            else:
-                load_arrays(network, personal)
-                rows, counts = judge.network(network)
-            return self._report(order, measurements=tuple(rows), counts=counts), {}
-        return self._report(order, measurements=tuple(rows)), {}
-
-    def _census(self, order: Order) -> tuple[Report, Arrays]:
-        """Counts of scans and labels; for tables also the columns' sums over who trains."""
-        training = self.cohort.indices("train", self.study.splits)
-        counts, sent = {}, {}
-        if self.site.role == "train":
-            if len(training) < 2:
-                raise Refusal("NO_DATA", f"{len(training)} training samples")
-            counts = self._label_sums(training)
-            if self.study.layout == "table":
-                columns = np.asarray(self.cohort.samples[training], dtype=np.float64)
-                sent = {
-                    "columns/sum": columns.sum(0),
-                    "columns/squares": (columns**2).sum(0),
-                    "columns/n": np.array([float(len(columns))]),
-                }
-        support = self._support(np.arange(len(self.cohort.participants)), list(self.study.targets))
-        return self._report(order, support=support, counts=counts), sent
-
-    def _train(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
-        """One round: judge the arrays as they came on validation participants, then train them."""
-        study, settings = self.study, self.study.pretraining
-        network, plan = _network(study)
-        kept = self._kept(order)
-        own = kept.own_arrays(order.model, before=order.round)
-        load_arrays(network, {**arrays, **own})
-        device = choose_device(self.site.device.kind)
-        training = self.cohort.indices("train", study.splits)
-        validation = self.cohort.indices("validation", study.splits)
-        counts = validation_counts(network, self.cohort, validation, study.targets, device)
-        losses = train(
-            network,
-            self.cohort,
-            training,
-            settings,
-            epochs=settings.local_epochs,
-            batch_size=settings.batch_size,
-            rate=learning_rate(settings, order.round),
-            seed=seed_of(study.seed, "train", self.site.name, order.round),
-            device=device,
-        )
-        trained = arrays_of(network)
-        kept.keep_own(order, {name: trained[name] for name, rule in plan.items() if rule.kept})
-        sent = {name: trained[name] for name, rule in plan.items() if rule.travels}
-        names = list(study.pretraining_targets)
-        groups = {rule.group for rule in plan.values() if rule.travels} | {SCANS}
-        support = {
-            group: n for group, n in self._support(training, names).items() if group in groups
+    def _work(self, order: Order, arrays: Arrays) -> Answer:
+        if order.kind in _TUNED:
+            return self._tune(order, arrays)
+        work = {
+            "census": lambda: census(self.study, self.site, self.cohort),
+            "settle": lambda: self._settle(order, arrays),
+            "train": lambda: self._train(order, arrays),
+            "evaluate": lambda: self._evaluate(order, arrays),
+            "linear": lambda: Answer(arrays=self._linear()),
         }
-        return self._report(order, support=support, counts=counts | losses.counts()), sent
+        return work[order.kind]()
+
+    def _train(self, order: Order, arrays: Arrays) -> Answer:
+        network, plan = _network(self.study)
+        cache = self._cache(order)
+        done = train_round(
+            self.study, self.site, self.cohort, order, network=network, plan=plan,
+            arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
+            moments=cache.moments(order.model, before=order.round),
+        )  # fmt: skip
+        cache.keep_own(order, done.own)
+        cache.keep_moments(order, done.moments)
+        return done.answer
+
+    def _settle(self, order: Order, arrays: Arrays) -> Answer:
+        network, _ = _network(self.study)
+        load_arrays(network, arrays)
+        device = choose_device(self.site.device.kind)
+        return settle(self.study, self.cohort, network, order.round, device)
+
+    def _evaluate(self, order: Order, arrays: Arrays) -> Answer:
+        judge = Judge(self.study, self.site, self.cohort, order, self._cache(order).folder)
+        if order.model.endswith("-linear"):
+            return judge.linear(arrays)
+        network, _ = _network(self.study)
+        load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})
+        return judge.network(network)
+
+    def _tune(self, order: Order, arrays: Arrays) -> Answer:
+        """Orders about a task of the site's own, and about what was tuned for it."""
+        cache = self._cache(order)
+        if order.init == "pretrained":
+            arrays = {**arrays, **cache.own_arrays(order.model)}
+        models = TunedModels(cache.folder)
+        tuning = Tuning(self.study, self.site, self.cohort, order, arrays, models)
+        if order.kind in ("finetune", "judge"):
+            rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
+            return Answer(measurements=tuple(rows))
+        return (
+            self._explain(order, tuning) if order.kind == "explain" else self._send(order, tuning)
+        )
+
+    def _explain(self, order: Order, tuning: Tuning) -> Answer:
+        """The mean map of one tuned model over the task's test participants."""
+        network = self._tuned(order, tuning)
+        name = tuning.task.target_name
+        test = self.cohort.indices("test", self.study.splits)
+        test = test[~np.isnan(self.cohort.labels[name][test])]
+        found, people = mean_map(
+            network, self.cohort, test, name, choose_device(self.site.device.kind)
+        )
+        maps = {"map": found}
+        return Answer(arrays=maps, expected=_rules(maps), participants={"explain": people})
+
+    def _send(self, order: Order, tuning: Tuning) -> Answer:
+        """What tuning trained or added, where the study asks for it and the policy allows it."""
+        model = tuning.models.find(order, order.repeat)
+        rules = plan_of(self._tuned(order, tuning), self.study.aggregation.normalisation)
+        if model is None:
+            raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
+        expected = {name: rules[name] for name in model.arrays}
+        return Answer(arrays=model.arrays, expected=expected)
+
+    def _tuned(self, order: Order, tuning: Tuning) -> Any:
+        if order.kind not in tuning.task.settings.then:
+            raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
+        model = tuning.models.find(order, order.repeat)
+        if model is None:
+            raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
+        return tuning.network(model, order.repeat)
 
     def _linear(self) -> Arrays:
         """Penalised linear models of all pretraining targets; validation participants choose."""
@@ -223,33 +290,15 @@ class Agent:
             sent |= fit(target, features, label, fitted, strength).arrays(name)
         return sent
 
-    def _support(self, indices: np.ndarray[Any, Any], targets: list[str]) -> dict[str, int]:
-        labels = {
-            f"{LABELS}{name}": int((~np.isnan(self.cohort.labels[name][indices])).sum())
-            for name in targets
-        }
-        return {SCANS: len(indices), **labels}
 
-    def _label_sums(self, indices: np.ndarray[Any, Any]) -> dict[str, tuple[float, ...]]:
-        """(n, sum) of each target's labels, where enough participants stand behind them."""
-        found: dict[str, tuple[float, ...]] = {}
-        for name in self.study.targets:
-            labelled = indices[~np.isnan(self.cohort.labels[name][indices])]
-            known = self.cohort.labels[name][labelled]
-            people = {self.cohort.participants[index] for index in labelled}
-            if len(people) >= self.site.policy.minimum_support:
-                found[f"label/{name}"] = (float(len(known)), float(known.sum(dtype=np.float64)))
-        return found
-
-    def _report(self, order: Order, **content: Any) -> Report:
-        return Report(
-            order=order.id,
-            site=self.site.name,
-            kind=order.kind,
-            round=order.round,
-            cohort=self.cohort.fingerprint if order.kind == "census" else "",
-            **content,
+def _rules(arrays: Arrays) -> Plan:
+    """What was let out before may leave again."""
+    return {
+        name: Rule(
+            shape=array.shape, dtype=str(array.dtype), group=SHARED, role="statistic", kept=False
         )
+        for name, array in arrays.items()
+    }
 
 
 def code_of(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """The report cache: what a site keeps of a run, its answers and the arrays that are its own.
 
 A report is kept so that the same order is never worked on twice; arrays of its own (normalisation
-under silobn and fedbn) so that the next round goes on from them. Both are kept by round, because a
-round that is asked for again must start from the state before it.
+under silobn and fedbn, an optimiser's moments) so that the next round goes on from them. They are
+kept by round, because a round that is asked for again must start from the state before it.
 """
 
 from __future__ import annotations
@@ -44,19 +44,32 @@ class ReportCache:
 
     def own_arrays(self, model: str, before: int = 10_001) -> Arrays:
         """The site's own arrays after the last round earlier than `before`."""
-        rounds = [path for path in self._rounds(model, "own") if _round_of(path) < before]
+        return self._carried(model, "own", before)
+
+    def keep_own(self, order: Order, arrays: Arrays) -> None:
+        """Keep the site's own arrays after this round."""
+        self._carry(order, "own", arrays)
+
+    def moments(self, model: str, before: int) -> Arrays:
+        """The local optimiser's moments after the last round earlier than `before`."""
+        return self._carried(model, "moments", before)
+
+    def keep_moments(self, order: Order, arrays: Arrays) -> None:
+        """Keep the local optimiser's moments after this round."""
+        self._carry(order, "moments", arrays)
+
+    def _carried(self, model: str, what: str, before: int) -> Arrays:
+        rounds = [path for path in self._rounds(model, what) if _round_of(path) < before]
         if not rounds:
             return {}
         with open_arrays(rounds[-1]) as file:
             return file.all()
 
-    def keep_own(self, order: Order, arrays: Arrays) -> None:
-        """Keep the site's own arrays after this round."""
+    def _carry(self, order: Order, what: str, arrays: Arrays) -> None:
         if arrays:
-            write_arrays(
-                self.folder / order.model / f"own-{order.round:04d}.safetensors", arrays, {}
-            )
-            self._forget(order, "own")
+            path = self.folder / order.model / f"{what}-{order.round:04d}.safetensors"
+            write_arrays(path, arrays, {})
+            self._forget(order, what)
 
     def _report_path(self, order: Order) -> Path:
         if order.kind == "train":

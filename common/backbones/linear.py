@@ -6,6 +6,7 @@ once (`Standardise`); a site's own statistics never enter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from common.settings import Table
 class Standardise(nn.Module):
     """(B, F) raw columns to (B, F) z-scores by constants that travel with the model."""
 
+    passes = 1
     mean: Tensor
     deviation: Tensor
 
@@ -29,6 +31,20 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # far-off entries of a new scanner or a typing error must not decide the prediction
         return ((x - self.mean) / self.deviation).clamp(-8.0, 8.0)
+
+    def sums(self, x: Tensor, labels: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+        """Sum and sum of squares of each column, and how many rows they are of."""
+        wide = x.double()
+        n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
+        return {"sum": wide.sum(0), "squares": wide.square().sum(0), "n": n}
+
+    def settle(self, sums: Mapping[str, Tensor], number: int) -> None:
+        """Mean and deviation of each column; one that does not vary keeps deviation 1."""
+        mean = sums["sum"] / sums["n"]
+        deviation = (sums["squares"] / sums["n"] - mean.square()).clamp(min=0).sqrt()
+        flat = deviation <= 1e-6 * mean.abs().clamp(min=1e-12)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(flat, 1.0, deviation))
 
 
 class Linear(nn.Module):

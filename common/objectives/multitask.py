@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.seams import FROZEN, LABELS, SCANS, Terms
+from common.seams import LABELS, SHARED, Terms
+from common.sections import Target
 from common.settings import Table
-from common.study import Target
 
 
 class Multitask(nn.Module):
@@ -45,10 +45,8 @@ class Multitask(nn.Module):
         )
 
     def owner(self, name: str) -> str:
-        """Heads go by who holds their labels, the standardiser by nobody, the rest by scans."""
-        if name.startswith("heads."):
-            return LABELS + name.split(".")[1]
-        return FROZEN if ".standardise." in name else SCANS
+        """Heads go by who holds their labels, the rest by what entered a loss."""
+        return LABELS + name.split(".")[1] if name.startswith("heads.") else SHARED
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Raw outputs (B, outputs) of each head."""

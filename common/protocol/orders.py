@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from common.errors import SENTENCES, Refusal
+from common.sections import Name
 from common.settings import Table
-from common.study import Init, Name, canonical
+from common.study import canonical
 
-PROTOCOL: Final = 1  # raised when either end would misread the other
+PROTOCOL: Final = 2  # raised when either end would misread the other
 
-OrderKind = Literal["census", "train", "finetune", "linear", "evaluate"]
+OrderKind = Literal[
+    "census", "settle", "train", "finetune", "judge", "explain", "send", "linear", "evaluate"
+]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+Init = Literal["", "pretrained", "scratch"]
+MethodName = Annotated[str, Field(pattern=r"^([a-z][a-z0-9-]{0,30})?$")]
 Model = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,80}$")]  # becomes a folder
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -31,14 +36,16 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 class Order(Table):
     """One request to one site.
 
-    census: how many scans, participants and labels are there, and the columns' sums.
+    census: how many scans, participants and labels are there.
+    settle: sums over the training scans that the network's constants are made of.
     train: train the given arrays for one round; the report holds the trained arrays.
-    finetune: learn `task` from the given backbone; the report holds measurements only.
+    finetune: learn `task` by one method; the report holds measurements, the site keeps the models.
+    judge, explain, send: measure a tuned model anew, map what it looks at, hand it over.
     linear: fit penalised linear models to regional measures; the report holds their coefficients.
     evaluate: judge the given arrays as `model`; the report holds measurements and mergeable counts.
     """
 
-    protocol: Literal[1] = PROTOCOL
+    protocol: Literal[2] = PROTOCOL
     kind: OrderKind
     study: Hex = Field(description="Digest of the study.")
     run: Hex = Field(description="Name of the run, drawn when it was opened.")
@@ -46,11 +53,17 @@ class Order(Table):
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     model: Model = "federated"
     task: str = ""
-    init: Init = "transfer"
+    init: Init = ""
+    method: MethodName = ""
+    k: Count = Field(0, description="Training participants to learn from; 0: all.")
+    repeat: Count = Field(0, description="Which of the kept models is meant.")
     lineage: tuple[Name, ...] = Field((), description="Sites that contributed to the arrays.")
     against: tuple[Model, ...] = Field((), description="Models judged earlier, to compare with.")
     constants: dict[Label, float] = Field({}, description="Training sites' mean of each target.")
-    arrays: Hex = Field(description="Digest of the arrays sent along.")
+    arrays: Hex = Field(description="Digest of the arrays that the order is about.")
+    base: Hex | Literal[""] = Field(
+        "", description="Digest of those besides that no site ever sends: they travel once."
+    )
 
     @property
     def id(self) -> str:
@@ -66,6 +79,8 @@ class Measurement(Table):
     target: Label
     model: Label
     init: str = ""
+    method: str = ""
+    k: Count = Field(0, description="Participants learnt from, where a study asks for so many.")
     site: Name
     role: Literal["train", "heldout"]
     metric: Label
@@ -74,25 +89,34 @@ class Measurement(Table):
     ci_high: float | None = None
     n_participants: Count
     n_scans: Count
-    repeat: int = 0
+    repeat: Count = 0
 
 
 class Report(Table):
     """A site's answer to one order; the arrays travel beside it."""
 
-    protocol: Literal[1] = PROTOCOL
+    protocol: Literal[2] = PROTOCOL
     order: Hex
     site: Name
     kind: OrderKind
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     refusal: str = Field("", description="A code of `common.errors.SENTENCES`, or nothing.")
     support: dict[Label, Count] = Field(
-        {}, description="Scans and labels behind the arrays, by group."
+        {}, description="Scans behind the arrays, by group; in a census, all that are held."
+    )
+    participants: dict[Label, Count] = Field(
+        {}, description="People behind each group of `support` and each entry of `counts`."
     )
     counts: dict[Label, tuple[float, ...]] = Field({}, description="Mergeable sums, by name.")
     measurements: tuple[Measurement, ...] = ()
     cohort: str = Field("", description="Fingerprint of the site's prepared data.")
+    holds: tuple[Hex, ...] = Field(
+        (), description="Digests of arrays that need not be sent to this site again."
+    )
     seconds: float = Field(0.0, ge=0)
+
+
+EMPTY: Final = hashlib.sha256().hexdigest()  # digest of no arrays
 
 
 def refuse(order: Order, code: str) -> Report:
@@ -123,9 +147,8 @@ def read_report(text: str | bytes) -> Report:
         types = {fault["type"] for fault in error.errors()}
         if "finite_number" in types:
             raise Refusal("NOT_FINITE", str(error)) from None
-        raise Refusal("SUPPORT" if places == {"support"} else "REPORT_MALFORMED", str(error)) from (
-            None
-        )
+        counted = places <= {"support", "participants"}
+        raise Refusal("SUPPORT" if counted else "REPORT_MALFORMED", str(error)) from (None)
     if report.refusal and report.refusal not in SENTENCES:
         raise Refusal("REPORT_MALFORMED", f"unknown code {report.refusal!r}")
     return report

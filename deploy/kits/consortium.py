@@ -11,8 +11,9 @@ from pydantic import AfterValidator, Field, model_validator
 from client.kit import Address, Role, check_host
 from common import catalogue
 from common.errors import SettingError
+from common.sections import RESERVED, Name
 from common.settings import Table, checked, line_of, read_toml
-from common.study import RESERVED, Name, check_name
+from common.study import check_name
 
 _FOLDERS: Final = frozenset({"ca", "hub"})  # of the kits, beside those of the sites
 _TEMPLATE: Final = """# {name}: who works together; then: callosum provision {file} --out KITS

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from client.kit import Address, Role, read_kit
-from common.study import Name
+from common.sections import Name
 from deploy.kits.consortium import Hub
 
 

@@ -1,6 +1,7 @@
 """Reports become the next arrays: pure functions, one array at a time, in float64, in site order.
 
-Each array is averaged by its group's support (scans for the backbone, labels held for a head), so a
+Each array is averaged by its group's support (what entered a loss for the backbone, labels for a
+head; scans or people, as the study says), so a
 site without labels of a target leaves that target's head alone. Parameters then pass through the
 server optimiser; statistics of normalisation layers never do, since momentum makes variances
 negative. Formulas follow Reddi et al. 2021 as in Flower's strategies, which are the tests' oracles.
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays, Rows, blocks, weighted_mean
 from common.plan import Plan
-from common.study import Aggregation
+from common.sections import Aggregation
 
 Float64 = NDArray[np.float64]
 

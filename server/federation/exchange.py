@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message, MessageType
+from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ from common.protocol.wire import (
 )
 from common.runtime.progress import track
 from common.study import Study
+from server.federation.parcel import Parcel
 from server.federation.progress import ProgressFile
 from server.federation.report_validation import accept
 from server.federation.transport import pull, push
@@ -49,6 +51,7 @@ _SHORTEST_REST_S: Final = 0.5
 _LONGEST_REST_S: Final = 15.0
 # the order never reached the site's agent, or its answer never reached us; the same order asked
 # again is answered from the site's disk or joins the work that goes on
+_NEEDS: Final = "NEEDS_ARRAYS"  # what was thought to be held is not: the same order with it
 _AGAIN: Final = frozenset({"TRANSPORT", "NO_AGENT", "BUSY", "REPLAYED", "EXPIRED"})
 
 
@@ -85,7 +88,9 @@ class Exchange:
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
         self._time_limit_s = study.sites.time_limit_s
         self._code = agreed_digest(study)
-        self._arrays: Mapping[str, NDArray[Any]] = {}
+        self._sets: Mapping[str, Mapping[str, NDArray[Any]]] = {}
+        self._held: dict[str, set[str]] = {}  # by site: digests that need not be sent again
+        self._whole: set[str] = set()  # orders that were sent with all of their arrays
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
         self._waiting: set[str] = set()  # messages without a reply
         self._resting: dict[str, tuple[float, Order]] = {}  # by site: what is asked again, and when
@@ -94,7 +99,7 @@ class Exchange:
     def ask(
         self,
         orders: Sequence[Order],
-        arrays: Mapping[str, NDArray[Any]],
+        parcel: Parcel,
         folder: Path,
         plan: Plan,
         title: str,
@@ -102,8 +107,12 @@ class Exchange:
         """Send what `folder` does not answer yet; return when all answered or time is up."""
         outcome = Outcome()
         missing = self.missing(orders, folder, outcome)
-        self.receive(self.replies(missing, arrays, title), orders, folder, plan, outcome)
+        self.receive(self.replies(missing, parcel, title), orders, folder, plan, outcome)
         return outcome
+
+    def knows(self, site: str) -> bool:
+        """Whether a site can be asked at all."""
+        return site in self._nodes
 
     def missing(self, orders: Sequence[Order], folder: Path, outcome: Outcome) -> list[Order]:
         """The orders that have no spooled report; `outcome` takes the reports of the others."""
@@ -111,23 +120,22 @@ class Exchange:
         for order in orders:
             kept = _kept(folder, order)
             if kept is not None:
-                _take(outcome, kept, folder)
+                self._take(outcome, kept, folder)
             elif order.site not in self._nodes:
                 outcome.refused[order.site] = "NO_ANSWER"
             else:
                 missing.append(order)
         return missing
 
-    def replies(
-        self, orders: Sequence[Order], arrays: Mapping[str, NDArray[Any]], title: str
-    ) -> Iterator[Message]:
+    def replies(self, orders: Sequence[Order], parcel: Parcel, title: str) -> Iterator[Message]:
         """Push, then yield replies as they come, until all came or the time limit passed.
 
         The limit runs while nothing arrives: sites that answer keep a slow round alive.
         """
         if not orders:
             return
-        self._arrays = arrays
+        self._sets = parcel.sets
+        self._whole.clear()
         self._unreached.clear()
         self._resting.clear()
         self._waiting = waiting = set[str]()
@@ -189,22 +197,28 @@ class Exchange:
         self._show(orders, outcome)
 
     def _push(self, orders: Sequence[Order]) -> None:
-        """Seal and send; one record serves all sites, so Flower carries each array once."""
+        """Seal and send, without what a site holds; sites that need the same share one record."""
         if not orders:
             return
-        record, now = array_record(self._arrays), time.time()
+        now, records = time.time(), dict[tuple[str, ...], ArrayRecord]()
         sealed = partial(
             seal, key=self._key, code=self._code, now=now, lifetime_s=self._time_limit_s
         )
-        messages = [
-            Message(
-                pack_order(sealed(order), record),
-                dst_node_id=self._nodes[order.site],
-                message_type=MessageType.TRAIN,
-                group_id=str(order.round),
+        messages = []
+        for order in orders:
+            needed = self._needed(order)
+            if needed not in records:
+                records[needed] = array_record(dict(chain.from_iterable(
+                    self._sets[digest].items() for digest in needed
+                )))  # fmt: skip
+            messages.append(
+                Message(
+                    pack_order(sealed(order), records[needed]),
+                    dst_node_id=self._nodes[order.site],
+                    message_type=MessageType.TRAIN,
+                    group_id=str(order.round),
+                )
             )
-            for order in orders
-        ]
         for message_id, order in zip(push(self._grid, messages), orders, strict=True):
             self._resting.pop(order.site, None)
             if message_id:
@@ -213,10 +227,23 @@ class Exchange:
             else:  # Flower takes no message for a node that is not connected
                 self._rest(order, "TRANSPORT")
 
+    def _needed(self, order: Order) -> tuple[str, ...]:
+        """Digests of the sets that must travel with an order."""
+        held = self._held.get(order.site, set())
+        named = (order.arrays, order.base)
+        needed = tuple(one for one in named if one in self._sets and one not in held)
+        if all(one in needed or one not in self._sets for one in named):
+            self._whole.add(order.id)
+        return needed
+
     def _rests_after(self, reply: Message) -> bool:
         """Whether the reply says that its order must be asked again; it is due after a rest."""
         order = self._asked.get(reply.metadata.reply_to_message_id)
         code = "TRANSPORT" if reply.has_error() else refusal_of(reply.content)
+        if order is not None and code == _NEEDS and order.id not in self._whole:
+            self._held.pop(order.site, None)
+            self._resting[order.site] = (time.monotonic(), order)  # at once, with everything
+            return True
         if order is None or code not in _AGAIN:
             return False
         _, rests = self._unreached.get(order.site, ("", 0))
@@ -262,7 +289,12 @@ class Exchange:
         report, arrays = unpack_report(reply.content)
         accept(self._study, order, plan, report, arrays, self.census.get(order.site))
         spool(folder / f"{order.site}.safetensors", report, arrays)
-        _take(outcome, report, folder)
+        self._take(outcome, report, folder)
+
+    def _take(self, outcome: Outcome, report: Report, folder: Path) -> None:
+        outcome.reports[report.site] = report
+        outcome.bytes[report.site] = (folder / f"{report.site}.safetensors").stat().st_size
+        self._held[report.site] = set(report.holds)
 
     def _show(self, orders: Sequence[Order], outcome: Outcome) -> None:
         if self._progress is not None and orders:
@@ -286,8 +318,3 @@ def _bytes(reply: Message) -> int:
         return 0
     records = reply.content.array_records.values()
     return sum(len(array.data) for record in records for array in record.values())
-
-
-def _take(outcome: Outcome, report: Report, folder: Path) -> None:
-    outcome.reports[report.site] = report
-    outcome.bytes[report.site] = (folder / f"{report.site}.safetensors").stat().st_size

@@ -2,25 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import tomli_w
+from numpy.typing import NDArray
 
 from common.arrays import Arrays
+from common.buildable import check_buildable
+from common.errors import SettingError
 from common.explain import explain
-from common.network import arrays_of, build, check_buildable, plan_of
-from common.plan import Plan
-from common.protocol.orders import Report
+from common.network import arrays_of, build, load_arrays, plan_of
+from common.plan import Plan, Rule
+from common.protocol.orders import digest_of
+from common.protocol.wire import Stored, open_arrays
+from common.seams import SHARED
+from common.sections import FineTuning, Start
 from common.seeding import seed_of
-from common.study import Study, load_study, with_plugins
-from server.federation.census import standardised
+from common.settings import checked, read_toml
+from common.settling import added, constants, passes, settle, settling, sums_plan
+from common.starting import names_taken, taken
+from common.study import Study, load_study, parse_study, with_plugins
+from common.tuning import build_for, task_of, tune, tuned_arrays
+
+# (number of the pass, constants so far, what a site's sums must look like) -> sums of each site
+Ask = Callable[[int, Arrays, Plan], Sequence[Mapping[str, NDArray[Any]]]]
 
 
-def initial(study: Study, reports: Sequence[Report], census: Path) -> tuple[Arrays, Plan]:
-    """The first arrays of a model that the sites of `reports` will train, and their rules."""
+def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[Arrays, Plan]:
+    """The first arrays of a model, and their rules.
+
+    Drawn from the study's seed, then replaced by `begin`, the arrays that the study takes from an
+    earlier checkpoint; constants that these do not bring are settled by asking the sites.
+    """
     whole = with_plugins(study)
     network = build(whole, seed=seed_of(study.seed, "initial"))
     plan = plan_of(network, study.aggregation.normalisation)
-    return standardised(arrays_of(network), reports, census), plan
+    load_arrays(network, begin)
+    modules = {
+        place: module
+        for place, module in settling(network).items()
+        if not any(name.rpartition(".")[0] == place for name in begin)
+    }
+    for number in range(passes(modules)):
+        now = arrays_of(network)
+        so_far = {name: now[name] for name in sorted(constants(network))}
+        found = ask(number, so_far, sums_plan(whole, modules, number))
+        settle(modules, added(found), number)
+    return arrays_of(network), plan
+
+
+def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...]) -> str:
+    """The `[start]` table of the study in `file`, from a checkpoint that Callosum wrote.
+
+    Raises
+    ------
+    SettingError
+        If what the study's network would take and what the checkpoint holds do not match, array by
+        array; or a held-out site of the study contributed.
+    """
+    table = read_toml(file)
+    table.pop("start", None)
+    study = parse_study(table, file)
+    with open_arrays(checkpoint) as stored:
+        about = json.loads(stored.text("checkpoint"))
+    theirs = Stored(checkpoint, "model/")
+    start = checked(
+        Start,
+        {
+            "study": about["name"],
+            "file": os.path.relpath(checkpoint.resolve(), file.resolve().parent),
+            "take": take,
+            "leave": leave,
+            "arrays": "0" * 64,
+            "contributors": about["contributors"],
+            "cohorts": about["cohorts"],
+        },
+        file=checkpoint,
+        at="start",
+    )
+    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    _match(start, plan, theirs, checkpoint)
+    digest = digest_of(taken(start, theirs))
+    whole = {"file": start.file, **start.model_dump(mode="json"), "arrays": digest}
+    parse_study({**table, "start": whole}, file)  # a held-out site in the lineage shows here
+    return tomli_w.dumps({"start": whole})
+
+
+def _match(start: Start, plan: Plan, theirs: Mapping[str, NDArray[Any]], checkpoint: Path) -> None:
+    """Nothing is taken, or left, in silence."""
+    wanted, held = set(names_taken(start, plan)), set(names_taken(start, theirs))
+    if not wanted & held:
+        raise SettingError(
+            f"{checkpoint} and the study's network have no array in common; theirs: "
+            f"{', '.join(sorted(theirs)[:3])}, the study's: {', '.join(sorted(plan)[:3])}"
+        )
+    unlike = {name for name in wanted & held if theirs[name].shape != plan[name].shape}
+    for names, problem in (
+        (wanted - held, "are not in the checkpoint"),
+        (held - wanted, "of the checkpoint have no place in the study's network"),
+        (unlike, "have another shape there"),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:4])
+            raise SettingError(
+                f"{len(names)} arrays {problem}: {first}; --leave BEGINNING draws such arrays anew"
+            )
+
+
+def tuned_plan(study: Study, settings: FineTuning, method: str) -> Plan:
+    """Names and shapes of what a site sends of a network that it has tuned."""
+    whole = with_plugins(study)
+    task = task_of(whole, settings)
+    network = build_for(whole, task, seed=0)
+    tune(network, method, task, seed=0)
+    rules = plan_of(network, study.aggregation.normalisation)
+    return {
+        name: Rule(
+            shape=rules[name].shape, dtype=rules[name].dtype, group=SHARED,
+            role=rules[name].role, kept=False,
+        )
+        for name in tuned_arrays(network)
+    }  # fmt: skip
+
+
+def map_plan(study: Study) -> Plan:
+    """The one array of an explanation: a map of a sample's shape."""
+    shape = with_plugins(study).shape
+    rule = Rule(shape=shape, dtype="float32", group=SHARED, role="statistic", kept=False)
+    return {"map": rule}
 
 
 def explained(file: Path) -> str:

@@ -37,7 +37,7 @@ class ProgressFile:
                 "phase": first.kind,
                 "model": first.model,
                 "task": first.task,
-                "init": first.init if first.kind == "finetune" else "",
+                "method": "/".join(word for word in (first.init, first.method) if word),
                 "round": first.round,
                 "rounds": self.rounds if first.kind == "train" else 0,
                 "asked": sorted(order.site for order in orders),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,16 @@ from common.arrays import Arrays
 from common.errors import Refusal
 from common.plan import Plan
 from common.protocol.orders import Order, Report
-from common.seams import LABELS, SCANS
+from common.seams import LABELS, SHARED
 from common.study import Study
-from server.federation.census import POOLED
 
-_MERGED = {
+_MERGED: Final = {
     "census": ("label/",),
-    "train": ("loss/", "validation/"),
+    "train": ("loss/", "validation-loss/", "validation/"),
     "evaluate": ("evaluation/",),
 }
+_WITH_ARRAYS: Final = ("train", "settle", "explain", "send")
+_HELD: Final = "scans"  # group of a census that holds everything
 
 
 def accept(
@@ -34,7 +35,8 @@ def accept(
 ) -> None:
     """Raise `Refusal` with a code unless `report` is a sound answer to `order`.
 
-    A site that claims more scans or labels than its `census` would outweigh all others.
+    `plan` says which arrays it must hold. A site that claims more scans, labels or people than its
+    `census` would outweigh all others.
     """
     if report.site != order.site:
         raise Refusal("STRANGER", f"{report.site} answers an order for {order.site}")
@@ -47,9 +49,8 @@ def accept(
     if order.kind == "train":
         _support_is_whole(report, plan)
         _support_is_held(report, census)
+    if order.kind in _WITH_ARRAYS:
         _arrays_fit(plan, arrays)
-    elif order.kind == "census":
-        _sums_fit(study, order.site, arrays)
     elif order.kind != "linear" and arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_finite(arrays)
@@ -63,7 +64,7 @@ def _counts_can_be_merged(study: Study, order: Order, report: Report) -> None:
         what, _, of = name.partition("/")
         if f"{what}/" not in _MERGED.get(order.kind, ()):
             fits = False
-        elif what == "loss":
+        elif what in ("loss", "validation-loss"):
             fits = len(sums) == 2 and sums[1] >= 0
         elif of not in study.targets:
             fits = False
@@ -75,22 +76,6 @@ def _counts_can_be_merged(study: Study, order: Order, report: Report) -> None:
             raise Refusal("REPORT_MALFORMED", f"{report.site} sends {name} with {len(sums)} sums")
 
 
-def _sums_fit(study: Study, site: str, arrays: Arrays) -> None:
-    """A training site of a table sends its columns' sums; nobody else sends arrays in a census."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    if study.layout == "table" and site in (*study.sites.train, POOLED):
-        shapes = {"columns/sum": study.shape, "columns/squares": study.shape, "columns/n": (1,)}
-    if set(arrays) != set(shapes):
-        raise Refusal("ARRAYS_MISNAMED", f"a census holds {', '.join(sorted(arrays)[:3])}")
-    if not shapes:
-        return
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise Refusal("ARRAYS_MISSHAPEN", f"{name} is {arrays[name].shape}, not {shape}")
-    if not arrays["columns/n"][0] >= 1 or arrays["columns/squares"].min(initial=0) < 0:
-        raise Refusal("REPORT_MALFORMED", "the columns' sums are of fewer than one scan")
-
-
 def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
     for row in report.measurements:
         if row.site != order.site or (row.phase != order.kind):
@@ -98,22 +83,32 @@ def _measurements_are_the_sites_own(order: Order, report: Report) -> None:
 
 
 def _support_is_held(report: Report, census: Report | None) -> None:
-    for group, count in report.support.items():
-        if census is not None and count > census.support.get(group, 0):
-            held = census.support.get(group, 0)
-            raise Refusal("SUPPORT", f"{report.site} claims {count} {group}, its census has {held}")
+    if census is None:
+        return
+    for claimed, held in (
+        (report.support, census.support),
+        ({g: report.participants[g] for g in report.support}, census.participants),
+    ):
+        for group, count in claimed.items():
+            most = held.get(_HELD if group == SHARED else group, 0)
+            if count > most:
+                raise Refusal(
+                    "SUPPORT", f"{report.site} claims {count} {group}, its census has {most}"
+                )
 
 
 def _support_is_whole(report: Report, plan: Plan) -> None:
-    """Counts are whole and not negative by type; here: all there, no more labels than scans."""
-    groups = {rule.group for rule in plan.values() if rule.travels} | {SCANS}
-    missing = groups - set(report.support)
-    if missing or set(report.support) - groups:
+    """Counts are whole and not negative by type; here: all there, and no more people than scans."""
+    groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
+    if set(report.support) != groups or not groups <= report.participants.keys():
         raise Refusal("SUPPORT", f"{report.site} counts {sorted(report.support)}")
-    if report.support[SCANS] == 0:
+    if report.support[SHARED] == 0:
         raise Refusal("SUPPORT", f"{report.site} used no scans")
     for group, count in report.support.items():
-        if group.startswith(LABELS) and count > report.support[SCANS]:
+        people = report.participants[group]
+        if people > count or bool(people) != bool(count):
+            raise Refusal("SUPPORT", f"{report.site} counts {people} people on {count} {group}")
+        if group.startswith(LABELS) and count > report.support[SHARED]:
             raise Refusal("SUPPORT", f"{report.site} has more labels than scans for {group}")
 
 

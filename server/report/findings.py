@@ -66,15 +66,16 @@ def degraded(records: Sequence[Record]) -> str:
 def finding(comparison: Comparison, percent: str) -> list[str]:
     """The federated model at one held-out site, then how it stands against its rivals there."""
     federated = comparison.federated
-    subject = (
-        f"At {comparison.place}, the federated model's {of_metric(comparison)} "
-        f"for {comparison.target}"
-    )
+    whose = "the federated model's"
+    if federated is None and comparison.probe is not None:
+        federated = comparison.probe
+        whose = "a head of the site's own on the federated network has"
+    subject = f"At {comparison.place}, {whose} {of_metric(comparison)} for {comparison.target}"
     if federated is None or federated.cell.value is None:
-        why = "too few participants stand behind it" if federated else "the site reported none"
-        return [f"{subject} cannot be shown: {why}."]
+        return [f"{subject} cannot be shown: {_why(federated)}."]
     digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
-    parts = [f"{subject} is {_with_interval(federated, digits, percent)}."]
+    verb = "is" if federated.model == FEDERATED else "of"
+    parts = [f"{subject} {verb} {_with_interval(federated, digits, percent)}."]
     parts += [
         _against(line, comparison, digits)
         for line in comparison.rivals()
@@ -85,6 +86,15 @@ def finding(comparison: Comparison, percent: str) -> list[str]:
         parts.append(_against_singles(alone, comparison))
     parts += _for_scale(comparison, digits)
     return [part for part in parts if part]
+
+
+def _why(line: Line | None) -> str:
+    """Why a number is not there."""
+    if line is None:
+        return "the site reported none"
+    if line.cell.undefined:
+        return "all labels there are of one class"
+    return "too few participants stand behind it"
 
 
 def direction(line: Line, comparison: Comparison) -> str:
@@ -110,7 +120,7 @@ def missing(
         for site, line in census.items()
         if line.get("refused")
     ]
-    found += _unjudged(run, compared)
+    found += _unjudged(run, census, compared)
     found += _rivals_missing(run.study, compared)
     for task in tasks:
         found += _cells_missing(task, census)
@@ -133,7 +143,7 @@ def caveats(
         f"{task.task} at {row.site} ({row.n_participants})"
         for task in tasks
         for row in task.cells.values()
-        if row.n_participants < SMALL and row.value is not None
+        if row.n_participants < SMALL and row.cell.value is not None
     })  # fmt: skip
     found = []
     if small:
@@ -223,7 +233,19 @@ def _unfinished(run: Run, records: Sequence[Record]) -> Iterator[str]:
         yield "The run is unfinished: rounds are done, results.csv is not written yet."
 
 
-def _unjudged(run: Run, compared: Sequence[Comparison]) -> Iterator[str]:
+def _reason(census: Census, site: str, target: str, line: Line | None) -> str:
+    """Why a held-out site has no number for a target, as far as its census tells."""
+    held = census.get(site, {}).get("held", {}).get(f"labels/{target}")
+    if line is not None and line.cell.undefined:
+        return f"its {held or line.scans} labels are of one class"
+    if held is None:
+        return "its census does not say how many labels it holds"
+    if not held:
+        return "it holds no labels"
+    return f"it holds {held} labels, and sent no measurement of them"
+
+
+def _unjudged(run: Run, census: Census, compared: Sequence[Comparison]) -> Iterator[str]:
     study = run.study
     judged = {comparison.site for comparison in compared}
     if not study.sites.heldout and not judged:
@@ -233,14 +255,21 @@ def _unjudged(run: Run, compared: Sequence[Comparison]) -> Iterator[str]:
         )
     if not (run.folder / "results.csv").exists():
         return
+    predicts = any(comparison.federated is not None for comparison in compared)
+    if judged and not predicts:
+        yield (
+            "The network predicts no target by itself, so held-out sites judged it by linear heads "
+            "of their own on its features."
+        )
     for site in study.sites.heldout:
         if site not in judged:
             yield f"{site} was to judge the model and has reported nothing."
             continue
-        told = {c.target for c in compared if c.site == site and c.federated is not None}
-        silent = [name for name in study.pretraining_targets if name not in told]
-        if silent:
-            yield f"{site} reported no {_listed(silent)}: it holds too few labels, or one class."
+        told = {c.target: c for c in compared if c.site == site}
+        for name in study.pretraining_targets if predicts else ():
+            line = told[name].federated if name in told else None
+            if line is None or line.cell.undefined:
+                yield f"{site} reported no result for {name}: {_reason(census, site, name, line)}."
 
 
 def _rivals_missing(study: Study, compared: Sequence[Comparison]) -> Iterator[str]:
@@ -257,28 +286,38 @@ def _rivals_missing(study: Study, compared: Sequence[Comparison]) -> Iterator[st
 
 
 def _cells_missing(task: TaskTable, census: Census) -> Iterator[str]:
-    empty = {
-        site: [init for init in task.inits if (site, init) not in task.cells] for site in task.sites
-    }
-    empty = {site: inits for site, inits in empty.items() if inits}
-    if not empty:
-        return
+    what = "Fine-tuning" if task.phase == "finetune" else "Judging tuned models of"
+    lacking = [site for site in task.sites if not _holds(census, site, task.target)]
     if not task.cells:
-        yield f"Fine-tuning {task.task}: no site reported a result.{_labels(task, census)}"
+        yield f"{what} {task.task}: no site reported a result.{_labels(task, census)}"
         return
-    for site, inits in empty.items():
-        yield f"Fine-tuning {task.task}: {site} reported no result for {_listed(inits)}."
+    if lacking:
+        yield f"{what} {task.task}: no labels of {task.target} at {_listed(lacking)}."
+    for site in task.sites:
+        empty = [method for method in task.methods if (site, method) not in task.cells]
+        if empty and site not in lacking:
+            yield f"{what} {task.task}: {site} reported no result for {_listed(empty)}."
 
 
 def _withheld(compared: Sequence[Comparison], tasks: Sequence[TaskTable]) -> Iterator[str]:
     lines = [line for comparison in compared for line in comparison.lines]
-    n = sum(line.cell.value is None and not line.is_made_here for line in lines)
-    n += sum(row.value is None for task in tasks for row in task.cells.values())
+    n = sum(
+        line.cell.value is None and not line.cell.undefined and not line.is_made_here
+        for line in lines
+    )
+    cells = [row.cell for task in tasks for row in task.cells.values()]
+    n += sum(cell.value is None and not cell.undefined for cell in cells)
     if n:
         yield (
             f"{_counted(n, 'value')} {'is' if n == 1 else 'are'} withheld: fewer participants "
             "stand behind than the site's policy asks for."
         )
+
+
+def _holds(census: Census, site: str, target: str) -> bool:
+    """Whether a site has labels of a target, or was not asked."""
+    held = census.get(site, {}).get("held", {})
+    return not held or bool(held.get(f"labels/{target}"))
 
 
 def _labels(task: TaskTable, census: Census) -> str:

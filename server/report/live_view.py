@@ -77,7 +77,7 @@ def present_of(progress: dict[str, Any]) -> tuple[str, ...]:
         return ("starting", "", "", "", "", "")
     answered, refused = progress.get("answered", {}), progress.get("refused", {})
     waiting = [site for site in progress.get("asked", []) if site not in refused | answered]
-    title = " ".join(str(progress.get(key, "")) for key in ("phase", "task", "init")).strip()
+    title = " ".join(str(progress.get(key, "")) for key in ("phase", "task", "method")).strip()
     if progress.get("round"):
         title = f"{progress.get('model')}: round {progress['round']} of {progress.get('rounds')}"
     size = sum(about["bytes"] for about in answered.values()) / 1e6

@@ -23,7 +23,6 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from common import metrics
-from common.protocol.orders import Measurement
 from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import charts, findings, participation
@@ -32,9 +31,11 @@ from server.report.findings import Record
 from server.report.tables import (
     METRIC_NAMES,
     SMALL,
+    UNDEFINED,
     WITHHELD,
     Cell,
     Comparison,
+    TaskCell,
     TaskTable,
     cell_of,
     comparisons,
@@ -107,7 +108,8 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": [_compared(i, comparison) for i, comparison in enumerate(compared)],
         "tasks": [_task(table) for table in tasks],
-        "loss": _loss(study, records),
+        "loss": _loss(study, records, "loss"),
+        "validation_loss": _loss(study, records, "validation_loss"),
         "validation": _validation(run),
         "participation": participation.participation(study, records, census),
         "census": participation.holdings(study, census),
@@ -128,7 +130,7 @@ def _main_findings(study: Study, compared: Sequence[Comparison], percent: str) -
         if site == TOGETHER:
             continue
         mine = {comparison.target: comparison for comparison in group}
-        main = next((name for name in study.pretraining_targets if name in mine), None)
+        main = next((name for name in study.pretraining_targets if name in mine), next(iter(mine)))
         if main:
             found.append(findings.finding(mine[main], percent))
     return found
@@ -197,27 +199,27 @@ def _other_metrics(comparison: Comparison) -> dict[str, Any]:
 
 
 def _task(table: TaskTable) -> dict[str, Any]:
-    def cell(site: str, init: str) -> tuple[Cell, Measurement] | None:
-        row = table.cells.get((site, init))
-        return (cell_of(row), row) if row else None
+    def cell(site: str, method: str) -> tuple[Cell, TaskCell] | None:
+        found = table.cells.get((site, method))
+        return (found.cell, found) if found else None
 
     return {
         "table": table,
         "metric": of_metric(table),
-        "digits": digits_of(table.metric, *(row.value for row in table.cells.values())),
-        "lines": [(site, [cell(site, init) for init in table.inits]) for site in table.sites],
+        "digits": digits_of(table.metric, *(row.cell.value for row in table.cells.values())),
+        "lines": [(site, [cell(site, method) for method in table.methods]) for site in table.sites],
     }
 
 
-def _loss(study: Study, records: Sequence[Record]) -> dict[str, Any] | None:
-    """Mean training loss of each target; x is the round in which it was measured."""
-    found = {name for record in records for name in record["loss"]}
+def _loss(study: Study, records: Sequence[Record], which: str) -> dict[str, Any] | None:
+    """Mean loss of each term; x is the round in which it was measured."""
+    found = {name for record in records for name in record.get(which, {})}
     names = [name for name in study.pretraining_targets if name in found]
     names += sorted(found - set(names))
     series = [
         Series(
             name=name,
-            points=tuple((r["round"], r["loss"][name]) for r in records if name in r["loss"]),
+            points=tuple((r["round"], r[which][name]) for r in records if name in r.get(which, {})),
             pen=PENS[i % len(PENS)],
         )
         for i, name in enumerate(names)
@@ -225,9 +227,9 @@ def _loss(study: Study, records: Sequence[Record]) -> dict[str, Any] | None:
     if not series:
         return None
     marked = [record["round"] for record in records if record["degraded"]]
-    figure = charts.curves(
-        "loss", "Training loss by target", series, x="round", y="training loss", marked=marked
-    )
+    word = "training loss" if which == "loss" else "validation loss"
+    title = f"{word.capitalize()} by term"
+    figure = charts.curves(which, title, series, x="round", y=word, marked=marked)
     return {"figure": figure, "key": charts.legend(series), "marked": bool(marked)}
 
 
@@ -329,7 +331,8 @@ def _cell_html(cell: Cell | None, digits: int, *, signed: bool = False) -> Marku
     if cell is None:
         return Markup('<span class="none">\N{EM DASH}</span>')
     if cell.value is None:
-        return Markup('<span class="none">{}</span>').format(WITHHELD)
+        why = UNDEFINED if cell.undefined else WITHHELD
+        return Markup('<span class="none">{}</span>').format(why)
     value = _data(cell.value, digits, signed=signed)
     if cell.low is None or cell.high is None:
         return value

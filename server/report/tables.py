@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -18,7 +19,8 @@ from pydantic import ValidationError
 from common import metrics
 from common.errors import FolderError
 from common.protocol.orders import Measurement
-from common.study import FineTuning, Study, Target
+from common.sections import FineTuning, Target
+from common.study import Study
 from server.results import TOGETHER
 from server.run import Run
 
@@ -29,6 +31,7 @@ FEDERATED: Final = "federated"
 MEAN_OF_SINGLES: Final = "mean of single-site models"
 BEST_SINGLE: Final = "best single site, in hindsight"
 WITHHELD: Final = "withheld (n < minimum)"
+UNDEFINED: Final = "undefined (one class)"
 SMALL: Final = 50  # participants; below it one person moves a metric visibly
 METRIC_NAMES: Final = {
     "mae": "MAE",
@@ -43,11 +46,12 @@ _SINGLE: Final = "single-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A value with its interval; no value where it was withheld."""
+    """A value with its interval; no value where it was withheld or is not defined."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    undefined: bool = False  # there are people, but of one class alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,22 +94,47 @@ class Comparison:
         """The federated model's own line, where the site measured it."""
         return next((line for line in self.lines if line.model == FEDERATED), None)
 
+    @property
+    def probe(self) -> Line | None:
+        """A head of the site's own on the federated network's features."""
+        return next((line for line in self.lines if line.model == f"{FEDERATED}+head"), None)
+
     def rivals(self) -> list[Line]:
         """Lines that have a paired interval against the federated model."""
         return [line for line in self.lines if line.verdict and not line.is_made_here]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskTable:
-    """One fine-tuning task: a measurement, or nothing, for each site and way of starting."""
+class TaskCell:
+    """One method at one site: its measurement, or the median of its repeats and their range."""
 
+    site: str
+    cell: Cell
+    n_participants: int
+    n_scans: int
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTable:
+    """One fine-tuning task: a value, or nothing, for each site and method.
+
+    phase: "finetune", or "judge" where tuned models were measured anew.
+    """
+
+    phase: str
     task: str
     target: str
     unit: str
     metric: str
-    inits: tuple[str, ...]
+    methods: tuple[str, ...]
     sites: tuple[str, ...]
-    cells: dict[tuple[str, str], Measurement]
+    cells: dict[tuple[str, str], TaskCell]
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any value stands for several."""
+        return any(cell.repeats > 1 for cell in self.cells.values())
 
 
 def read_results(run: Run) -> list[Measurement]:
@@ -155,8 +184,13 @@ def comparisons(study: Study, rows: Iterable[Measurement]) -> list[Comparison]:
 
 def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
     """A table for each fine-tuning task of the study; what was not reported has no cell."""
-    kept = [row for row in rows if row.phase == "finetune"]
-    return [_task_table(study, task, kept) for task in study.finetuning]
+    kept = list(rows)
+    asked = [("finetune", task) for task in study.finetuning]
+    asked += [("judge", task) for task in study.finetuning if "judge" in task.then]
+    return [
+        _task_table(study, task, phase, [row for row in kept if row.phase == phase])
+        for phase, task in asked
+    ]
 
 
 def decimals(*values: float | None) -> int:
@@ -189,7 +223,7 @@ def digits_of(metric: str, *values: float | None) -> int:
 def sentence(cell: Cell, digits: int, *, signed: bool = False) -> str:
     """`12.3 (10.6 to 14.2)`, or why there is no number."""
     if cell.value is None:
-        return WITHHELD
+        return UNDEFINED if cell.undefined else WITHHELD
     value = shown(cell.value, digits, signed=signed)
     if cell.low is None or cell.high is None:
         return value
@@ -199,7 +233,8 @@ def sentence(cell: Cell, digits: int, *, signed: bool = False) -> str:
 
 def cell_of(row: Measurement) -> Cell:
     """A measurement's value and interval."""
-    return Cell(value=row.value, low=row.ci_low, high=row.ci_high)
+    undefined = row.value is None and row.n_participants > 0
+    return Cell(value=row.value, low=row.ci_low, high=row.ci_high, undefined=undefined)
 
 
 def of_metric(comparison: Comparison | TaskTable) -> str:
@@ -320,22 +355,56 @@ def _place(line: Line) -> tuple[int, int, str]:
     return (groups.index(line.group), rank, line.model)
 
 
-def _task_table(study: Study, task: FineTuning, rows: Sequence[Measurement]) -> TaskTable:
+def _task_table(
+    study: Study, task: FineTuning, phase: str, rows: Sequence[Measurement]
+) -> TaskTable:
     target = study.targets[task.target]
     metric = metrics.primary(target)
-    cells = {
-        (row.site, row.init): row
-        for row in rows
-        if row.task == task.name and row.target == task.target and row.metric == metric
-    }
+    found: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows:
+        if row.task == task.name and row.target == task.target and row.metric == metric:
+            found.setdefault((row.site, _method(row)), []).append(row)
+    named = [
+        _method_of(*way.rpartition("/")[::2], k)
+        for k in task.participants or (0,)
+        for way in task.methods
+    ]
     return TaskTable(
+        phase=phase,
         task=task.name,
         target=task.target,
         unit=target.unit if metric == "mae" else "",
         metric=metric,
-        inits=task.inits,
-        sites=_in_order(study.sites.train, {site for site, _ in cells}),
-        cells=cells,
+        methods=tuple(dict.fromkeys([*named, *sorted(method for _, method in found)])),
+        sites=_in_order(study.sites.train, {site for site, _ in found}),
+        cells={place: _task_cell(same) for place, same in found.items()},
+    )
+
+
+def _method(row: Measurement) -> str:
+    return _method_of(row.init, row.method, row.k)
+
+
+def _method_of(init: str, method: str, k: int) -> str:
+    """`pretrained full`, `linear`, `scratch full, k = 5`."""
+    return " ".join(word for word in (init, method) if word) + (f", k = {k}" if k else "")
+
+
+def _task_cell(rows: Sequence[Measurement]) -> TaskCell:
+    """One measurement as it is; of several the median, and the lowest and the highest."""
+    values = [row.value for row in rows]
+    known = sorted(value for value in values if value is not None)
+    cell = cell_of(rows[0])
+    if len(rows) > 1:
+        cell = Cell(value=None, undefined=all(cell_of(row).undefined for row in rows))
+        if len(known) == len(values):
+            cell = Cell(value=statistics.median(known), low=known[0], high=known[-1])
+    return TaskCell(
+        site=rows[0].site,
+        cell=cell,
+        n_participants=min(row.n_participants for row in rows),
+        n_scans=min(row.n_scans for row in rows),
+        repeats=len(rows),
     )
 
 

@@ -14,7 +14,6 @@ from server.report.tables import (
     Comparison,
     Line,
     TaskTable,
-    cell_of,
     comparisons,
     digits_of,
     of_metric,
@@ -64,16 +63,18 @@ def _comparison(comparison: Comparison, percent: str) -> Table:
 
 
 def _task(tasks: TaskTable, percent: str) -> Table:
-    table = _table(f"fine-tuning {tasks.task}: {of_metric(tasks)} on each site's test participants")
+    what = "fine-tuning" if tasks.phase == "finetune" else "tuned models judged anew,"
+    note = "; median of repeats (lowest to highest)" if tasks.repeated else f", {percent}"
+    table = _table(f"{what} {tasks.task}: {of_metric(tasks)} on test participants{note}")
     table.add_column("site", overflow="fold")
-    for init in tasks.inits:
-        table.add_column(f"{init}, {percent}", overflow="fold")
+    for method in tasks.methods:
+        table.add_column(method, overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
-    digits = digits_of(tasks.metric, *(row.value for row in tasks.cells.values()))
+    digits = digits_of(tasks.metric, *(row.cell.value for row in tasks.cells.values()))
     for site in tasks.sites:
-        rows = [tasks.cells.get((site, init)) for init in tasks.inits]
-        texts = [sentence(cell_of(row), digits) if row else "no result" for row in rows]
-        people = {row.n_participants for row in rows if row and row.value is not None}
+        rows = [tasks.cells.get((site, method)) for method in tasks.methods]
+        texts = [sentence(row.cell, digits) if row else "no result" for row in rows]
+        people = {row.n_participants for row in rows if row and row.cell.value is not None}
         table.add_row(Text(site), *texts, ", ".join(str(n) for n in sorted(people)))
     return table
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from common.plan import Plan, Rule
 from common.protocol.wire import Stored, write_arrays
-from common.seams import SCANS
-from common.study import Aggregation
+from common.seams import SHARED
+from common.sections import Aggregation
 from server.federation.aggregation import Contribution, aggregate
 
 NUMBERS, ARRAYS = 10_000_000, 50
@@ -53,7 +53,7 @@ def _write(folder: Path) -> None:
 
 def _average(folder: Path, sites: int) -> tuple[float, float, float]:
     shape = (NUMBERS // ARRAYS,)
-    rule = Rule(shape=shape, dtype="float32", group=SCANS, role="parameter", kept=False)
+    rule = Rule(shape=shape, dtype="float32", group=SHARED, role="parameter", kept=False)
     plan: Plan = {f"layer-{n:02d}": rule for n in range(ARRAYS)}
     current = {name: np.ones(shape, dtype=np.float32) for name in plan}
     before = _peak_mb()
@@ -61,7 +61,7 @@ def _average(folder: Path, sites: int) -> tuple[float, float, float]:
     contributions = [
         Contribution(
             site=f"site-{n:02d}",
-            support={SCANS: 100 + n},
+            support={SHARED: 100 + n},
             read=Stored(folder / f"{n % 4}.safetensors").by_rows().__getitem__,
         )
         for n in range(sites)

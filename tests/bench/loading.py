@@ -16,13 +16,13 @@ from client.learning.training import train
 from common.network import build
 from tests.bench import federation
 
-SCANS, REPEATS = 256, 5
+SHARED, REPEATS = 256, 5
 
 
 def table() -> str:
     """Loader alone, and training from disk over training from memory."""
     with tempfile.TemporaryDirectory() as folder:
-        held = _cohort(SCANS)
+        held = _cohort(SHARED)
         path = Path(folder) / "samples.bin"
         path.write_bytes(np.ascontiguousarray(held.samples).tobytes())
         mapped = np.memmap(path, dtype=held.samples.dtype, mode="r", shape=held.samples.shape)
@@ -32,7 +32,7 @@ def table() -> str:
     rows = [f"| {name} | {rates[name]:.0f} | {steps[name]:.1f} |" for name in ("memory", "disk")]
     return "\n".join(
         [
-            f"{SCANS} scans of 32^3 float16, batch 8; the best of {REPEATS}",
+            f"{SHARED} scans of 32^3 float16, batch 8; the best of {REPEATS}",
             "",
             "| from | loader alone, scans/s | training, scans/s |",
             "|---|---|---|",
@@ -62,13 +62,13 @@ def _cohort(scans: int) -> Cohort:
 
 
 def _loads(one: Cohort) -> float:
-    order = split_evenly(np.random.default_rng(0).permutation(SCANS), 8)
+    order = split_evenly(np.random.default_rng(0).permutation(SHARED), 8)
     best = 0.0
     for _ in range(REPEATS):
         began = time.perf_counter()
         for _batch in batches(one, order, torch.device("cpu")):
             pass
-        best = max(best, SCANS / (time.perf_counter() - began))
+        best = max(best, SHARED / (time.perf_counter() - began))
     return best
 
 

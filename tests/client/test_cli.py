@@ -78,7 +78,11 @@ def hospital(federation: Any) -> Hospital:
             "objective.targets": ["age"],
             "comparisons": {"single_site": True, "pooled": False},
             "finetuning": [
-                {"name": "dementia", "target": "diagnosis", "inits": ["frozen", "scratch"]}
+                {
+                    "name": "dementia",
+                    "target": "diagnosis",
+                    "methods": ["pretrained/frozen", "scratch/full"],
+                }
             ],
         },
         lacks={"alpha": ("sex",)},

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as oracle
 
 from common import metrics
-from common.study import Target
+from common.sections import Target
 
 AGE = Target(kind="regression", unit="years")
 SEX = Target(kind="binary", classes=("female", "male"))

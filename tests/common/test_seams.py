@@ -32,7 +32,8 @@ from common.network import arrays_of, build, carried_over, load_arrays, plan_of
 from common.objectives.multitask import Multitask
 from common.protocol.wire import open_arrays
 from common.seams import FROZEN
-from common.study import Pretraining, Splits, Study, Target, parse_study
+from common.sections import Pretraining, Splits, Target
+from common.study import Study, parse_study
 
 HOUSE = Path(__file__).parents[2]
 PLUGINS = HOUSE / "tests" / "plugins"
@@ -336,7 +337,7 @@ def test_pretraining_without_labels_needs_no_target_of_its_own(
     federation: Callable[..., Any],
 ) -> None:
     """Every target may be a site's own task; pretraining sites then hold no label at all."""
-    task = {"name": "dementia", "target": "diagnosis", "epochs": 1, "inits": ["transfer"]}
+    task = {"name": "dementia", "target": "diagnosis", "epochs": 1, "methods": ["pretrained/full"]}
     made = federation(
         {
             "objective": {"name": "toy-centre"},
@@ -500,7 +501,7 @@ def test_such_a_task_is_learnt_at_every_site(
     """A whole run with an objective that fine-tunes: old targets and the new one in one network."""
     objective = catalogue.load("objectives", "toy-own-heads")
     monkeypatch.setattr(objective, "finetunes", True, raising=False)
-    task = {"name": "dementia", "target": "diagnosis", "epochs": 2, "inits": ["transfer"]}
+    task = {"name": "dementia", "target": "diagnosis", "epochs": 2, "methods": ["pretrained/full"]}
     made = federation({"objective.name": "toy-own-heads", "finetuning": [task]})
     found = {row["site"] for row in rows_of(made.simulate().folder) if row["task"] == "dementia"}
     assert found == {"alpha", "beta", "gamma"}

@@ -124,9 +124,9 @@ FAULTS = {
     "whole split": ("[sites]", "[splits]\ntest = 1\n[sites]", ["splits.test is 1", "less than 1"]),
     "no such target": ('target = "sex"', 'target = "sexx"', ['finetuning.0.target is "sexx"', "age"]),
     "task twice": ('"second"', '"first"', ['finetuning.1.name is "first"', "earlier"]),
-    "no inits": ('"second"', '"second"\ninits = []', ["finetuning.1.inits is []", "at least 1"]),
+    "no methods": ('"second"', '"second"\nmethods = []', ["finetuning.1.methods is []", "at least 1"]),
     "no rates": ('"second"', '"second"\nlearning_rates = []', ["learning_rates", "at least 1"]),
-    "init": ('"second"', '"second"\ninits = ["magic"]', ['inits.0 is "magic"', "'transfer'"]),
+    "method": ('"second"', '"second"\nmethods = ["magic"]', ['methods.0 is "magic"', "pretrained"]),
     "objective's target": (
         '"multitask"', '"multitask"\ntargets = ["agee"]', ["objective.targets", "agee", "age, sex"],
     ),

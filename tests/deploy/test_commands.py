@@ -294,7 +294,7 @@ def test_keys_prints_every_key(callosum: Run, callosum_site: Run) -> None:
     """The manual's tables are this output."""
     study, site = callosum("study", "keys"), callosum_site("keys")
     assert study.code == site.code == 0
-    for key in ("sites.quorum", "backbone.channels", "finetuning.NAME.inits", "data.columns"):
+    for key in ("sites.quorum", "backbone.channels", "finetuning.NAME.methods", "data.columns"):
         assert f"`{key}`" in study.text
     for key in ("policy.minimum_support", "targets.NAME.codes", "data.rename"):
         assert f"`{key}`" in site.text
@@ -507,7 +507,7 @@ def test_a_site_with_one_class_of_a_task_is_named_and_the_run_ends_well(
     callosum: Run, federation: Any
 ) -> None:
     """A hospital of controls has nothing to fine-tune, and much to give to pretraining."""
-    task = {"name": "ill", "target": "diagnosis", "inits": ["linear"]}
+    task = {"name": "ill", "target": "diagnosis", "methods": ["linear"]}
     made = federation({**FAST, "finetuning": [task]})
 
     def healthy(rows: list[dict[str, str]]) -> None:

@@ -45,7 +45,7 @@ CHANGES = {
         {
             "name": "dementia",
             "target": "diagnosis",
-            "inits": ["transfer"],
+            "methods": ["pretrained/full"],
             "epochs": 2,
             "learning_rates": [0.01],
         }

@@ -30,7 +30,7 @@ PHASES = {
     "checkpoint written": r"after:^run/checkpoints/0001",
     "final checkpoint": r"before:^run/checkpoints/final",
     "comparison": r"before:^run/comparisons/single-beta/checkpoints/0001",
-    "fine-tuning": r"after:^run/finetuning/dementia/transfer/beta",
+    "fine-tuning": r"after:^run/finetuning/dementia/pretrained-full/beta",
     "predictions, at the site": r"after:sites/omega/.*/predictions/federated",
     "evaluation": r"before:^run/evaluation/federated/omega",
     "results": r"before:^run/results\.csv$",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from client.data.reader import Finding, Found, Prepared, Source
 from common.errors import ScanError
 from common.objectives.multitask import Multitask
-from common.seams import FROZEN, LABELS, SCANS, SITE, Terms
+from common.seams import FROZEN, LABELS, SHARED, SITE, Terms
 from common.settings import Table
 
 
@@ -106,7 +106,7 @@ class Adapted(nn.Module):
         self.features = 5
 
     def owner(self, name: str) -> str:
-        return FROZEN if name.startswith("base.") else SCANS
+        return FROZEN if name.startswith("base.") else SHARED
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + x @ self.down @ self.up
@@ -131,7 +131,7 @@ class Centre(nn.Module):
         self.own = nn.Parameter(torch.zeros(()))
 
     def owner(self, name: str) -> str:
-        return SITE if name == "own" else SCANS
+        return SITE if name == "own" else SHARED
 
     def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]:
         features_BF = self.backbone(x)
@@ -173,7 +173,7 @@ class Pairs(nn.Module):
         self.backbone = backbone
 
     def owner(self, name: str) -> str:
-        return SCANS
+        return SHARED
 
     def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]:
         near_BB = (-torch.cdist(self.backbone(x), self.backbone(x)).square()).exp()

@@ -21,7 +21,8 @@ from client.data.reader import Finding, Found, Prepared, find_sources
 from client.data.readers.features import FeaturesReader
 from client.site import Site, load_site
 from common.errors import DataError, ScanError
-from common.study import Splits, Study, parse_study
+from common.sections import Splits
+from common.study import Study, parse_study
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 real = pytest.mark.skipif(

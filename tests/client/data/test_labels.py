@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from client.data.labels import Labels, read_labels
 from client.site import Column
 from common.errors import DataError, SettingError
-from common.study import Target
+from common.sections import Target
 
 AGE = Target(kind="regression", unit="years", low=0, high=120)
 SEX = Target(kind="binary", classes=("female", "male"))

@@ -237,7 +237,9 @@ def test_test_labels_move_the_score_and_nothing_else(
 def test_a_task_that_the_study_lacks_is_refused() -> None:
     """A site learns what was agreed, not what an order asks."""
     for keys in ({"task": "other"}, {"task": "illness", "init": "linear"}):
-        study = study_of(finetuning=[{"name": "illness", "target": "ill", "inits": ["frozen"]}])
+        study = study_of(
+            finetuning=[{"name": "illness", "target": "ill", "methods": ["pretrained/frozen"]}]
+        )
         with pytest.raises(Refusal, match="the study has no task"):
             finetune(study, site_of("here", "train"), cohort_of(), order_of("finetune", **keys), {})
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from client.learning import linear
 from client.learning.linear import STRENGTHS, LinearModel, choose, fit
 from common import metrics
-from common.study import Target
+from common.sections import Target
 
 AGE = Target(kind="regression", unit="years")
 SEX = Target(kind="binary", classes=("female", "male"))

@@ -37,7 +37,7 @@ def hospital(federation: Any) -> Any:
     made = federation({
         "sites": {"train": ["alpha"]},
         "objective.targets": ["age"],
-        "finetuning": [{"name": "dementia", "target": "diagnosis", "inits": ["frozen"]}],
+        "finetuning": [{"name": "dementia", "target": "diagnosis", "methods": ["pretrained/frozen"]}],
     })  # fmt: skip
     prepare(made.study, load_site(made.sites / "alpha" / "site.toml"))
     return made

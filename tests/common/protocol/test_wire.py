@@ -85,7 +85,7 @@ orders = st.builds(
     round=st.integers(0, 10_000),
     model=names,
     task=names,
-    init=st.sampled_from(["transfer", "frozen", "scratch", "linear"]),
+    init=st.sampled_from(["", "pretrained", "scratch"]),
     lineage=st.lists(names, max_size=3).map(tuple),
     against=st.lists(names, max_size=3).map(tuple),
     constants=st.dictionaries(labels, numbers, max_size=3),

@@ -65,7 +65,7 @@ quorum = 2
 [[finetuning]]
 name = "dementia"
 target = "diagnosis"
-inits = ["transfer", "scratch"]
+methods = ["pretrained/full", "scratch/full"]
 """
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -123,7 +123,7 @@ def rows() -> list[Measurement]:
         found.append(row(model, apart, metric="mae_minus_federated"))
     found += [row("federated", 0.75, target="sex", metric="auc", n_participants=41)]
     for site in TRAIN:
-        for init, value in (("transfer", 0.8), ("scratch", 0.7)):
+        for init, value in (("pretrained", 0.8), ("scratch", 0.7)):
             found.append(tuned(site, init, None if site == "cedar" else value))
     return found
 
@@ -395,7 +395,7 @@ def test_the_sum_of_heldout_sites_is_no_site(tmp_path: Path) -> None:
 
 def test_withheld_cells_say_so_and_give_no_n(run: Run, text: str, page: Page) -> None:
     """The n that was too small is what the site wanted to keep to itself."""
-    cell = re.search(r'<td data-site="cedar" data-init="transfer">.*?</td>', text)
+    cell = re.search(r'<td data-site="cedar" data-method="pretrained full">.*?</td>', text)
     assert cell
     assert "withheld (n &lt; minimum)" in cell[0]
     assert "7" not in cell[0]

@@ -1,0 +1,120 @@
+"""What a network says of samples that it does not learn from: predictions, losses, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.data.cohort import Cohort
+from client.data.loading import batches, person_codes, split_evenly
+from client.learning.training import Tally, autocast, labels_for, lay_out, seeded
+from common import metrics
+from common.normalisation import start_statistics_afresh
+from common.sections import Target
+
+Indices = NDArray[np.int64]
+Features = NDArray[np.float64]
+
+_AT_ONCE = 64  # samples
+
+
+def predict(
+    network: Any, cohort: Cohort, indices: Indices, device: torch.device
+) -> dict[str, NDArray[np.float32]]:
+    """Predictions of every head for the samples `indices`, in that order."""
+    if not len(indices):
+        return {}
+    lay_out(network, device)
+    network.eval()
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    with torch.inference_mode():
+        for batch in batches(cohort, split_evenly(indices, _AT_ONCE), device):
+            with autocast(device):
+                output = network.predict(batch.x)
+            for name, values in output.items():
+                found.setdefault(name, []).append(values.float().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def validation_counts(
+    network: Any,
+    cohort: Cohort,
+    indices: Indices,
+    targets: Mapping[str, Target],
+    device: torch.device,
+) -> tuple[dict[str, tuple[float, ...]], dict[str, int]]:
+    """Mergeable counts of the network's predictions on validation samples, and people behind."""
+    people = person_codes(cohort.participants)
+    counts: dict[str, tuple[float, ...]] = {}
+    participants: dict[str, int] = {}
+    for name, values in predict(network, cohort, indices, device).items():
+        label = cohort.labels[name][indices]
+        counts[f"validation/{name}"] = tuple(metrics.counts(targets[name], label, values).tolist())
+        participants[f"validation/{name}"] = len(np.unique(people[indices[~np.isnan(label)]]))
+    return counts, participants
+
+
+def losses(
+    network: Any,
+    cohort: Cohort,
+    indices: Indices,
+    device: torch.device,
+    *,
+    seed: int,
+    batch_size: int,
+) -> Tally:
+    """The terms of the loss where nothing is learnt; masks and views are drawn from `seed`.
+
+    A coupled loss gets whole batches of `batch_size`, the rest is left out.
+    """
+    tally = Tally(cohort)
+    parts = split_evenly(indices, _AT_ONCE) if len(indices) else []
+    if getattr(network, "coupled", False):
+        whole = len(indices) // batch_size
+        parts = np.split(indices[: whole * batch_size], whole) if whole else []
+    lay_out(network, device)
+    network.eval()
+    with torch.inference_mode(), seeded(seed, device):
+        for batch in batches(cohort, parts, device):
+            with autocast(device):
+                terms = network.terms(batch.x, labels_for(network, batch.labels))
+            tally.add(terms, batch.indices)
+    return tally
+
+
+def features_of(network: Any, cohort: Cohort, device: torch.device) -> Features:
+    """What the frozen network says of every sample: (N, F)."""
+    lay_out(network, device)
+    network.eval()
+    found = []
+    with torch.inference_mode():
+        for batch in batches(cohort, split_evenly(np.arange(len(cohort)), _AT_ONCE), device):
+            with autocast(device):
+                found.append(_features(network, batch.x).float().cpu().numpy())
+    return np.concatenate(found).astype(np.float64)
+
+
+def reestimate_statistics(
+    network: Any, cohort: Cohort, indices: Indices, device: torch.device
+) -> None:
+    """Set normalisation statistics from a site's own scans; labels play no part."""
+    lay_out(network, device)
+    network.eval()
+    layers = start_statistics_afresh(network.backbone)  # heads are not run below
+    with torch.inference_mode():
+        for batch in batches(cohort, split_evenly(indices, _AT_ONCE), device):
+            network.backbone(batch.x)
+    for layer in layers:
+        layer.momentum = 0.1
+        layer.eval()
+
+
+def _features(network: Any, x: Tensor) -> Tensor:
+    """The objective's own features, or its backbone's."""
+    own = getattr(network, "features", None)
+    return own(x) if callable(own) else network.backbone(x)  # type: ignore[no-any-return]

@@ -1,0 +1,106 @@
+"""One federated round at a site: judge the arrays as they came, then train them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.cohort import Cohort
+from client.data.loading import Loader
+from client.learning.answer import Answer, support_of
+from client.learning.prediction import losses, validation_counts
+from client.learning.training import Recipe, choose_device, tell, train
+from client.site import Site
+from common.arrays import Arrays
+from common.buildable import augmentations
+from common.errors import Refusal
+from common.network import arrays_of, load_arrays
+from common.plan import Plan
+from common.protocol.orders import Order
+from common.seams import SHARED
+from common.seeding import seed_of
+from common.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The answer to a training order, and what the site keeps for the next one."""
+
+    answer: Answer
+    own: Arrays
+    moments: Arrays
+
+
+def train_round(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    *,
+    network: Any,
+    plan: Plan,
+    arrays: Mapping[str, NDArray[Any]],
+    moments: Mapping[str, NDArray[Any]],
+) -> Round:
+    """Train `arrays` over the site's training participants; validation participants judge them.
+
+    Raises
+    ------
+    Refusal
+        NO_DATA if no sample entered a loss: such a site has no update to send.
+    """
+    settings = study.pretraining
+    first, of = (order.round - 1) * settings.local_epochs, settings.rounds * settings.local_epochs
+    load_arrays(network, arrays)
+    device = choose_device(site.device.kind)
+    validation = cohort.indices("validation", study.splits)
+    tell(network, first, of)
+    counts, people = validation_counts(network, cohort, validation, study.targets, device)
+    judged = losses(
+        network, cohort, validation, device,
+        seed=seed_of(study.seed, "validation", site.name), batch_size=settings.batch_size,
+    )  # fmt: skip
+    seed = seed_of(study.seed, "train", site.name, order.round)
+    recipe = Recipe(
+        steps=settings,
+        rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        first=first,
+        epochs=settings.local_epochs,
+        of=of,
+        seed=seed,
+        proximal_mu=settings.proximal_mu,
+        loader=loader_of(study, site, cohort, seed),
+        moments=moments if settings.optimiser_state == "kept" else None,
+    )
+    training = cohort.indices("train", study.splits)
+    done = train(network, cohort, training, recipe, device)
+    trained, entered = arrays_of(network), done.tally.entered()
+    if not len(entered):
+        raise Refusal("NO_DATA", "no training sample entered a loss: no label that is learnt")
+    support, behind = support_of(cohort, entered, SHARED, study.pretraining_targets)
+    groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
+    tallies = {"loss": done.tally, "validation-loss": judged}
+    for name, tally in tallies.items():
+        counts |= tally.counts(name)
+        people |= tally.participants(name)
+    answer = Answer(
+        support={group: n for group, n in support.items() if group in groups},
+        participants={group: n for group, n in behind.items() if group in groups} | people,
+        counts=counts,
+        arrays={name: trained[name] for name, rule in plan.items() if rule.travels},
+        expected={name: rule for name, rule in plan.items() if rule.travels},
+    )
+    own = {name: trained[name] for name, rule in plan.items() if rule.kept}
+    return Round(answer, own, done.moments if settings.optimiser_state == "kept" else {})
+
+
+def loader_of(study: Study, site: Site, cohort: Cohort, seed: int) -> Loader:
+    """How training samples are read and augmented; several threads where samples must be made."""
+    augment = augmentations(study)
+    busy = bool(augment) or not isinstance(cohort.samples, np.ndarray)
+    return Loader(augment, seed, site.device.loader_threads if busy else 1)

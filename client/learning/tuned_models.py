@@ -1,0 +1,90 @@
+"""The tuned models that a site keeps: what was trained, by which settings, and how it went."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.arrays import Arrays
+from common.errors import FolderError
+from common.protocol.orders import Order
+from common.protocol.wire import open_arrays, write_arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One epoch of one cell of the grid: mean losses, the second where validation was asked."""
+
+    epoch: int
+    loss: float | None
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One setting of the grid, how it went, and how validation participants judged it."""
+
+    learning_rate: float
+    weight_decay: float
+    score: float | None = None
+    epochs: int = 0  # that the arrays have behind them: of the best, where training was stopped
+    history: tuple[Passage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedModel:
+    """Arrays that tuning changed or added, and how they came about.
+
+    order: id of the order that they were trained for; the same order finds them again.
+    chosen: the cell of `grid` that validation chose; none for models in closed form.
+    """
+
+    order: str
+    metric: str
+    arrays: Arrays = field(default_factory=dict)
+    grid: tuple[Cell, ...] = ()
+    chosen: int | None = None
+
+    @property
+    def cell(self) -> Cell | None:
+        """The chosen cell."""
+        return self.grid[self.chosen] if self.chosen is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModels:
+    """One run's tuned models at one site, below `folder`."""
+
+    folder: Path
+
+    def keep(self, order: Order, repeat: int, model: TunedModel) -> None:
+        """Keep one model; its history stands beside its arrays, for people to read."""
+        about = asdict(model)
+        del about["arrays"]
+        text = json.dumps(about, sort_keys=True, indent=1)
+        write_arrays(self._path(order, repeat), model.arrays, {"model": text})
+
+    def find(self, order: Order, repeat: int) -> TunedModel | None:
+        """The model of a task, start, method and number of people; None if there is none."""
+        path = self._path(order, repeat)
+        if not path.exists():
+            return None
+        try:
+            with open_arrays(path) as file:
+                about, arrays = json.loads(file.text("model")), file.all()
+            return TunedModel(**{**about, "grid": _grid(about["grid"]), "arrays": arrays})
+        except (FolderError, ValueError, TypeError, KeyError):
+            return None  # damaged: trained again, to the same bits
+
+    def _path(self, order: Order, repeat: int) -> Path:
+        name = f"k{order.k}-repeat{repeat}.safetensors"
+        return self.folder / "tuned" / order.task / (order.init or "closed") / order.method / name
+
+
+def _grid(cells: list[dict[str, Any]]) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(**{**cell, "history": tuple(Passage(**one) for one in cell["history"])})
+        for cell in cells
+    )

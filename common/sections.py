@@ -1,0 +1,301 @@
+"""The tables of a study file: what is predicted, how sites learn, who takes part."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from common.settings import Table
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+RESERVED: Final = frozenset({"pooled", "all"})  # sites' names that stand for several of them
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Target(Table):
+    """Something to predict. Centre and scale are constants of the study, never a site's own."""
+
+    kind: Literal["regression", "binary", "categorical"] = Field(description="What is predicted.")
+    unit: str = Field("", description='Unit of a regression target, such as "years".')
+    centre: float = Field(0.0, description="Subtracted before training (regression).")
+    scale: Positive = Field(1.0, description="Divided by before training (regression).")
+    low: float = Field(-1e9, description="Values below are refused as impossible (regression).")
+    high: float = Field(1e9, description="Values above are refused as impossible (regression).")
+    classes: tuple[str, ...] = Field(
+        (), description="The study's words; for binary the second is the positive class."
+    )
+    weight: Positive = Field(1.0, description="Weight of this target's loss in pretraining.")
+    positive_weight: Annotated[float, Field(ge=1, le=5)] = Field(
+        1.0, description="Weight of positive samples (binary), at most 5."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        listed = f"classes is [{', '.join(self.classes)}]"
+        if self.kind == "regression" and self.classes:
+            raise ValueError(f"{listed}; a regression target has none")
+        if self.kind == "binary" and len(self.classes) != 2:
+            raise ValueError(f"{listed}; a binary target needs two, the positive one last")
+        if self.kind == "categorical" and len(self.classes) < 3:
+            raise ValueError(f"{listed}; a categorical target needs three or more")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{listed}; classes must differ from each other")
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be below")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a head gives for this target: one, or one a class."""
+        return len(self.classes) if self.kind == "categorical" else 1
+
+
+class Steps(Table):
+    """What every training is told, pretraining and fine-tuning alike."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Scans in a step.")
+    optimiser: Literal["sgd", "adam", "adamw"] = Field("adamw", description="Local optimiser.")
+    momentum: Share = Field(0.9, description="Momentum of sgd.")
+    gradient_clip: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="Largest gradient norm of a step; 0 leaves gradients alone."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="Learning rate from step to step; cosine falls to a twentieth."
+    )
+    warmup: Share = Field(
+        0.0, description="Share of the whole training in which the rate rises from nothing."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Learning rate of each stage of the backbone over that of the stage behind "
+        "it; 1 treats all alike.",
+    )
+    sampling: Annotated[
+        str, StringConstraints(pattern=r"^(scans|participants|classes:[a-z0-9][a-z0-9_-]{0,62})$")
+    ] = Field(
+        "scans",
+        description="What an epoch shows equally often: every scan once, every participant, or "
+        "with classes:TARGET every class among the scans that are labelled.",
+    )
+
+
+class Pretraining(Steps):
+    """How each site trains in each round."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="Federated rounds.")
+    local_epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="Passes over a site's training scans in one round."
+    )
+    learning_rate: Rate = Field(1e-3, description="Highest local learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="Weight decay.")
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="FedProx: pull towards the round's global weights; 0 is FedAvg."
+    )
+    optimiser_state: Literal["fresh", "kept"] = Field(
+        "fresh",
+        description="Moments of the local optimiser: anew in each round, or kept at the site from "
+        "round to round.",
+    )
+
+
+class Aggregation(Table):
+    """How reports become the next global arrays."""
+
+    server_optimiser: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = Field(
+        "fedavg", description="What is done with the averaged update."
+    )
+    learning_rate: Rate = Field(1.0, description="Server learning rate; 1 with fedavg.")
+    momentum: Share = Field(0.9, description="fedavgm: momentum.")
+    beta_1: Share = Field(0.9, description="fedadam, fedyogi: first moment.")
+    beta_2: Share = Field(0.99, description="fedadam, fedyogi: second moment.")
+    tau: Positive = Field(1e-3, description="fedadam, fedyogi, fedadagrad: adaptivity.")
+    weight: Literal["scans", "participants"] = Field(
+        "scans",
+        description="What a site's update weighs: the scans that entered a loss, or the people "
+        "they are of; for a head, those with its label.",
+    )
+    normalisation: Literal["average", "silobn", "fedbn", "groupnorm"] = Field(
+        "average", description="What happens to normalisation layers; see server/README.md."
+    )
+
+    @model_validator(mode="after")
+    def _plain_average(self) -> Self:
+        if self.server_optimiser == "fedavg" and self.learning_rate != 1.0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate:g}; fedavg takes 1, use fedavgm for another"
+            )
+        return self
+
+
+class Sites(Table):
+    """Who takes part, by name and role."""
+
+    train: tuple[Name, ...] = Field(description="Sites that contribute to the weights.")
+    heldout: tuple[Name, ...] = Field(
+        (), description="Sites that judge the result and never contribute."
+    )
+    quorum: Annotated[int, Field(ge=0)] = Field(
+        0, description="Fewest training sites for a round to count; 0 asks for all."
+    )
+    time_limit_s: Positive = Field(
+        3600.0, description="Longest wait without any answer arriving; then the quorum decides."
+    )
+
+    @model_validator(mode="after")
+    def _roles_are_apart(self) -> Self:
+        if not self.train:
+            raise ValueError("train is []; at least one site must train")
+        everyone = [*self.train, *self.heldout]
+        twice = sorted({site for site in everyone if everyone.count(site) > 1})
+        taken = sorted(RESERVED & set(everyone))
+        if taken:
+            raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
+        if twice:
+            raise ValueError(
+                f"{', '.join(twice)} is listed twice; a site has one name and one role"
+            )
+        if self.quorum > len(self.train):
+            raise ValueError(f"quorum is {self.quorum} but only {len(self.train)} sites train")
+        return self
+
+
+class Splits(Table):
+    """Which participants train, choose and test. Decided by a hash of salt and participant."""
+
+    salt: str = Field("callosum", description="Studies with one salt split a site alike.")
+    validation: Share = Field(0.15, description="Share of participants that choose settings.")
+    test: Share = Field(0.2, description="Share of participants kept for fine-tuning's test.")
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Self:
+        if self.validation + self.test >= 0.95:
+            raise ValueError(
+                f"validation is {self.validation:g} and test is {self.test:g}; "
+                "they leave fewer than 5 % of participants to train"
+            )
+        return self
+
+
+class Comparisons(Table):
+    """Models trained beside the federated one, with the same settings, to judge it by."""
+
+    single_site: bool = Field(True, description="Train one model on each training site alone.")
+    pooled: bool = Field(
+        True, description="Train one model on all training data (local engine only)."
+    )
+
+
+class Start(Table):
+    """An earlier checkpoint that the run begins from; `callosum study start` writes this table."""
+
+    study: Name = Field(description="Name of the study that the checkpoint came of.")
+    file: str = Field(
+        "",
+        exclude=True,
+        description="The checkpoint, relative to the study file; the coordinator's alone, and no "
+        "part of the digest.",
+    )
+    take: Literal["backbone", "all"] = Field(
+        "backbone", description="Which of its arrays are taken: the backbone's, or all."
+    )
+    leave: tuple[str, ...] = Field(
+        (),
+        description="Beginnings of names of arrays that are drawn anew all the same, such as "
+        "those that depend on a volume's size.",
+    )
+    arrays: Digest = Field(description="SHA-256 of the arrays that are taken.")
+    contributors: tuple[Name, ...] = Field(
+        description="Every site that contributed to them; none of them may judge this study."
+    )
+    cohorts: tuple[Digest, ...] = Field(
+        (), description="Fingerprints of those sites' scans, whatever the sites are called."
+    )
+
+
+# how a network starts and what of it is then trained; a linear model of regional measures has no
+# start. Networks may offer methods of their own (`common.tuning`)
+Method = Annotated[
+    str, StringConstraints(pattern=r"^(linear|(pretrained|scratch)/[a-z][a-z0-9-]{0,30})$")
+]
+
+
+class FineTuning(Steps):
+    """A task that each site learns for itself, from the shared backbone and from its rivals."""
+
+    name: Name = Field(description="Name of the task.")
+    target: str = Field(description="The target that is learnt.")
+    methods: tuple[Method, ...] = Field(
+        ("pretrained/full", "pretrained/frozen", "scratch/full", "linear"),
+        description="What is compared: pretrained/ or scratch/ with full, frozen, last-blocks, "
+        "lora, adapters, prompts, tokens or another that the network offers; and linear.",
+        min_length=1,
+    )
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Most passes.")
+    patience: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Stop when the validation loss has not fallen for so many passes, and go "
+        "back to the best; 0 trains to the end.",
+    )
+    learning_rates: tuple[Rate, ...] = Field(
+        (3e-4, 1e-3), description="Grid of learning rates; validation chooses.", min_length=1
+    )
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1e-3,), description="Grid of weight decays; validation chooses.", min_length=1
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Learning rate from step to step; cosine falls to a twentieth."
+    )
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="lora: rank of updates.")
+    blocks: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="last-blocks: stages of the backbone that are trained."
+    )
+    width: Annotated[int, Field(ge=1, le=65536)] = Field(
+        16, description="adapters: width of their narrow layer."
+    )
+    prompts: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        8, description="prompts: how many are learnt, where the network takes them."
+    )
+    participants: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
+        (), description="Learn from so many training participants only; several are compared."
+    )
+    draws: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="How often those participants are drawn."
+    )
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="How often each training is repeated with other random numbers."
+    )
+    then: tuple[Literal["judge", "explain", "send"], ...] = Field(
+        (),
+        description="What is asked of the tuned models that sites keep: judge on test "
+        "participants anew, explain by a mean map, send the trained arrays.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key, values in (("methods", self.methods), ("participants", self.participants)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} lists something twice")
+        if self.draws > 1 and not self.participants:
+            raise ValueError(f"draws is {self.draws}; participants must say how many are drawn")
+        return self
+
+
+class Evaluation(Table):
+    """How held-out sites judge."""
+
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        1000, description="Resamplings of participants for an interval."
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="Coverage of intervals."
+    )
+    statistics: Literal["shared", "reestimated"] = Field(
+        "shared",
+        description="Normalisation statistics at an unseen site: the average of the training "
+        "sites', or its own from unlabelled scans (always so under silobn).",
+    )
+    head: bool = Field(True, description="Also fit a head on the frozen backbone at the site.")

@@ -1,0 +1,109 @@
+"""Constants of a network that are made of sums over the training sites, before the first round.
+
+A module that has `sums` and `settle` gets its buffers that way: each training site adds up what
+`sums` gives for its training samples, the coordinator adds up the sites, `settle` makes buffers of
+it, and from then on they are frozen, in every round and for every site that is ever judged.
+Standardised columns, the reference of a tangent space and the parameters of ComBat are such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.arrays import Arrays
+from common.plan import Plan, Rule
+from common.seams import SHARED
+from common.study import Study
+
+
+class Settles(Protocol):
+    """A `torch.nn.Module` whose buffers are settled before the first round.
+
+    passes: how often sums are asked for; a later pass sees what the earlier ones have settled.
+
+    `sums` adds up over a batch, in float64, and two batches' sums add up to those of both; `x` is
+    (B, *shape) as prepared, labels are (B,), NaN where missing. `settle` is given the sums over all
+    training samples of all sites and sets the module's own buffers.
+    """
+
+    passes: int
+
+    def sums(self, x: Tensor, labels: Mapping[str, Tensor], number: int) -> dict[str, Tensor]: ...
+
+    def settle(self, sums: Mapping[str, Tensor], number: int) -> None: ...
+
+
+def settling(network: nn.Module) -> dict[str, Any]:
+    """The modules that are to be settled, by their place in the network."""
+    return {name: module for name, module in network.named_modules() if settles(module)}
+
+
+def settles(module: nn.Module) -> bool:
+    """Whether a module's buffers are made of sums."""
+    return hasattr(module, "settle") and hasattr(module, "sums")
+
+
+def constants(network: nn.Module) -> set[str]:
+    """Names of all arrays that are settled."""
+    return {
+        f"{place}.{name}"
+        for place, module in settling(network).items()
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def passes(modules: Mapping[str, Any]) -> int:
+    """How often sites are asked."""
+    return max((int(getattr(module, "passes", 1)) for module in modules.values()), default=0)
+
+
+def sums_of(
+    modules: Mapping[str, Any], x: Tensor, labels: Mapping[str, Tensor], number: int
+) -> dict[str, Tensor]:
+    """Sums over one batch by ``"PLACE/KEY"``, of the modules that still ask."""
+    return {
+        f"{place}/{key}": value.double()
+        for place, module in modules.items()
+        if number < getattr(module, "passes", 1)
+        for key, value in module.sums(x, labels, number).items()
+    }
+
+
+def sums_plan(study: Study, modules: Mapping[str, Any], number: int) -> Plan:
+    """Names and shapes of the sums that a site's report must hold."""
+    x = torch.zeros((2, *study.shape))
+    labels = {name: torch.zeros(2) for name in study.targets}
+    return {
+        name: Rule(
+            shape=tuple(value.shape), dtype="float64", group=SHARED, role="statistic", kept=False
+        )
+        for name, value in sums_of(modules, x, labels, number).items()
+    }
+
+
+def added(parts: Iterable[Mapping[str, NDArray[Any]]]) -> Arrays:
+    """The sums of several batches or sites together, added in the order given."""
+    total: Arrays = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else np.array(value, np.float64)
+    return total
+
+
+def settle(modules: Mapping[str, Any], total: Mapping[str, NDArray[Any]], number: int) -> None:
+    """Let each module make its buffers of the sums over all sites."""
+    for place, module in modules.items():
+        own = {
+            name.removeprefix(f"{place}/"): torch.from_numpy(np.array(value))
+            for name, value in total.items()
+            if name.startswith(f"{place}/")
+        }
+        if own:
+            with torch.no_grad():
+                module.settle(own, number)

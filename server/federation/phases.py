@@ -1,0 +1,323 @@
+"""The phases of a run, each of which resumes by itself.
+
+census -> settled constants -> federated rounds -> rival models -> fine-tuning -> what is asked of
+the tuned models -> out-of-site evaluation -> results.csv.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from common.arrays import Arrays
+from common.errors import SENTENCES, DataError, LineageError, QuorumError
+from common.plan import Plan
+from common.protocol.orders import Order, Report
+from common.protocol.wire import Stored, open_arrays
+from common.runtime.progress import say
+from common.sections import FineTuning
+from common.study import Study
+from server.federation.census import POOLED, constants, summarise
+from server.federation.exchange import Exchange, Outcome
+from server.federation.parcel import NOTHING, Parcel, parcel_of
+from server.federation.rounds import Rounds
+from server.results import write_results
+from server.run import Branch, Checkpoint, Run, load_checkpoint, start_arrays, write_json
+
+REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The phases of one run, in order."""
+
+    run: Run
+    exchange: Exchange
+
+    def all(self) -> None:
+        """Everything the study asks for; what is done already is not done again."""
+        study = self.run.study
+        census = self._take_census()
+        able = [site for site in study.sites.train if site in census]
+        self._pretrain(self.run.federated, study.sites.train, study.quorum, census)
+        for branch, sites in self._comparisons(census, able):
+            try:
+                self._pretrain(branch, sites, len(sites), census)
+            except QuorumError as error:  # a rival that fails must not end the run
+                say(f"{branch.model} is left out: {error}")
+        if POOLED in census:
+            orders = self._orders("linear", [POOLED], NOTHING)
+            self._ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
+        self._finetune(able, census)
+        self.judge([site for site in study.sites.heldout if site in census], census)
+        write_results(self.run)
+
+    def judge(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
+        """Let each of `sites` evaluate every model; none of them may have contributed to any.
+
+        Raises
+        ------
+        LineageError
+            If a site, or its very scans under another name, took part in training.
+        """
+        study = self.run.study
+        training = [census[site] for site in study.sites.train if site in census]
+        for branch in self.run.branches():
+            if not branch.final.exists():
+                continue
+            final = load_checkpoint(branch.final, study)
+            for site in sites:
+                took_no_part(site, census[site], final.contributors, final.cohorts, branch.model)
+            parcel = parcel_of(final.arrays, branch.plan(study))
+            self._judge_one(branch.model, parcel, final.contributors, sites, training)
+        linear = self.run.linear / f"{POOLED}.safetensors"
+        if linear.exists():
+            with open_arrays(linear) as file:
+                parcel = parcel_of(file.all(), {})
+            self._judge_one(f"{POOLED}-linear", parcel, study.sites.train, sites, training)
+
+    def _judge_one(
+        self,
+        model: str,
+        parcel: Parcel,
+        lineage: Sequence[str],
+        sites: Sequence[str],
+        training: Sequence[Report],
+    ) -> None:
+        orders = self._orders(
+            "evaluate",
+            sites,
+            parcel,
+            lineage=tuple(lineage),
+            model=model,
+            against=() if model == "federated" else ("federated",),
+            constants=constants(self.run.study, training),
+        )
+        folder = self.run.folder / "evaluation" / model
+        self._ask(orders, parcel, folder, {}, f"evaluating {model}: sites")
+
+    def census_of(self, sites: Sequence[str]) -> Outcome:
+        """Ask `sites` what they hold."""
+        folder = self.run.folder / "census"
+        orders = self._orders("census", sites, NOTHING)
+        return self._ask(orders, NOTHING, folder, {}, "census: sites")
+
+    def _take_census(self) -> dict[str, Report]:
+        """What every site holds; a site that cannot take part is named, not fatal."""
+        study = self.run.study
+        names = [*study.sites.train, *study.sites.heldout]
+        pooled = [POOLED] if self.exchange.knows(POOLED) else []
+        outcome = self.census_of([*names, *pooled])
+        summary = summarise(study, outcome.reports, outcome.refused)
+        write_json(self.run.folder / "census.json", summary)
+        self.exchange.census = outcome.reports
+        able = [site for site in study.sites.train if site in outcome.reports]
+        if len(able) < study.quorum:
+            codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
+            raise QuorumError(
+                f"{len(able)} of {len(study.sites.train)} training sites can take part, the quorum "
+                f"is {study.quorum}; {codes}. Mend those sites or lower sites.quorum"
+            )
+        self._judges_took_no_part(outcome.reports, able)
+        if study.learns_from_labels:
+            _targets_are_held(study, [outcome.reports[site] for site in able])
+        return outcome.reports
+
+    def _judges_took_no_part(self, reports: Mapping[str, Report], able: Sequence[str]) -> None:
+        """Before any work: no held-out site is one that trains, or trained, under another name."""
+        study = self.run.study
+        known = {reports[site].cohort for site in able}
+        known |= set(study.start.cohorts) if study.start is not None else set()
+        contributors = study.start.contributors if study.start is not None else ()
+        for site in study.sites.heldout:
+            if site in reports:
+                took_no_part(site, reports[site], contributors, tuple(known), study.name)
+
+    def _pretrain(
+        self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
+    ) -> None:
+        if branch.final.exists():
+            return
+        study = self.run.study
+        reports = [census[site] for site in sites if site in census]
+        names = [report.site for report in reports]
+        if branch.latest(study) is None:
+            self._begin(branch, names, [report.cohort for report in reports])
+        Rounds(
+            self.run,
+            branch,
+            self.exchange,
+            sites=names,
+            quorum=quorum,
+            members={POOLED: study.sites.train},
+            absent={site: "NO_ANSWER" for site in sites if site not in census}
+            | {site: code for site, code in self._refusals("census").items() if site in sites},
+        ).train()
+
+    def _begin(self, branch: Branch, sites: Sequence[str], cohorts: Sequence[str]) -> None:
+        """The checkpoint before the first round: drawn, taken over, settled; with its lineage."""
+        from server.federation.initial import initial  # torch, for as long as it is needed
+
+        study, start = self.run.study, self.run.study.start
+
+        def ask(number: int, so_far: Arrays, plan: Plan) -> list[Stored]:
+            return self._sums(branch, sites, number, so_far, plan)
+
+        arrays, plan = initial(study, start_arrays(self.run), ask)
+        first = Checkpoint(
+            round=0,
+            arrays=arrays,
+            state={},
+            contributors=start.contributors if start is not None else (),
+            cohorts=tuple(sorted({*cohorts, *(start.cohorts if start is not None else ())})),
+        )
+        branch.save(first, study, plan, last=False)
+
+    def _sums(
+        self, branch: Branch, sites: Sequence[str], number: int, so_far: Arrays, plan: Plan
+    ) -> list[Stored]:
+        """Each site's sums for the constants of one model, in site order."""
+        parcel = parcel_of(so_far, {})
+        orders = self._orders("settle", sites, parcel, round=number, model=branch.model)
+        folder = branch.folder / "settle" / f"{number:04d}"
+        outcome = self._ask(orders, parcel, folder, plan, f"{branch.model}: settling, sites")
+        if not outcome.reports:
+            codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
+            raise QuorumError(f"no site's sums settle the constants of {branch.model}; {codes}")
+        return [Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)]
+
+    def _comparisons(
+        self, census: Mapping[str, Report], able: Sequence[str]
+    ) -> list[tuple[Branch, tuple[str, ...]]]:
+        """Rival models: one for each training site that can take part, and one of pooled data."""
+        wanted = self.run.study.comparisons
+        found: list[tuple[Branch, tuple[str, ...]]] = []
+        if wanted.single_site and len(able) > 1:
+            found += [(self.run.comparison(f"single-{site}"), (site,)) for site in able]
+        if wanted.pooled and POOLED in census and len(able) > 1:
+            found.append((self.run.comparison(POOLED), (POOLED,)))
+        return found
+
+    def _finetune(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
+        """Each task at each training site that has its labels, by each of the study's methods."""
+        study, branch = self.run.study, self.run.federated
+        if not study.finetuning:
+            return
+        final = load_checkpoint(branch.final, study)
+        parcel = parcel_of(final.arrays, branch.plan(study))
+        for task in study.finetuning:
+            labels = f"labels/{task.target}"
+            able = [site for site in sites if census[site].support.get(labels, 0)]
+            lacking = ", ".join(site for site in sites if site not in able)
+            if lacking:
+                say(f"fine-tuning {task.name}: no labels of {task.target} at {lacking}")
+            for named in ways_of(task):
+                more = {**named, "task": task.name, "lineage": final.contributors}
+                self._tuned("finetune", able, parcel, more)
+                for kind in task.then:
+                    self._afterwards(kind, able, parcel, task, more)
+
+    def _afterwards(
+        self,
+        kind: str,
+        sites: Sequence[str],
+        parcel: Parcel,
+        task: FineTuning,
+        more: Mapping[str, Any],
+    ) -> None:
+        """Judge the tuned models that sites keep, have them explained, or sent."""
+        if kind == "judge":
+            self._tuned(kind, sites, parcel, more)
+            return
+        if more["method"] in ("frozen", "linear"):
+            return  # no network was tuned
+        from server.federation.initial import map_plan, tuned_plan
+
+        study = self.run.study
+        plan = map_plan(study) if kind == "explain" else tuned_plan(study, task, more["method"])
+        for repeat in range(task.repeats * (task.draws if more["k"] else 1)):
+            self._tuned(kind, sites, parcel, {**more, "repeat": repeat}, plan)
+
+    def _tuned(
+        self,
+        kind: str,
+        sites: Sequence[str],
+        parcel: Parcel,
+        more: Mapping[str, Any],
+        plan: Plan | None = None,
+    ) -> None:
+        carried = parcel if more["init"] == "pretrained" else NOTHING
+        orders = self._orders(kind, sites, carried, **more)
+        name = "-".join(part for part in (more["init"], more["method"]) if part)
+        name += f"-k{more['k']}" if more["k"] else ""
+        name += f"-repeat{more['repeat']}" if "repeat" in more else ""
+        folder = self.run.folder / ("finetuning" if kind == "finetune" else kind) / more["task"]
+        verb = "fine-tuning" if kind == "finetune" else kind
+        self._ask(
+            orders, carried, folder / name, plan or {}, f"{verb} {more['task']}, {name}: sites"
+        )
+
+    def _ask(
+        self, orders: Sequence[Order], parcel: Parcel, folder: Path, plan: Plan, title: str
+    ) -> Outcome:
+        outcome = self.exchange.ask(orders, parcel, folder, plan, title)
+        if outcome.refused or (folder / REFUSED).exists():
+            write_json(folder / REFUSED, outcome.refused)
+        for site, code in sorted(outcome.refused.items()):
+            say(f"{title.partition(':')[0]}: {site} did not take part: {code}: {SENTENCES[code]}")
+        return outcome
+
+    def _refusals(self, phase: str) -> dict[str, str]:
+        path = self.run.folder / phase / REFUSED
+        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
+    def _orders(
+        self, kind: str, sites: Sequence[str], parcel: Parcel, **more: object
+    ) -> list[Order]:
+        """The same order for each of `sites`, about the arrays of `parcel`."""
+        common = {
+            "kind": kind,
+            "study": self.run.study.digest,
+            "run": self.run.id,
+            **parcel.digests,
+            **more,
+        }
+        return [Order.model_validate({**common, "site": site}) for site in sites]
+
+
+def ways_of(task: FineTuning) -> Iterator[dict[str, Any]]:
+    """Start, method and number of people of every comparison that a task asks for."""
+    for way in task.methods:
+        init, _, method = way.rpartition("/")
+        for k in task.participants or (0,):
+            yield {"init": init, "method": method, "k": k}
+
+
+def took_no_part(
+    site: str,
+    report: Report,
+    contributors: Sequence[str],
+    cohorts: Sequence[str],
+    model: str,
+) -> None:
+    """Raise `LineageError` if a site contributed, by its name or by its very scans."""
+    if site in contributors:
+        raise LineageError(f"{site} contributed to {model} and cannot judge it")
+    if report.cohort in cohorts:
+        raise LineageError(
+            f"the scans of {site} are those of a training site of {model} under another name"
+        )
+
+
+def _targets_are_held(study: Study, reports: Sequence[Report]) -> None:
+    """A target that no training site holds would leave its head as it was drawn."""
+    for name in study.pretraining_targets:
+        if not any(report.support.get(f"labels/{name}", 0) for report in reports):
+            raise DataError(
+                f'no training site holds labels of "{name}"; remove the target from the study or '
+                f"map its column in a site file ([targets.{name}])"
+            )
