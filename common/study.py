@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -210,9 +211,8 @@ def read_resolved(table: dict[str, Any], path: Path) -> Study:
         key: tuple(Unchecked.model_validate(one) for one in table.get(key, ()))
         for key, *_ in _LISTS
     }
-    study = checked(Study, {**table, **plugged, **listed}, file=path)
-    _held_out_sites_took_no_part(study, path)
-    return study
+    _held_out_sites_took_no_part(table, path)
+    return checked(Study, {**table, **plugged, **listed}, file=path)
 
 
 def with_plugins(study: Study) -> Study:
@@ -222,6 +222,7 @@ def with_plugins(study: Study) -> Study:
 
 def parse_study(table: dict[str, Any], path: Path) -> Study:
     """Check a study's tables; `path` is named in errors."""
+    _held_out_sites_took_no_part(table, path)
     resolved = dict(table)
     for section, shelf, key in _SHELVES:
         if section in resolved:
@@ -235,7 +236,6 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
             for number, table in enumerate(tables)
         )
     study = checked(Study, resolved, file=path)
-    _held_out_sites_took_no_part(study, path)
     try:
         study.shape, study.layout  # noqa: B018  a kind may refuse its settings only when asked
     except (ValueError, AttributeError) as error:
@@ -243,16 +243,30 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     return study
 
 
-def _held_out_sites_took_no_part(study: Study, path: Path) -> None:
-    """Refuse a study that begins from the work of a site that is to judge it."""
-    took_part = set(study.start.contributors) if study.start is not None else set()
-    both = sorted(took_part & set(study.sites.heldout))
+def _held_out_sites_took_no_part(table: Mapping[str, Any], path: Path) -> None:
+    """Refuse a study that begins from the work of a site that is to judge it.
+
+    Looked at before anything is loaded: it must not take longer than reading the file.
+    """
+    took_part, judges = (_names(table, *place) for place in _LINEAGE)
+    both = ", ".join(sorted(took_part & judges))
     if both:
         where = f"({path}{line_of(path, 'start.contributors')})"
         raise LineageError(
-            f"{', '.join(both)} contributed to the checkpoint that {study.name} begins from, and "
-            f"cannot judge what comes of it; take {', '.join(both)} from sites.heldout {where}"
+            f"{both} contributed to the checkpoint that {table.get('name')} begins from, and "
+            f"cannot judge what comes of it; take {both} from sites.heldout {where}"
         )
+
+
+_LINEAGE: Final = (("start", "contributors"), ("sites", "heldout"))
+
+
+def _names(table: Mapping[str, Any], section: str, key: str) -> set[str]:
+    """A list of names in a table that nobody has checked yet."""
+    found = table.get(section)
+    names = found.get(key) if isinstance(found, dict) else None
+    listed = names if isinstance(names, list | tuple) else ()
+    return {name for name in listed if isinstance(name, str)}
 
 
 def _plugged(table: object, section: str, shelf: Shelf, key: str, path: Path) -> BaseModel:

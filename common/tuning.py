@@ -59,6 +59,7 @@ def tune(network: Any, method: str, task: Task, *, seed: int) -> None:
     SettingError
         If neither the network nor this file has that method, or it does not fit the network.
     """
+    before = {name for name, _ in network.named_parameters()}
     with seeded_draw(seed):
         own = _own(network, method, task)
         if own is None:
@@ -70,7 +71,8 @@ def tune(network: Any, method: str, task: Task, *, seed: int) -> None:
                 )
             own = tuple(_GENERIC[method](network, task))
     for name, parameter in network.named_parameters():
-        trains = name.startswith(own) and owner_of(network, name) != FROZEN
+        frozen = name in before and owner_of(network, name) == FROZEN
+        trains = name.startswith(own) and not frozen
         parameter.requires_grad_(requires_grad=trains)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tomli_w
@@ -21,11 +22,12 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from client.data.cohort import Cohort, split_of
-from client.learning.training import train
+from client.learning.training import Recipe, train
 from common import catalogue
 from common.arrays import Arrays
 from common.backbones.mlp import Mlp
 from common.backbones.sfcn import Sfcn
+from common.buildable import check_networks
 from common.documentation import study_keys
 from common.errors import Refusal, SettingError
 from common.network import arrays_of, build, carried_over, load_arrays, plan_of
@@ -34,6 +36,8 @@ from common.protocol.wire import open_arrays
 from common.seams import FROZEN
 from common.sections import Pretraining, Splits, Target
 from common.study import Study, parse_study
+from deploy.local import simulate
+from tests.conftest import FEATURES, overridden
 
 HOUSE = Path(__file__).parents[2]
 PLUGINS = HOUSE / "tests" / "plugins"
@@ -71,6 +75,92 @@ def test_the_guide_shows_one_example_of_everything_that_is_to_come() -> None:
         assert any(word in title for title in titles), word
 
 
+def guide_package(folder: Path) -> None:
+    """The guide's code as a lab would install it: one module, and its entry points."""
+    code = "\n".join(block for _, block in blocks(GUIDE.read_text()))
+    (folder / "guide.py").write_text(code)
+    about = folder / "guide-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: guide\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[callosum.kinds]\nvolumes = guide:Volumes\n"
+        "[callosum.backbones]\nslices = guide:Slices\n"
+        "[callosum.objectives]\nown-heads = guide:OwnHeads\n"
+    )
+
+
+def write_runs(folder: Path, name: str, role: str, people: int) -> None:
+    """A site of functional runs, ten volumes each, in which `right` is brighter than `left`."""
+    home = folder / "sites" / name
+    (home / "runs").mkdir(parents=True)
+    random = np.random.default_rng(sum(name.encode()))
+    words = ["left", "right", "none", "left", "right", "left", "right", "none", "right", "left"]
+    for person in range(people):
+        run = random.normal(size=(6, 7, 5, len(words))).astype(np.float32)
+        run[:3, ..., [word == "right" for word in words]] += 1.5
+        nib.save(nib.Nifti1Image(run, np.eye(4)), home / f"runs/{name}{person}_task_bold.nii.gz")
+        (home / f"runs/{name}{person}_task_states.txt").write_text(" ".join(words))
+    site = {
+        "name": name,
+        "role": role,
+        "data": {"kind": "volumes", "root": "runs"},
+        "targets": {"state": {"column": "state"}},
+        "policy": {"minimum_support": 2},  # a sixth of 24 people validate
+        "device": {"kind": "cpu", "threads": 1},
+    }
+    (home / "site.toml").write_text(tomli_w.dumps(site))
+
+
+def test_the_guides_slice_network_trains_on_volumes_in_a_federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of 2D kernels on volumes: the guide's own example failed where it was laid out."""
+    guide_package(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, role in {"oak": "train", "maple": "train", "elder": "heldout"}.items():
+        write_runs(tmp_path, name, role, people=24)
+    study = {
+        "name": "slices",
+        "seed": 1,
+        "data": {"kind": "volumes", "shape": [6, 7, 5]},
+        "targets": {"state": {"kind": "binary", "classes": ["left", "right"]}},
+        "backbone": {"name": "slices"},
+        "objective": {"name": "own-heads", "targets": ["state"]},
+        "pretraining": {"rounds": 3, "batch_size": 16, "learning_rate": 0.02},
+        "sites": {"train": ["oak", "maple"], "heldout": ["elder"]},
+        "comparisons": {"single_site": False, "pooled": False},
+        "evaluation": {"bootstrap": 100},
+    }
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(study))
+    run = simulate(tmp_path / "study.toml", tmp_path / "sites", tmp_path / "run")
+    first, last = (
+        json.loads((tmp_path / f"run/rounds/{number}/record.json").read_text())
+        for number in ("0001", "0003")
+    )
+    assert last["loss"]["state"] < 0.8 * first["loss"]["state"]
+    assert last["validation_loss"]["state"] < first["validation_loss"]["state"]
+    rows = rows_of(run.folder)
+    found = next(r for r in rows if r["model"] == "federated+head" and r["metric"] == "auc")
+    assert float(found["value"]) > 0.9
+    assert (found["n_participants"], found["n_scans"]) == ("24", str(24 * 8))
+
+
+def test_weights_that_come_from_elsewhere_need_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone that reads a file in its constructor would make `scratch` a lie, without lineage."""
+    study = parse_study(overridden(FEATURES, {}), Path("study.toml"))
+    check_networks(study)
+    plain = Mlp.__init__
+
+    def reading(self: Any, *given: Any) -> None:
+        plain(self, *given)
+        with torch.no_grad():  # as from a file
+            self.layers[0].weight.copy_(torch.arange(24.0).view(6, 4))
+
+    monkeypatch.setattr(Mlp, "__init__", reading)
+    with pytest.raises(SettingError, match=r"layers\.0\.weight is the same whatever the seed"):
+        check_networks(study)
+
+
 # A package from outside, in a whole federation
 
 
@@ -83,7 +173,7 @@ def numbers(site: str, participants: int, samples: int = 2) -> dict[str, np.ndar
     }
 
 
-SITES = {"oak": 14, "maple": 24}
+SITES = {"oak": 20, "maple": 24}
 JUDGE = ("elder", 30)
 
 
@@ -423,10 +513,10 @@ def table_cohort(rows: int) -> Cohort:
 
 
 def trained(network: Any, rows: int, batch_size: int) -> None:
-    train(
-        network, table_cohort(rows), np.arange(rows), Pretraining(),
-        epochs=2, batch_size=batch_size, rate=0.1, seed=3, device=torch.device("cpu"),
-    )  # fmt: skip
+    recipe = Recipe(
+        steps=Pretraining(batch_size=batch_size), rate=0.1, weight_decay=0.0, epochs=2, of=2, seed=3
+    )
+    train(network, table_cohort(rows), np.arange(rows), recipe, torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("installed")

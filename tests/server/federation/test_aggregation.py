@@ -48,7 +48,7 @@ FLOWER: dict[str, tuple[type[Strategy], dict[str, float], dict[str, float]]] = {
 }
 
 
-def rule(shape: Sequence[int] = (2,), group: str = "scans", role: Role = "parameter") -> Rule:
+def rule(shape: Sequence[int] = (2,), group: str = "shared", role: Role = "parameter") -> Rule:
     return Rule(shape=tuple(shape), dtype="float32", group=group, role=role, kept=False)
 
 
@@ -109,7 +109,7 @@ def test_five_rounds_are_those_of_flowers_strategy(name):
         current, state = averaged(
             plan,
             current,
-            [contribution(site, {"scans": weights[site]}, sites[site]) for site in "abc"],
+            [contribution(site, {"shared": weights[site]}, sites[site]) for site in "abc"],
             settings(name, **ours),
             state,
             number,
@@ -131,9 +131,9 @@ def test_each_array_is_averaged_by_its_own_support():
         "heads.sex.weight": rule((2,), "labels/sex"),
     }
     support = {
-        "a": {"scans": 100, "labels/age": 2, "labels/sex": 90},
-        "b": {"scans": 10, "labels/age": 9, "labels/sex": 0},
-        "c": {"scans": 31, "labels/age": 30, "labels/sex": 7},
+        "a": {"shared": 100, "labels/age": 2, "labels/sex": 90},
+        "b": {"shared": 10, "labels/age": 9, "labels/sex": 0},
+        "c": {"shared": 31, "labels/age": 30, "labels/sex": 7},
     }
     sites = {site: drawn(i, shapes) for i, site in enumerate("abc")}
     found, _ = averaged(
@@ -157,9 +157,9 @@ def test_site_without_labels_does_not_move_the_head():
     """Its head never trained: averaging it in would pull everyone's towards the old one."""
     plan = {"heads.age.weight": rule((3,), "labels/age")}
     shapes = {"heads.age.weight": (3,)}
-    knows = contribution("a", {"scans": 5, "labels/age": 5}, drawn(1, shapes))
-    knows_not = contribution("b", {"scans": 500, "labels/age": 0}, drawn(2, shapes))
-    absent = contribution("c", {"scans": 500}, drawn(3, shapes))
+    knows = contribution("a", {"shared": 5, "labels/age": 5}, drawn(1, shapes))
+    knows_not = contribution("b", {"shared": 500, "labels/age": 0}, drawn(2, shapes))
+    absent = contribution("c", {"shared": 500}, drawn(3, shapes))
     found, _ = averaged(plan, drawn(0, shapes), [knows, knows_not, absent], settings(), {}, 1)
     assert same_bits(found, drawn(1, shapes))
 
@@ -169,7 +169,7 @@ def test_head_that_nobody_knows_keeps_its_bits_and_its_moments(name):
     """With momentum, a head would otherwise drift on from labels that nobody has any more."""
     plan = {"heads.age.weight": rule((3,), "labels/age"), "backbone.w": rule((4,))}
     shapes = {"heads.age.weight": (3,), "backbone.w": (4,)}
-    known = {"scans": 5, "labels/age": 5}
+    known = {"shared": 5, "labels/age": 5}
     first, moments = averaged(
         plan,
         drawn(0, shapes),
@@ -178,7 +178,7 @@ def test_head_that_nobody_knows_keeps_its_bits_and_its_moments(name):
         {},
         1,
     )
-    unknown = {"scans": 5, "labels/age": 0}
+    unknown = {"shared": 5, "labels/age": 0}
     found, later = averaged(
         plan, first, [contribution("a", unknown, drawn(2, shapes))], settings(name), moments, 2
     )
@@ -201,7 +201,7 @@ def test_order_of_contributions_does_not_change_a_bit(order, name):
     plan = {array: rule(shape) for array, shape in SHAPES.items()}
 
     def in_order(names: Sequence[str]) -> tuple[Arrays, Arrays]:
-        terms = [contribution(site, {"scans": 3 + 7 * ord(site)}, sites[site]) for site in names]
+        terms = [contribution(site, {"shared": 3 + 7 * ord(site)}, sites[site]) for site in names]
         return averaged(plan, drawn(99), terms, settings(name), {}, 1)
 
     (arrays, moments), (wanted, wanted_moments) = in_order(order), in_order("abcdef")
@@ -223,7 +223,7 @@ def test_statistics_never_meet_the_server_optimiser(name):
         now, state = averaged(
             plan,
             now,
-            [contribution("a", {"scans": 1}, a), contribution("b", {"scans": 3}, b)],
+            [contribution("a", {"shared": 1}, a), contribution("b", {"shared": 3}, b)],
             settings(name),
             state,
             number,
@@ -246,7 +246,7 @@ def test_positive_variances_stay_positive_where_plain_arrays_may_not(name, role)
         shrunk = {"running_var": now["running_var"] * np.float32(0.1)}
         if shrunk["running_var"].min() < 0:
             break
-        term = contribution("a", {"scans": 3}, shrunk)
+        term = contribution("a", {"shared": 3}, shrunk)
         now, state = averaged(plan, now, [term], settings(name, **steep), state, number)
         lowest = min(lowest, float(now["running_var"].min()))
     if role == "statistic" or name == "fedavg":
@@ -266,7 +266,7 @@ def test_one_contribution_comes_back_bit_for_bit(weight, values):
     found, _ = averaged(
         plan,
         {"w": np.zeros_like(array)},
-        [contribution("a", {"scans": weight}, {"w": array})],
+        [contribution("a", {"shared": weight}, {"w": array})],
         settings(),
         {},
         1,
@@ -281,7 +281,7 @@ def test_arrays_that_do_not_travel_stay_as_they_are():
     found, state = averaged(
         plan,
         now,
-        [contribution("a", {"scans": 4, "site": 4, "frozen": 4}, {})],
+        [contribution("a", {"shared": 4, "site": 4, "frozen": 4}, {})],
         settings("fedadam"),
         {},
         1,
@@ -300,7 +300,7 @@ def test_memory_does_not_grow_with_sites():
             return np.full(250_000, 0.5, dtype=np.float32)  # from disk, as in a round
 
         terms = [
-            Contribution(site=f"s{i:02d}", support={"scans": i + 1}, read=read)
+            Contribution(site=f"s{i:02d}", support={"shared": i + 1}, read=read)
             for i in range(sites)
         ]
         tracemalloc.start()
@@ -318,7 +318,9 @@ def test_blocks_of_an_array_are_averaged_as_the_whole(name, monkeypatch):
     """Large arrays are read by rows so that memory holds a few; the bits must not show it."""
     plan = {"w": rule((7, 3)), "n": rule(()), "none": rule((0, 3))}
     shapes = {array: described.shape for array, described in plan.items()}
-    terms = [contribution(site, {"scans": 3 + i}, drawn(i, shapes)) for i, site in enumerate("abc")]
+    terms = [
+        contribution(site, {"shared": 3 + i}, drawn(i, shapes)) for i, site in enumerate("abc")
+    ]
     before = {f"{which}/{n}": np.abs(a) for which in "mv" for n, a in drawn(8, shapes).items()}
     whole = aggregate(plan, drawn(9, shapes), terms, settings(name), before, 2)
     monkeypatch.setattr(arrays_module, "_BLOCK", 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +20,17 @@ from client.site import load_site
 from common.errors import SENTENCES, QuorumError
 from common.protocol.orders import Order, declined, digest_of, refuse
 from common.protocol.signing import Sealed, read_envelope, unseal
-from common.protocol.wire import forward, pack_report, unpack_order, unpack_sealed
+from common.protocol.wire import (
+    forward,
+    open_arrays,
+    pack_report,
+    unpack_order,
+    unpack_sealed,
+)
 from deploy import local
 from server.federation import exchange as room
 from server.federation.exchange import Exchange
+from server.federation.parcel import NOTHING, parcel_of
 from server.federation.progress import ProgressFile
 
 KEY = Ed25519PrivateKey.generate()
@@ -54,6 +62,7 @@ class Asking(NamedTuple):
     at: float
     order: Order
     sealed: Sealed
+    names: tuple[str, ...]  # of the arrays that travelled with it
 
 
 ANSWER, LATER = object(), object()
@@ -82,9 +91,10 @@ class Scripted(local.LocalGrid):
     def push_messages(self, messages):
         kept = []
         for message in messages:
-            sealed, _ = unpack_sealed(message.content)
+            sealed, arrays = unpack_sealed(message.content)
             order = read_envelope(sealed.text).order
-            self.stage.asked.append(Asking(self.stage.clock.now, order, sealed))
+            names = tuple(sorted(name for name, _ in arrays))
+            self.stage.asked.append(Asking(self.stage.clock.now, order, sealed, names))
             if self.stage.connected(order, len(self.stage.times(order.site))):
                 kept += super().push_messages([message])
             else:
@@ -149,7 +159,7 @@ class Census:
     folder: Path
 
     def ask(self) -> room.Outcome:
-        return self.exchange.ask(self.orders, {}, self.folder / "census", {}, "census: sites")
+        return self.exchange.ask(self.orders, NOTHING, self.folder / "census", {}, "census: sites")
 
     def progress(self) -> dict[str, Any]:
         return json.loads((self.folder / "progress.json").read_text())
@@ -393,8 +403,8 @@ def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage):
     stage.play = play
     outcome = census.ask()
     fixed = {
-        "phase": "census", "model": "federated", "task": "", "init": "", "round": 0, "rounds": 0,
-        "asked": EVERYBODY,
+        "phase": "census", "model": "federated", "task": "", "method": "", "round": 0,
+        "rounds": 0, "asked": EVERYBODY,
     }  # fmt: skip
     for now in [*seen, census.progress()]:
         assert fixed.items() <= now.items()
@@ -413,7 +423,7 @@ def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage):
     }
 
 
-def test_the_watch_names_round_task_and_start(tmp_path):
+def test_the_watch_names_round_task_start_and_method(tmp_path):
     """One line says which of many exchanges this is."""
     progress = ProgressFile(tmp_path, 30)
     common = {"study": "0" * 64, "run": "0" * 64, "site": "alpha", "arrays": "0" * 64}
@@ -426,11 +436,13 @@ def test_the_watch_names_round_task_and_start(tmp_path):
 
     train = shown(kind="train", round=4, model="single-beta")
     assert (train["phase"], train["model"]) == ("train", "single-beta")
-    assert (train["round"], train["rounds"], train["init"]) == (4, 30, "")
+    assert (train["round"], train["rounds"], train["method"]) == (4, 30, "")
     assert train["answered"] == {"alpha": {"seconds": 1.235, "bytes": 7}}
-    tuned = shown(kind="finetune", task="dementia", init="scratch")
-    assert (tuned["phase"], tuned["task"], tuned["init"]) == ("finetune", "dementia", "scratch")
+    tuned = shown(kind="finetune", task="dementia", init="scratch", method="full")
+    named = (tuned["phase"], tuned["task"], tuned["method"])
+    assert named == ("finetune", "dementia", "scratch/full")
     assert tuned["rounds"] == 0
+    assert shown(kind="finetune", task="dementia", method="linear")["method"] == "linear"
 
 
 # Whole runs.
@@ -476,9 +488,147 @@ def test_the_arrays_of_every_asking_are_those_that_the_order_names(
     exchange = Exchange(grid, grid.nodes, three.study, key=KEY)
     stage.play = lost(3, Error(code=2, reason=""))
     orders = [order.model_copy(update={"arrays": digest_of(arrays)}) for order in census.orders]
-    exchange.ask(orders, arrays, tmp_path / "arrays", {}, "census: sites")
+    exchange.ask(orders, parcel_of(arrays, {}), tmp_path / "arrays", {}, "census: sites")
     assert len(digests) == 6
     assert set(digests) == {digest_of(arrays)}
+
+
+# What a site holds already.
+
+FROZEN = ("backbone.standardise.deviation", "backbone.standardise.mean")  # no site sends them ever
+TASK = {
+    "name": "dementia",
+    "target": "diagnosis",
+    "methods": ["pretrained/full", "pretrained/last-blocks", "scratch/full"],
+    "epochs": 1,
+    "learning_rates": [0.01],
+}
+
+
+@pytest.fixture(scope="module")
+def four(module_federation):
+    """Three sites that train, tune and may lose one of them for a round; one that judges."""
+    return module_federation({
+        "sites": {"train": EVERYBODY, "heldout": ["omega"], "quorum": 2, "time_limit_s": LIMIT_S},
+        "pretraining.rounds": 3,
+        "evaluation.head": False,
+        "finetuning": [TASK],
+    })  # fmt: skip
+
+
+@pytest.fixture
+def forgotten(four) -> None:
+    """Sites keep what they were sent from run to run: here each begins with nothing."""
+    for site in [*EVERYBODY, "omega"]:
+        shutil.rmtree(store_of(four, site), ignore_errors=True)
+
+
+def store_of(four: Any, site: str) -> Path:
+    return load_site(four.sites / site / "site.toml").state / "arrays"
+
+
+def carried(stage: Stage, site: str, kind: str) -> list[tuple[str, ...]]:
+    """Names of the arrays that travelled with each order of one kind, in order."""
+    return [asking.names for asking in stage.times(site) if asking.order.kind == kind]
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_arrays_that_a_site_holds_are_not_sent_to_it_again(four, stage, monkeypatch):
+    """The frozen base of adapters is most of a network: each round, and each method, resent it."""
+    run = simulated(four, "held", monkeypatch)
+    with open_arrays(run.federated.final) as file:
+        whole = tuple(sorted(name.removeprefix("model/") for name in file.names()))
+    moving = tuple(name for name in whole if name not in FROZEN)
+    assert set(FROZEN) < set(whole)
+    for site in EVERYBODY:
+        assert carried(stage, site, "train") == [whole, moving, moving]
+        assert carried(stage, site, "finetune") == [moving, (), ()]  # frozen ones are there
+    assert carried(stage, "omega", "evaluate") == [whole]
+    # every order names all of its arrays, sent or held: that is what the site checks them by
+    trained = [asking.order for asking in stage.asked if asking.order.kind == "train"]
+    assert len({order.base for order in trained}) == 1
+    assert len({order.arrays for order in trained}) == 3
+    again = simulated(four, "again", monkeypatch)
+    assert again.federated.final.read_bytes() == run.federated.final.read_bytes()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_restarted_coordinator_reads_from_the_spool_what_sites_hold(four, stage, monkeypatch):
+    """What was on its way once should not travel anew because a server was restarted."""
+
+    def play(order: Order, times: int) -> Said:
+        gone = order.kind == "train" and order.round == 2 and order.site != "alpha"
+        return None if gone else ANSWER
+
+    stage.play = play
+    with pytest.raises(QuorumError):
+        simulated(four, "restarted", monkeypatch)
+    stage.asked.clear()
+    stage.play = lost(0, None)
+    simulated(four, "restarted", monkeypatch)
+    second, third = ([a for a in stage.asked if a.order.round == n] for n in (2, 3))
+    for asking in second:  # nothing is known of them yet
+        assert asking.order.site in ("beta", BAD)
+        assert set(FROZEN) < set(asking.names)
+    assert sorted(asking.order.site for asking in third) == EVERYBODY
+    for asking in third:
+        assert not set(FROZEN) & set(asking.names)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_site_that_lost_what_it_held_is_sent_everything_at_once(four, stage, monkeypatch):
+    """A new disk at a hospital costs one message, and no second of anybody's time."""
+    calm = simulated(four, "calm", monkeypatch)
+    stage.asked.clear()
+
+    def play(order: Order, times: int) -> Said:
+        if order.site == BAD and (order.kind, order.round) == ("train", 2):
+            shutil.rmtree(store_of(four, BAD), ignore_errors=True)  # also of the second asking
+        return ANSWER
+
+    stage.play = play
+    run = simulated(four, "lost", monkeypatch)
+    first, second = (
+        asking
+        for asking in stage.times(BAD)
+        if (asking.order.kind, asking.order.round) == ("train", 2)
+    )
+    assert first.order.id == second.order.id
+    assert first.sealed != second.sealed  # another nonce: the site would call it REPLAYED
+    assert not set(FROZEN) & set(first.names)
+    assert set(second.names) == set(first.names) | set(FROZEN)
+    assert second.at == first.at
+    for record in run.federated.records():
+        assert record["refused"] == {}
+        assert record["degraded"] is False
+    assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
+    # from then on it holds them again
+    third = carried(stage, BAD, "train")[3]
+    assert not set(FROZEN) & set(third)
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(("number", "askings"), [(1, 1), (2, 2)])
+def test_a_site_that_needs_what_it_was_sent_is_not_asked_for_ever(
+    four, stage, monkeypatch, number, askings
+):
+    """Its disk does not keep what arrives; a gigabyte more each second would not mend it."""
+
+    def play(order: Order, times: int) -> Said:
+        bad = order.site == BAD and (order.kind, order.round) == ("train", number)
+        return pack_report(refuse(order, "NEEDS_ARRAYS"), ArrayRecord()) if bad else ANSWER
+
+    stage.play = play
+    run = simulated(four, f"needy-{number}", monkeypatch)
+    record = run.federated.records()[number - 1]
+    assert record["refused"] == {BAD: "NEEDS_ARRAYS"}
+    assert record["degraded"] is True
+    of_round = [a for a in stage.times(BAD) if (a.order.kind, a.order.round) == ("train", number)]
+    assert len(of_round) == askings
+    assert set(FROZEN) < set(of_round[-1].names)
+
+
+# The quorum.
 
 
 def test_the_quorum_decides_over_a_site_that_stays_away(three, stage, monkeypatch):

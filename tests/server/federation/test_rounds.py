@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from client.service import agent as client_agent
+from client.learning import pretraining
 from common.errors import SENTENCES, QuorumError
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, unpack_order
@@ -107,7 +107,7 @@ def raw(make: Callable[[bytes], bytes]) -> Tamper:
 
 
 def said(key: str, value: Any) -> Tamper:
-    """Set one key of the report's JSON; "support.scans" is a key inside a table."""
+    """Set one key of the report's JSON; "support.shared" is a key inside a table."""
 
     def change(report: dict[str, Any], arrays: dict[str, Array]) -> None:
         *places, last = key.split(".")
@@ -240,23 +240,36 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
     ),
     "a negative shape": (raw(lambda data: npy_claiming("(-4,)")), "REPORT_MALFORMED"),
     "a claim of a long header": (raw(long_header), "REPORT_MALFORMED"),
-    "negative support": (said("support.scans", -20), "SUPPORT"),
-    "fractional support": (said("support.scans", 20.5), "SUPPORT"),
-    "absurd support": (said("support.scans", 10**30), "SUPPORT"),
-    "more scans than it holds": (said("support.scans", 1000), "SUPPORT"),
-    "infinite support": (said("support.scans", INFINITE), "NOT_FINITE"),
-    "support in words": (said("support.scans", "many"), "SUPPORT"),
+    "negative support": (said("support.shared", -20), "SUPPORT"),
+    "fractional support": (said("support.shared", 20.5), "SUPPORT"),
+    "absurd support": (said("support.shared", 10**30), "SUPPORT"),
+    "more scans than it holds": (said("support.shared", 1000), "SUPPORT"),
+    "infinite support": (said("support.shared", INFINITE), "NOT_FINITE"),
+    "support in words": (said("support.shared", "many"), "SUPPORT"),
     "no scans": (
-        said("support", {"scans": 0, "labels/age": 0, "labels/sex": 0}),
+        said("support", {"shared": 0, "labels/age": 0, "labels/sex": 0}),
         "SUPPORT",
     ),
-    "support that lacks scans": (unsaid("support", "scans"), "SUPPORT"),
+    "support that lacks scans": (unsaid("support", "shared"), "SUPPORT"),
     "support that lacks a head": (unsaid("support", "labels/age"), "SUPPORT"),
     "support of an unknown group": (said("support.labels/iq", 3), "SUPPORT"),
     "more labels than scans": (said("support.labels/age", 10**6), "SUPPORT"),
+    "negative people": (said("participants.shared", -20), "SUPPORT"),
+    "fractional people": (said("participants.shared", 20.5), "SUPPORT"),
+    "people in words": (said("participants.shared", "many"), "SUPPORT"),
+    "no people behind scans": (said("participants.shared", 0), "SUPPORT"),
+    "no people behind labels": (said("participants.labels/age", 0), "SUPPORT"),
+    "people that lack scans": (unsaid("participants", "shared"), "SUPPORT"),
+    "people that lack a head": (unsaid("participants", "labels/sex"), "SUPPORT"),
+    "more people than scans": (said("participants.shared", 10**6), "SUPPORT"),
+    "more people than labels": (said("participants.labels/age", 10**6), "SUPPORT"),
     "a count that is NaN": (said("counts.loss/age", [float("nan"), 1.0]), "NOT_FINITE"),
     "a count that is infinite": (said("counts.loss/age", [INFINITE, 1.0]), "NOT_FINITE"),
     "a loss of three numbers": (said("counts.loss/age", [1.0, 2.0, 3.0]), "REPORT_MALFORMED"),
+    "a validation loss of one number": (
+        said("counts.validation-loss/age", [1.0]), "REPORT_MALFORMED"
+    ),
+    "a loss of fewer than nobody": (said("counts.loss/age", [1.0, -2.0]), "REPORT_MALFORMED"),
     "a validation of two numbers": (said("counts.validation/age", [1.0, 2.0]), "REPORT_MALFORMED"),
     "a validation of no numbers": (said("counts.validation/sex", []), "REPORT_MALFORMED"),
     "a validation of negative people": (
@@ -264,12 +277,14 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
         "REPORT_MALFORMED",
     ),
     "counts of a target of its own": (said("counts.validation/iq", [1.0]), "REPORT_MALFORMED"),
-    "counts of a kind of its own": (said("counts.scans", [1.0]), "REPORT_MALFORMED"),
+    "counts of a kind of its own": (said("counts.shared", [1.0]), "REPORT_MALFORMED"),
     "an unknown key": (said("weights", [1.0]), "REPORT_MALFORMED"),
     "an unknown code of refusal": (said("refusal", "TIRED"), "REPORT_MALFORMED"),
     "a path as code of refusal": (said("refusal", "/data/sub-01.nii"), "REPORT_MALFORMED"),
     "a refusal of its own": (said("refusal", "POLICY"), "POLICY"),
-    "another protocol": (said("protocol", 2), "REPORT_MALFORMED"),
+    "an earlier protocol": (said("protocol", 1), "REPORT_MALFORMED"),
+    "a later protocol": (said("protocol", 3), "REPORT_MALFORMED"),
+    "something held that is no digest": (said("holds", ["../../arrays"]), "REPORT_MALFORMED"),
     "another order": (said("order", "0" * 64), "STALE"),
     "another round": (said("round", 2), "STALE"),
     "another kind": (said("kind", "census"), "STALE"),
@@ -308,7 +323,7 @@ def mean_of(folder: Path, sites: Sequence[str]) -> dict[str, np.ndarray]:
         with open_arrays(folder / f"{site}.safetensors") as file:
             support = json.loads(file.text("report"))["support"]
             for name in file.names():
-                group = f"labels/{name.split('.')[1]}" if name.startswith("heads.") else "scans"
+                group = f"labels/{name.split('.')[1]}" if name.startswith("heads.") else "shared"
                 term = file[name].astype(np.float64) * support[group]
                 wanted[name] = wanted[name] + term if name in wanted else term
                 weight[name] += support[group]
@@ -407,19 +422,36 @@ def test_report_of_another_round_is_stale(module_federation, tampered):
         np.testing.assert_array_equal(found[f"model/{name}"], array, err_msg=name)
 
 
-CENSUS: dict[str, Callable[[dict[str, Any], dict[str, Array]], None]] = {
-    "no sums": lambda _, arrays: arrays.clear(),
-    "one sum lacking": lambda _, arrays: arrays.pop("columns/squares"),
-    "sums of other columns": lambda _, arrays: arrays.update({"columns/sum": Array(np.zeros(9))}),
-    "sums of no scans": lambda _, arrays: arrays.update({"columns/n": Array(np.zeros(1))}),
-    "sums of negative scans": lambda _, arrays: arrays.update(
-        {"columns/n": Array(np.array([-60.0]))}
-    ),
+Change = Callable[[dict[str, Any], dict[str, Array]], None]
+
+
+def changed(kind: str, change: Change) -> Tamper:
+    """Change every report of one kind that the bad site sends."""
+
+    def tamper(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        if order.site == BAD and order.kind == kind:
+            report = json.loads(reply.content["callosum"]["json"])
+            arrays = dict(reply.content["arrays"])
+            change(report, arrays)
+            reply.content = content(json.dumps(report), arrays)
+        return [reply]
+
+    return tamper
+
+
+CENSUS: dict[str, Change] = {
     "an extra array": lambda _, arrays: arrays.update({"x": Array(np.zeros(1))}),
+    "column sums": lambda _, arrays: arrays.update({"columns/sum": Array(np.zeros(4))}),
     "labels of three numbers": lambda report, _: report["counts"].update(
         {"label/age": [1.0, 2.0, 3.0]}
     ),
     "labels of no number": lambda report, _: report["counts"].update({"label/age": []}),
+    "labels of negative scans": lambda report, _: report["counts"].update(
+        {"label/age": [-60.0, 1.0]}
+    ),
+    "labels of a target of its own": lambda report, _: report["counts"].update(
+        {"label/iq": [1.0, 100.0]}
+    ),
 }
 
 
@@ -427,20 +459,94 @@ CENSUS: dict[str, Callable[[dict[str, Any], dict[str, Array]], None]] = {
 def test_bad_census_costs_the_site_its_place_and_nobody_elses(three, tampered, case):
     """The very first answer of a site can already end a run if it is believed unread."""
 
-    def tamper(order: Order, message: Message, reply: Message) -> Sequence[Message]:
-        if order.site == BAD and order.kind == "census":
-            report = json.loads(reply.content["callosum"]["json"])
-            arrays = dict(reply.content["arrays"])
-            CENSUS[case](report, arrays)
-            reply.content = content(json.dumps(report), arrays)
-        return [reply]
-
+    tamper = changed("census", CENSUS[case])
     run, asked = tampered(three, f"census-{case.replace(' ', '-')}", tamper)
     census = json.loads((run.folder / "census.json").read_text())
-    assert census[BAD]["refused"] in {"REPORT_MALFORMED", "ARRAYS_MISNAMED", "ARRAYS_MISSHAPEN"}
+    assert census[BAD]["refused"] in {"REPORT_MALFORMED", "ARRAYS_MISNAMED"}
     [record] = run.federated.records()
     assert sorted(record["answered"]) == ["alpha", "beta"]
-    assert [order.site for order in asked if order.kind == "train"] == ["alpha", "beta"]
+    for kind in ("settle", "train"):
+        assert [order.site for order in asked if order.kind == kind] == ["alpha", "beta"]
+
+
+SUM, SQUARES, N = (f"backbone.standardise/{key}" for key in ("sum", "squares", "n"))
+SETTLE: dict[str, tuple[Change, str]] = {
+    "no sums": (lambda _, arrays: arrays.clear(), "ARRAYS_MISNAMED"),
+    "one sum lacking": (lambda _, arrays: arrays.pop(SQUARES), "ARRAYS_MISNAMED"),
+    "an extra array": (
+        lambda _, arrays: arrays.update({"x": Array(np.zeros(1))}), "ARRAYS_MISNAMED"
+    ),
+    "sums of other columns": (
+        lambda _, arrays: arrays.update({SUM: Array(np.zeros(9))}), "ARRAYS_MISSHAPEN"
+    ),
+    "a sum that would broadcast": (
+        lambda _, arrays: arrays.update({SUM: Array(np.zeros(1))}), "ARRAYS_MISSHAPEN"
+    ),
+    "sums in half the bytes": (
+        lambda _, arrays: arrays.update({N: Array(np.ones(1, np.float32))}), "ARRAYS_MISTYPED"
+    ),
+    "a sum that is NaN": (
+        lambda _, arrays: arrays.update({SUM: Array(np.full(4, np.nan))}), "NOT_FINITE"
+    ),
+    "an infinite sum": (
+        lambda _, arrays: arrays.update({SQUARES: Array(np.full(4, np.inf))}), "NOT_FINITE"
+    ),
+    "counts": (
+        lambda report, _: report["counts"].update({"label/age": [1.0, 2.0]}), "REPORT_MALFORMED"
+    ),
+    "another pass": (lambda report, _: report.update(round=1), "STALE"),
+    "a refusal": (lambda report, _: report.update(refusal="COHORT_TOO_SMALL"), "COHORT_TOO_SMALL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTLE)
+def test_bad_sums_are_refused_by_their_code_and_the_others_settle(three, tampered, case):
+    """Constants are frozen for the whole run: one site's broken sums would be in every prediction."""
+    change, code = SETTLE[case]
+    run, asked = tampered(three, f"settle-{case.replace(' ', '-')}", changed("settle", change))
+    folder = run.folder / "settle" / "0000"
+    assert json.loads((folder / "refused.json").read_text()) == {BAD: code}
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == ["alpha", "beta"]
+    sums = [arrays_in(folder / f"{site}.safetensors") for site in ("alpha", "beta")]
+    total = {name: sum(each[name] for each in sums) for name in (SUM, SQUARES, N)}
+    mean = total[SUM] / total[N]
+    found = arrays_in(run.federated.final)
+    np.testing.assert_array_equal(found["model/backbone.standardise.mean"], mean.astype(np.float32))
+    np.testing.assert_array_equal(
+        found["model/backbone.standardise.deviation"],
+        np.sqrt(total[SQUARES] / total[N] - mean**2).astype(np.float32),
+    )
+    # it may mend its sums by the next run; what it trains is as good as anyone's
+    [record] = run.federated.records()
+    assert sorted(record["answered"]) == ["alpha", "beta", "gamma"]
+    assert record["refused"] == {}
+    assert Counter(order.kind for order in asked)["settle"] == 3
+
+
+def test_constants_are_those_of_all_training_participants(three, tampered):
+    """The control of the test above, from the tables themselves."""
+    run, _ = tampered(three, "settled", untouched)
+    cohorts = [three.agent(site).cohort for site in ("alpha", "beta", BAD)]
+    splits = three.study.splits
+    x = np.concatenate([c.samples[c.indices("train", splits)] for c in cohorts]).astype(np.float64)
+    found = arrays_in(run.federated.final)
+    np.testing.assert_allclose(
+        found["model/backbone.standardise.mean"], x.mean(0), rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(found["model/backbone.standardise.deviation"], x.std(0), rtol=1e-6)
+
+
+def test_without_anybodys_sums_the_run_stops_and_says_so(three, tampered):
+    """A network that divides by a deviation of nobody would train, and be worth nothing."""
+
+    def refused(order: Order, message: Message, reply: Message) -> Sequence[Message]:
+        return [] if order.kind == "settle" else [reply]
+
+    with pytest.raises(QuorumError, match=r"no site's sums settle.*federated.*alpha: NO_ANSWER"):
+        tampered(three, "unsettled", refused)
+    run, _ = tampered(three, "unsettled", untouched)
+    calm, _ = tampered(three, "calm", untouched)
+    assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
 
 
 def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampered, monkeypatch):
@@ -448,13 +554,13 @@ def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampe
     made = module_federation({"pretraining.rounds": 3, "sites.time_limit_s": 0.2})
     calm, _ = tampered(made, "calm", untouched)
     trained: Counter[str] = Counter()
-    plain = client_agent.train
+    plain = pretraining.train
 
     def counted(network, cohort, *more, **settings):
         trained[cohort.participants[0].partition("-")[0]] += 1
         return plain(network, cohort, *more, **settings)
 
-    monkeypatch.setattr(client_agent, "train", counted)
+    monkeypatch.setattr(pretraining, "train", counted)
 
     def out(order: Order, message: Message, reply: Message) -> Sequence[Message]:
         gone = order.kind == "train" and order.round == 2 and order.site in ("alpha", "gamma")
@@ -470,7 +576,7 @@ def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampe
     assert again == [
         ("alpha", 2), ("gamma", 2), ("alpha", 3), ("beta", 3), ("gamma", 3)
     ]  # fmt: skip
-    assert [order for order in asked if order.kind == "census"] == []
+    assert [order for order in asked if order.kind in ("census", "settle")] == []
     # the local engine's sites keep no second copy: lost answers are worked out again, bit for bit
     assert trained == {"alpha": 4, "beta": 3, "gamma": 4}
     assert run.federated.final.read_bytes() == calm.federated.final.read_bytes()
@@ -524,3 +630,61 @@ def test_a_rival_that_fails_does_not_end_the_run(module_federation, tampered):
     assert not run.comparison("single-alpha").final.exists()
     assert run.comparison("single-beta").final.exists()
     assert (run.folder / "results.csv").exists()
+
+
+PEOPLE = {"alpha": 4, "beta": 5, "gamma": 1}
+VOLUMES = {"alpha": 12, "beta": 10, "gamma": 648}
+
+
+@pytest.fixture(scope="module", params=["participants", "scans"])
+def few(request, module_federation):
+    """Four people, five, and one volunteer of 648 volumes; one of alpha's people has no age."""
+    made = module_federation(
+        {
+            "aggregation.weight": request.param,
+            "pretraining": {"rounds": 1, "batch_size": 16, "learning_rate": 0.01},
+            "splits": {"validation": 0.0, "test": 0.0},
+        },
+        participants=VOLUMES,
+        site={"policy": {"minimum_cohort": 1, "minimum_support": 1}},
+    )
+    for site, people in PEOPLE.items():
+        table = made.sites / site / "table.csv"
+        header, *lines = table.read_text().splitlines()
+        rows = [line.split(",") for line in lines]
+        for number, row in enumerate(rows):
+            row[0] = f"{site}-{number % people}"
+            if row[0] == "alpha-0":
+                row[5] = ""
+        table.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return request.param, made
+
+
+def test_one_volunteer_with_many_scans_weighs_one_person_where_people_count(few, tampered):
+    """Beside two hospitals of four and five patients she is 1 of 10; by scans she is the model."""
+    weight, made = few
+    run, _ = tampered(made, "run", untouched)
+    [record] = run.federated.records()
+    lines = record["answered"]
+    assert {site: line["support"]["shared"] for site, line in lines.items()} == VOLUMES
+    assert {site: line["participants"]["shared"] for site, line in lines.items()} == PEOPLE
+    if weight == "participants":
+        shared = {"alpha": 4, "beta": 5, "gamma": 1}
+        aged = {"alpha": 3, "beta": 5, "gamma": 1}  # of an age's head: people with an age
+    else:
+        shared = {"alpha": 12, "beta": 10, "gamma": 648}
+        aged = {"alpha": 9, "beta": 10, "gamma": 648}
+    sent = {
+        site: arrays_in(run.federated.round(1) / "replies" / f"{site}.safetensors")
+        for site in PEOPLE
+    }
+    found = arrays_in(run.federated.final)
+    moved = {}
+    for name in sent["alpha"]:
+        share = aged if name.startswith("heads.age.") else shared
+        whole = sum(share.values())
+        wanted = sum(share[site] * sent[site][name].astype(np.float64) for site in share) / whole
+        np.testing.assert_array_max_ulp(found[f"model/{name}"], wanted.astype(np.float32), maxulp=1)
+        moved[name] = np.abs(wanted - sent["gamma"][name]).max()
+    # the control: hers differ from everyone's, or any weight would have done
+    assert (moved[WEIGHT] > 0.01) == (weight == "participants")
