@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTHON ?= python3
 OUT ?= demo
 
-.PHONY: demo test slow check bench format clean
+.PHONY: demo test slow check bench format clean federation loading averaging wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -22,8 +22,12 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# `make bench wire` prints one table, `make bench` all of them
+TABLES := federation loading averaging wire deployment
 bench: $(READY)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
+$(TABLES):
+	@:
 
 format: $(READY)
 	$(BIN)/ruff format .

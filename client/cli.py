@@ -212,6 +212,23 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     print(f"spent: {spent} over all studies and runs; {left}")
 
 
+@app.command()
+def models(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
+    """Show the tuned models that are kept here: task, method, score, and how training went."""
+    from client.learning.tuned_models import kept_models
+
+    own = _site(kit, site)
+    found = kept_models(own.state / "runs")
+    if as_json:
+        _print_json([asdict(model) for model in found])
+        return
+    _print_table(
+        f"tuned models kept at {own.name}",
+        ("run", "task", "start", "method", "people", "repeat", "metric", "score", "epochs", "rate"),
+        [model.row() for model in found],
+    )
+
+
 @receipts_app.callback()
 def receipts(
     context: typer.Context,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from common.arrays import Arrays
 from common.errors import FolderError
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
+
+_CLOSED: Final = "closed"  # folder of models without a start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +76,62 @@ class TunedModels:
             return None
         try:
             with open_arrays(path) as file:
-                about, arrays = json.loads(file.text("model")), file.all()
-            return TunedModel(**{**about, "grid": _grid(about["grid"]), "arrays": arrays})
+                return _model(file.text("model"), file.all())
         except (FolderError, ValueError, TypeError, KeyError):
             return None  # damaged: trained again, to the same bits
 
     def _path(self, order: Order, repeat: int) -> Path:
         name = f"k{order.k}-repeat{repeat}.safetensors"
-        return self.folder / "tuned" / order.task / (order.init or "closed") / order.method / name
+        return self.folder / "tuned" / order.task / (order.init or _CLOSED) / order.method / name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptModel:
+    """One tuned model as a person at the site sees it; `model` without its arrays."""
+
+    run: str
+    task: str
+    init: str
+    method: str
+    k: int
+    repeat: int
+    model: TunedModel
+
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table."""
+        cell = self.model.cell
+        told = ("", "", "")
+        if cell is not None:
+            score = "" if cell.score is None else f"{cell.score:.3f}"
+            told = (score, str(cell.epochs), f"{cell.learning_rate:g}")
+        people = str(self.k) if self.k else "all"
+        where = (self.run[:12], self.task, self.init, self.method, people, str(self.repeat))
+        return (*where, self.model.metric, *told)
+
+
+def kept_models(runs: Path) -> list[KeptModel]:
+    """Every tuned model below the folder of a site's runs, by run, task and method."""
+    found = []
+    for path in sorted(runs.glob("*/tuned/*/*/*/*.safetensors")):
+        run, _, task, start, method = path.parts[-6:-1]
+        named = re.fullmatch(r"k(\d+)-repeat(\d+)", path.stem)
+        try:
+            with open_arrays(path) as file:
+                model = _model(file.text("model"), {})
+        except (FolderError, ValueError, TypeError, KeyError):
+            continue  # damaged: the next order that asks for it trains it again
+        if named is not None:
+            k, repeat = map(int, named.groups())
+            init = "" if start == _CLOSED else start
+            found.append(KeptModel(
+                run=run, task=task, init=init, method=method, k=k, repeat=repeat, model=model
+            ))  # fmt: skip
+    return found
+
+
+def _model(text: str, arrays: Arrays) -> TunedModel:
+    about = json.loads(text)
+    return TunedModel(**{**about, "grid": _grid(about["grid"]), "arrays": arrays})
 
 
 def _grid(cells: list[dict[str, Any]]) -> tuple[Cell, ...]:

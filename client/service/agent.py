@@ -35,12 +35,13 @@ from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal, StorageError
-from common.network import build, load_arrays, plan_of
+from common.network import arrays_of, build, load_arrays, plan_of
 from common.plan import Plan, Rule
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
 from common.seams import SHARED
 from common.starting import taken
 from common.study import Study
+from common.tuning import tuned_arrays
 
 _log = getLogger("callosum.site")
 _TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models
@@ -261,14 +262,14 @@ class Agent:
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""
-        model = tuning.models.find(order, order.repeat)
-        rules = plan_of(self._tuned(order, tuning), self.study.aggregation.normalisation)
-        if model is None:
-            raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        expected = {name: rules[name] for name in model.arrays}
-        return Answer(arrays=model.arrays, expected=expected)
+        network = self._tuned(order, tuning)
+        state = arrays_of(network)
+        sent = {name: state[name] for name in tuned_arrays(network)}
+        rules = plan_of(network, self.study.aggregation.normalisation)
+        return Answer(arrays=sent, expected={name: rules[name] for name in sent})
 
     def _tuned(self, order: Order, tuning: Tuning) -> Any:
+        """The tuned network that an order is about, if the study asks for this of it."""
         if order.kind not in tuning.task.settings.then:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
         model = tuning.models.find(order, order.repeat)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -208,9 +208,9 @@ class Exchange:
         for order in orders:
             needed = self._needed(order)
             if needed not in records:
-                records[needed] = array_record(dict(chain.from_iterable(
-                    self._sets[digest].items() for digest in needed
-                )))  # fmt: skip
+                # one array at a time: they lie on disk, and memory holds what Flower is given
+                sets = (self._sets[digest] for digest in needed)
+                records[needed] = array_record(ChainMap(*sets))  # type: ignore[arg-type]
             messages.append(
                 Message(
                     pack_order(sealed(order), records[needed]),

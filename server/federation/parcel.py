@@ -19,7 +19,7 @@ class Part(Mapping[str, NDArray[Any]]):
     """Some of a mapping's arrays, read where they lie."""
 
     whole: Arrays
-    names: tuple[str, ...]
+    names: Mapping[str, None]
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self.names:
@@ -56,8 +56,8 @@ NOTHING = Parcel(EMPTY, "", {})
 
 def parcel_of(arrays: Arrays, plan: Plan, base: str | None = None) -> Parcel:
     """`arrays` in a parcel; `base` is the digest of what never moves, if it is known already."""
-    moving = Part(arrays, tuple(name for name in arrays if _moves(name, plan)))
-    static = Part(arrays, tuple(name for name in arrays if not _moves(name, plan)))
+    moving = Part(arrays, {name: None for name in arrays if _moves(name, plan)})
+    static = Part(arrays, {name: None for name in arrays if not _moves(name, plan)})
     digest = digest_of(moving)
     if base is None:
         base = digest_of(static) if static else ""

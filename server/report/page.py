@@ -104,7 +104,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "withheld": WITHHELD,
         "opening": findings.opening(run, records),
         "findings": _main_findings(study, compared, percent),
-        "glance": [_glance(comparison) for comparison in compared],
+        "glance": [_glance(comparison) for comparison in _worth_a_glance(compared)],
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": [_compared(i, comparison) for i, comparison in enumerate(compared)],
         "tasks": [_task(table) for table in tasks],
@@ -136,8 +136,13 @@ def _main_findings(study: Study, compared: Sequence[Comparison], percent: str) -
     return found
 
 
+def _worth_a_glance(compared: Sequence[Comparison]) -> list[Comparison]:
+    """Targets that the model predicts; if it predicts none, those that heads on it predict."""
+    return [one for one in compared if one.federated is not None] or list(compared)
+
+
 def _glance(comparison: Comparison) -> dict[str, Any]:
-    federated = comparison.federated
+    federated = comparison.federated or comparison.probe
     rivals = comparison.rivals()
     singles = [line.verdict for line in rivals if line.model.startswith("single-")]
     order = ("federated better", "not distinguishable", "federated worse")

@@ -1,4 +1,4 @@
-"""`make bench`: what federation costs over a plain loop, loading over memory, averaging by sites.
+"""`make bench`: what federation costs over a plain loop, and what loading, averaging, the wire cost.
 
 Prints tables; nothing passes or fails. Figures depend on the machine: read them as ratios.
 """
@@ -13,12 +13,13 @@ from common.runtime.command import fix_allocator
 
 def main() -> None:
     """Run the chosen benchmarks, or all of them."""
-    from tests.bench import averaging, deployment, federation, loading, machine
+    from tests.bench import averaging, deployment, federation, loading, machine, wire
 
     tables = {
         "federation": federation.table,
         "loading": loading.table,
         "averaging": averaging.table,
+        "wire": wire.table,
         "deployment": deployment.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from client.data.cohort import Cohort
-from client.learning.training import learning_rate
+from client.learning.optimisers import rate_factor
 from client.service.agent import Agent
 from client.site import Policy, Site
 from common.network import build
@@ -21,7 +21,7 @@ from common.study import Study, parse_study
 from deploy.local import run_phases
 from server.run import open_run, read_run
 
-SITES, ROUNDS, SHARED, SHAPE, REPEATS = 8, 5, 32, (32, 32, 32), 3
+SITES, ROUNDS, SCANS, SHAPE, REPEATS = 8, 5, 32, (32, 32, 32), 3
 
 
 def table() -> str:
@@ -37,7 +37,7 @@ def table() -> str:
         ]
     usual, same, runs = (list(column) for column in zip(*triples, strict=True))
     lines = [
-        f"{SITES} sites, {ROUNDS} rounds, SFCN of 2.95 M, {SHARED} scans of 32^3 a site, batch 4",
+        f"{SITES} sites, {ROUNDS} rounds, SFCN of 2.95 M, {SCANS} scans of 32^3 a site, batch 4",
         "",
         "| | median | min | max |",
         "|---|---|---|---|",
@@ -76,16 +76,16 @@ def study() -> Study:
 def cohort(site: str) -> Cohort:
     """Noise with an age in it, held in memory."""
     generator = np.random.default_rng(seed_of("bench", site))
-    age = generator.uniform(20, 80, SHARED).astype(np.float32)
-    noise = generator.normal(size=(SHARED, *SHAPE)).astype(np.float32)
-    people = tuple(f"sub-{number:03d}" for number in range(SHARED))
+    age = generator.uniform(20, 80, SCANS).astype(np.float32)
+    noise = generator.normal(size=(SCANS, *SHAPE)).astype(np.float32)
+    people = tuple(f"sub-{number:03d}" for number in range(SCANS))
     return Cohort(
         samples=(noise + age[:, None, None, None] / 50).astype(np.float16),
         participants=people,
         scans=people,
         labels={"age": age},
         measures=None,
-        layout="table",
+        layout="volume",
         findings=(),
         contents=people,
     )
@@ -140,12 +140,12 @@ def plain(layout: torch.memory_format = torch.channels_last_3d) -> float:
 
 def _epoch(network: Any, one: Cohort, agreed: Study, number: int) -> None:
     settings = agreed.pretraining
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=learning_rate(settings, number), weight_decay=1e-3, foreach=True
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-3, foreach=True)
     network.train()
-    order = torch.randperm(SHARED).split(settings.batch_size)
-    for chosen in order:
+    order = torch.randperm(SCANS).split(settings.batch_size)
+    for step, chosen in enumerate(order, start=1):
+        share = (number - 1 + step / len(order)) / ROUNDS
+        optimiser.param_groups[0]["lr"] = settings.learning_rate * rate_factor(settings, share)
         x = torch.from_numpy(one.samples[chosen.numpy()]).float()
         age = (torch.from_numpy(one.labels["age"][chosen.numpy()]) - 50) / 18
         optimiser.zero_grad(set_to_none=True)

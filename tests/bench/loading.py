@@ -12,17 +12,17 @@ import torch
 
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
-from client.learning.training import train
+from client.learning.training import Recipe, train
 from common.network import build
 from tests.bench import federation
 
-SHARED, REPEATS = 256, 5
+SCANS, REPEATS = 256, 5
 
 
 def table() -> str:
     """Loader alone, and training from disk over training from memory."""
     with tempfile.TemporaryDirectory() as folder:
-        held = _cohort(SHARED)
+        held = _cohort(SCANS)
         path = Path(folder) / "samples.bin"
         path.write_bytes(np.ascontiguousarray(held.samples).tobytes())
         mapped = np.memmap(path, dtype=held.samples.dtype, mode="r", shape=held.samples.shape)
@@ -32,7 +32,7 @@ def table() -> str:
     rows = [f"| {name} | {rates[name]:.0f} | {steps[name]:.1f} |" for name in ("memory", "disk")]
     return "\n".join(
         [
-            f"{SHARED} scans of 32^3 float16, batch 8; the best of {REPEATS}",
+            f"{SCANS} scans of 32^3 float16, batch 8; the best of {REPEATS}",
             "",
             "| from | loader alone, scans/s | training, scans/s |",
             "|---|---|---|",
@@ -55,20 +55,20 @@ def _cohort(scans: int) -> Cohort:
         scans=people,
         labels={"age": np.concatenate([one.labels["age"]] * times)},
         measures=None,
-        layout="table",
+        layout="volume",
         findings=(),
         contents=people,
     )
 
 
 def _loads(one: Cohort) -> float:
-    order = split_evenly(np.random.default_rng(0).permutation(SHARED), 8)
+    order = split_evenly(np.random.default_rng(0).permutation(SCANS), 8)
     best = 0.0
     for _ in range(REPEATS):
         began = time.perf_counter()
         for _batch in batches(one, order, torch.device("cpu")):
             pass
-        best = max(best, SHARED / (time.perf_counter() - began))
+        best = max(best, SCANS / (time.perf_counter() - began))
     return best
 
 
@@ -77,16 +77,14 @@ def _trains(one: Cohort) -> float:
     network, best, part = build(agreed, seed=0), 0.0, 32
     for repeat in range(3):
         began = time.perf_counter()
-        train(
-            network,
-            one,
-            np.arange(part),
-            agreed.pretraining,
-            epochs=1,
-            batch_size=8,
+        recipe = Recipe(
+            steps=agreed.pretraining.model_copy(update={"batch_size": 8}),
             rate=1e-3,
+            weight_decay=1e-3,
+            epochs=1,
+            of=1,
             seed=repeat,
-            device=torch.device("cpu"),
         )
+        train(network, one, np.arange(part), recipe, torch.device("cpu"))
         best = max(best, part / (time.perf_counter() - began))
     return best

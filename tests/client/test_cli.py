@@ -21,7 +21,7 @@ from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site
 from common.errors import SettingError
-from common.network import arrays_of, build
+from common.network import arrays_of, build, plan_of
 from common.protocol.orders import Order, digest_of, refuse
 
 Run = Callable[..., tuple[int, str]]
@@ -109,6 +109,7 @@ COMMANDS = [
     ["pause", "--reason", "audit"],
     ["resume"],
     ["ledger"],
+    ["models"],
     ["receipts"],
     ["receipts", "verify"],
     ["revoke", "tiny"],
@@ -135,9 +136,11 @@ def test_a_study_is_shown_and_approved_after_a_yes(run, hospital):
         "targets not held: sex",
         "MB travel from each site in each round",
         "leaves once (census)",
-        "each column's sum",
+        "leaves before the first round of each model (settle): sums over all training scans",
+        "backbone.standardise.deviation, backbone.standardise.mean",
         "leaves in each round (train): 8 arrays",
-        "leaves after fine-tuning dementia (frozen, scratch)",
+        "leaves after fine-tuning dementia (pretrained/frozen, scratch/full)",
+        "no arrays; the tuned models stay here",
         "training orders in one run: 6 (2 rounds, 2 for a model of this site alone, 2 of fine-t",
         "limit: none (policy.most_exposures is 0); 0 carried out so far",
         "hours: always",
@@ -171,9 +174,27 @@ def test_the_policys_consequences_are_said(run, hospital):
     assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
     assert "after 3 the site refuses with PRIVACY_SPENT" in text
     assert "refused with REPORT_TOO_LARGE: train" in text
-    assert "refused with POLICY: finetune (policy.orders)" in text
+    assert "refused with POLICY: finetune, settle (policy.orders)" in text
     assert "hours: Mon-Fri 19:00-07:00" in text
     assert "fewer than 9 participants" in text
+
+
+def test_what_may_be_asked_of_tuned_models_is_said(hospital):
+    """Weights that were tuned on one hospital's patients are more than any average of many."""
+    task = hospital.made.changes["finetuning"][0]
+    task |= {"then": ["judge", "explain", "send"], "participants": [5, 10]}
+    hospital.made.changes["start"] = {
+        "study": "clips", "contributors": ["zeta"], "arrays": "0" * 64
+    }  # fmt: skip
+    lines = "\n".join(consent(hospital.site, hospital.made.study).lines)
+    for words in (
+        "begins from clips (backbone), to which zeta contributed",
+        "a map of where the tuned networks of dementia look, the mean over test participants",
+        "ALL THAT TUNING TRAINED for dementia",
+        "8 (2 rounds, 2 for a model of this site alone, 4 of fine-tuning)",
+        "refused with POLICY: explain, send (policy.orders)",
+    ):
+        assert words in lines, words
 
 
 def test_a_judge_is_told_what_it_lets_out(hospital):
@@ -182,6 +203,7 @@ def test_a_judge_is_told_what_it_lets_out(hospital):
     lines = "\n".join(consent(judge, hospital.made.study).lines)
     assert "judges the result and never contributes" in lines
     assert "no arrays" in lines
+    assert "settle" not in lines
     assert "training orders" not in lines
 
 
@@ -259,8 +281,12 @@ def worked(hospital: Hospital, records: Records) -> None:
     study, site = hospital.made.study, hospital.site
     prepare(study, site)
     agent = Agent(site, study, open_cohort(study, site), records=records)
-    arrays = arrays_of(build(study, seed=3))
-    order = hospital.order(kind="train", round=1, arrays=digest_of(arrays))
+    network = build(study, seed=3)
+    arrays, plan = arrays_of(network), plan_of(network, study.aggregation.normalisation)
+    moving = {name: array for name, array in arrays.items() if plan[name].travels}
+    static = {name: array for name, array in arrays.items() if name not in moving}
+    digests = {"arrays": digest_of(moving), "base": digest_of(static)}
+    order = hospital.order(kind="train", round=1, **digests)
     for _ in range(2):
         report, _ = agent.answer(order, arrays)
         assert report.refusal == ""
@@ -294,6 +320,27 @@ def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospit
         assert (last["refusal"], last["number"]) == ("UNSIGNED", 4)
         code, text = run("receipts", "verify", "--site", hospital.file)
         assert (code, "4 receipts are whole; the hash of number 4" in text) == (0, True)
+
+
+def test_tuned_models_are_shown(run, hospital):
+    """They stay at the hospital, so somebody there should know what they are and how good."""
+    from client.service.agent import Agent
+
+    assert json.loads(run("models", "--site", hospital.file, "--json")[1]) == []
+    study, site = hospital.made.study, hospital.site
+    prepare(study, site)
+    order = hospital.order(
+        kind="finetune", task="dementia", init="scratch", method="full", arrays=digest_of({})
+    )
+    assert Agent(site, study, open_cohort(study, site)).answer(order, {})[0].refusal == ""
+    code, text = run("models", "--site", hospital.file)
+    assert code == 0
+    for words in ("tuned models kept at alpha", "dementia", "scratch", "full", "auc"):
+        assert words in text, words
+    [found] = json.loads(run("models", "--site", hospital.file, "--json")[1])
+    assert (found["task"], found["init"], found["method"]) == ("dementia", "scratch", "full")
+    assert found["model"]["chosen"] in (0, 1)
+    assert len(found["model"]["grid"][0]["history"]) == 8
 
 
 def test_what_is_left_of_a_limit_is_shown(run, hospital):

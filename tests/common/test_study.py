@@ -15,11 +15,11 @@ import pytest
 from client.site import Site
 from common import catalogue
 from common.documentation import site_keys, study_keys
-from common.errors import SettingError
+from common.errors import LineageError, SettingError
 from common.explain import explain
 from common.network import arrays_of, build
 from common.settings import keys
-from common.study import Study, load_study, parse_study
+from common.study import Study, load_study, parse_study, read_resolved
 from server.templates import study_template
 
 TEXT = """
@@ -127,6 +127,58 @@ FAULTS = {
     "no methods": ('"second"', '"second"\nmethods = []', ["finetuning.1.methods is []", "at least 1"]),
     "no rates": ('"second"', '"second"\nlearning_rates = []', ["learning_rates", "at least 1"]),
     "method": ('"second"', '"second"\nmethods = ["magic"]', ['methods.0 is "magic"', "pretrained"]),
+    "method without a start": (
+        '"second"', '"second"\nmethods = ["full"]', ['methods.0 is "full"', "pretrained"],
+    ),
+    "method twice": (
+        '"second"', '"second"\nmethods = ["linear", "linear"]',
+        ["finetuning.1: methods lists something twice"],
+    ),
+    "participants twice": (
+        '"second"', '"second"\nparticipants = [5, 5]', ["participants lists something twice"],
+    ),
+    "draws of everybody": (
+        '"second"', '"second"\ndraws = 5', ["draws is 5", "participants must say how many"],
+    ),
+    "then": ('"second"', '"second"\nthen = ["publish"]', ["then.0", "'explain' or 'send'"]),
+    "sampling": (
+        "rounds = 2", 'sampling = "evenly"', ['pretraining.sampling is "evenly"', "match pattern"],
+    ),
+    "sampling of a number": (
+        "rounds = 2", 'sampling = "classes:age"', ['"classes:age"', "classes are sex, state"],
+    ),
+    "sampling of nothing": (
+        '"second"', '"second"\nsampling = "classes:sexx"',
+        ['finetuning.1.sampling is "classes:sexx"', "classes are sex, state"],
+    ),
+    "weight": (
+        "[sites]", '[aggregation]\nweight = "labels"\n[sites]',
+        ['aggregation.weight is "labels"', "'scans' or 'participants'"],
+    ),
+    "warm-up": ("rounds = 2", "warmup = 1", ["pretraining.warmup is 1", "less than 1"]),
+    "layer decay": ("rounds = 2", "layer_decay = 0", ["layer_decay is 0", "greater than 0"]),
+    "augmentation": (
+        "[sites]", '[[augmentation]]\nname = "shfit"\n[sites]',
+        ["augmentation.0.name", "did you mean shift?"],
+    ),
+    "no augmentation's name": (
+        "[sites]", "[[augmentation]]\n[sites]", ["augmentation.0.name is missing", "flip, noise"],
+    ),
+    "in an augmentation": (
+        "[sites]", '[[augmentation]]\nname = "shift"\nvoxel = 2\n[sites]',
+        ["augmentation.0.voxel", "did you mean voxels?"],
+    ),
+    "start without arrays": (
+        "[sites]", '[start]\nstudy = "x"\ncontributors = []\n[sites]', ["start.arrays is missing"],
+    ),
+    "start without contributors": (
+        "[sites]", f'[start]\nstudy = "x"\narrays = "{"0" * 64}"\n[sites]',
+        ["start.contributors is missing"],
+    ),
+    "start from a file": (
+        "[sites]", '[start]\nstudy = "x"\narrays = "x.safetensors"\ncontributors = []\n[sites]',
+        ['start.arrays is "x.safetensors"', "match pattern"],
+    ),
     "objective's target": (
         '"multitask"', '"multitask"\ntargets = ["agee"]', ["objective.targets", "agee", "age, sex"],
     ),
@@ -237,15 +289,38 @@ def changed(value: Any, at: tuple[Any, ...]) -> Any:
     return None
 
 
+EVERYTHING = (
+    TEXT.replace('"second"', '"second"\nparticipants = [5]\nthen = ["judge"]')
+    .replace('"first"', '"first"\nparticipants = [5]')
+    .replace(
+        "[sites]",
+        f"""
+[start]
+study = "earlier"
+arrays = "{"0" * 64}"
+contributors = ["eta"]
+cohorts = ["{"1" * 64}"]
+
+[[augmentation]]
+name = "noise"
+
+[aggregation]
+server_optimiser = "fedavgm"
+
+[sites]""",
+    )
+)
+
 CANDIDATES: list[Any] = [
     True, False, 1, 2, 3, 500, 0.3, 0.6, 2.5, "zeta", "age", "sex", "sgd", "constant", "fedadam",
-    "groupnorm", "reestimated", "squared", "linear", "scratch", "regression", ["zeta"], ["age"],
+    "groupnorm", "reestimated", "squared", "linear", "regression", ["zeta"], ["age"],
+    "participants", "kept", "cosine", "all", "pretrained/lora", "explain", ["explain"], "2" * 64,
 ]  # fmt: skip
 
 
 def test_the_digest_changes_with_every_value() -> None:
     """A site approves a digest: whatever it would be asked to do differently must show in it."""
-    first = study(TEXT.replace("[sites]", '[aggregation]\nserver_optimiser = "fedavgm"\n[sites]'))
+    first = study(EVERYTHING)
     whole = first.model_dump(mode="json")
     unmoved, digests = [], {first.digest}
     places = list(leaves(whole))
@@ -256,10 +331,40 @@ def test_the_digest_changes_with_every_value() -> None:
         else:
             assert other.digest not in digests, at
             digests.add(other.digest)
-    assert len(places) > 80
+    assert len(places) > 120
     # these have one valid value beside the keys that they stand with
-    tied = {"backbone.name", "objective.name", "targets.age.classes"}
+    tied = {"backbone.name", "objective.name", "augmentation.0.name", "targets.age.classes"}
     assert {key for key in unmoved if not key.endswith(".kind")} == tied
+
+
+def test_where_the_checkpoint_lies_is_no_part_of_the_digest() -> None:
+    """Its bytes are, by their own digest; the coordinator may move the file."""
+    moved = EVERYTHING.replace(
+        'study = "earlier"', 'study = "earlier"\nfile = "../final.safetensors"'
+    )
+    assert study(moved).start.file == "../final.safetensors"
+    assert study(moved).digest == study(EVERYTHING).digest
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_a_site_that_made_the_start_cannot_be_asked_to_judge(
+    tmp_path: Path, resolved: bool
+) -> None:
+    """A judge of its own work; refused with a code of its own, before anything is loaded."""
+    text = EVERYTHING.replace('heldout = ["gamma"]', 'heldout = ["gamma", "eta"]')
+    if resolved:
+        table = {**study(EVERYTHING).model_dump(mode="json"), "sites": tomllib.loads(text)["sites"]}
+        with pytest.raises(LineageError) as caught:
+            read_resolved(table, Path("study.json"))
+    else:
+        text = text.replace('name = "mlp"', 'name = "not-installed-here"')
+        (tmp_path / "study.toml").write_text(text)
+        with pytest.raises(LineageError) as caught:
+            load_study(tmp_path / "study.toml")
+        assert ", line " in str(caught.value)
+    assert caught.value.exit_code == 8
+    assert "eta contributed to the checkpoint that tiny begins from" in str(caught.value)
+    assert "take eta from sites.heldout" in str(caught.value)
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_file() -> None:
@@ -332,7 +437,7 @@ def test_every_key_is_described_by_a_sentence(model: type[Study | Site]) -> None
     ("shelf", "name"),
     [
         (shelf, name)
-        for shelf in ("kinds", "backbones", "objectives")
+        for shelf in ("kinds", "backbones", "objectives", "augmentations")
         for name in catalogue.names(shelf)  # type: ignore[arg-type]
     ],
 )

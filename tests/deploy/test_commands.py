@@ -27,6 +27,7 @@ import typer
 
 from common import errors
 from common.errors import SENTENCES, CallosumError
+from common.protocol.wire import open_arrays
 from common.study import load_study
 from server.run import open_run
 
@@ -315,6 +316,72 @@ def test_a_backbone_too_deep_for_the_grid_is_told_before_any_work(
         assert "4 blocks needs volumes of at least 16 voxels" in done.text
         assert "study.toml, line " in done.text
         assert "preparing" not in done.text
+
+
+def next_study(done: Any, **changes: Any) -> Path:
+    """A second study on the same columns, beside a finished run."""
+    path = done.folder / "next.toml"
+    path.write_text(done.study_file.read_text())
+    edit(path, name="next", **changes)
+    return path
+
+
+def test_start_prints_a_table_that_lets_a_study_begin_from_a_run(callosum: Run, done: Any) -> None:
+    """Digests are not for typing: what it prints is pasted, and the run begins from those arrays."""
+    checkpoint = done.folder / "run" / "checkpoints" / "final.safetensors"
+    path = next_study(done, sites__heldout=[])
+    printed = callosum("study", "start", path, "--from", checkpoint)
+    assert printed.code == 0
+    table = tomllib.loads(printed.text)["start"]
+    assert table["contributors"] == ["alpha", "beta"]
+    path.write_text(path.read_text() + printed.text)
+    assert callosum("study", "check", path).code == 0
+    ran = callosum("simulate", path, "--sites", done.sites, "--out", done.folder / "second")
+    assert ran.code == 0
+    before, first = (arrays_of_file(file) for file in (
+        checkpoint, done.folder / "second" / "start.safetensors"
+    ))  # fmt: skip
+    assert {name for name in first if not name.startswith("backbone.")} == set()
+    assert all(first[name].tobytes() == before[f"model/{name}"].tobytes() for name in first)
+
+
+def arrays_of_file(path: Path) -> dict[str, Any]:
+    with open_arrays(path) as file:
+        return file.all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "wanted"),
+    [
+        ({"sites__train": ["omega"], "sites__heldout": ["alpha"]}, 8,
+         "alpha contributed to the checkpoint that next begins from"),
+        ({"backbone__hidden": [9], "sites__heldout": []}, 3, "have another shape there"),
+        ({"backbone__hidden": [6, 6], "sites__heldout": []}, 3, "are not in the checkpoint"),
+        ({"backbone": {"name": "linear"}, "sites__heldout": []}, 3,
+         "of the checkpoint have no place in the study's network: backbone.layers.0.bias"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_does_not_fit_is_told_array_by_array(
+    callosum: Run, done: Any, changes: dict[str, Any], code: int, wanted: str
+) -> None:
+    """Half a network that was silently drawn anew would be found in a year, if at all."""
+    checkpoint = done.folder / "run" / "checkpoints" / "final.safetensors"
+    path = next_study(done, **changes)
+    refused = callosum("study", "start", path, "--from", checkpoint)
+    assert (refused.code, wanted in flat(refused.text)) == (code, True)
+
+
+def test_a_file_that_is_no_checkpoint_is_no_beginning(callosum: Run, done: Any) -> None:
+    """A reply in the same folder is arrays, too, and has no lineage."""
+    path = next_study(done, sites__heldout=[])
+    other = done.folder / "run" / "rounds" / "0001" / "replies" / "alpha.safetensors"
+    refused = callosum("study", "start", path, "--from", other)
+    assert (refused.code, "holds no checkpoint" in flat(refused.text)) == (5, True)
+
+
+def flat(text: str) -> str:
+    """Without the line breaks of a narrow terminal."""
+    return " ".join(text.split())
 
 
 def test_a_site_can_be_begun_checked_and_prepared(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.learning.training import train
+from client.learning.training import Recipe, train
 from common.network import arrays_of, build, load_arrays
 from common.protocol.wire import open_arrays
 from common.seeding import seed_of
@@ -59,27 +59,31 @@ def naive_loss(network: Any, study: Study, x: torch.Tensor, labels: dict[str, An
     return total
 
 
+def cosine(settings: Any, share: float) -> float:
+    """The documented learning rate after a share of the whole training: to a twentieth."""
+    return float(settings.learning_rate * (0.05 + 0.95 * (1 + cos(pi * share)) / 2))
+
+
 def naive_training(
     study: Study, site: str, network: Any, x: np.ndarray, labels: dict[str, Any], rows: list[int]
 ) -> None:
     """What a hospital would write that trains alone: one optimiser a round, shuffled batches."""
     settings = study.pretraining
     for number in range(1, settings.rounds + 1):
-        share = (number - 1) / (settings.rounds - 1)
-        rate = settings.learning_rate * (0.05 + 0.95 * (1 + cos(pi * share)) / 2)
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=rate, weight_decay=settings.weight_decay
-        )
+        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=settings.weight_decay)
         seed = seed_of(study.seed, "train", site, number)
         torch.manual_seed(seed)
         random = np.random.default_rng(seed)
         network.train()
-        for _ in range(settings.local_epochs):
+        for epoch in range(settings.local_epochs):
             order = random.permutation(np.array(rows))
             steps = -(-len(order) // settings.batch_size)
             sizes = [len(order) // steps + (i < len(order) % steps) for i in range(steps)]
-            for end, size in zip(np.cumsum(sizes), sizes, strict=True):
+            for step, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True), start=1):
                 chosen = order[end - size : end]
+                behind = (number - 1) * settings.local_epochs + epoch + step / steps  # in epochs
+                rate = cosine(settings, behind / (settings.rounds * settings.local_epochs))
+                optimiser.param_groups[0]["lr"] = rate
                 optimiser.zero_grad()
                 batch = {name: values[chosen] for name, values in labels.items()}
                 naive_loss(network, study, torch.tensor(x[chosen]), batch).backward()
@@ -181,9 +185,10 @@ def test_one_full_step_a_round_is_pooled_training(federation, backbone, sizes):
     network.backbone.standardise.deviation.copy_(columns.std(0, correction=0))
     start = arrays_of(network)
     for number in range(1, 7):
-        rate = 0.05 * (0.05 + 0.95 * (1 + cos(pi * (number - 1) / 5)) / 2)
         optimiser = torch.optim.SGD(
-            network.parameters(), lr=rate, weight_decay=study.pretraining.weight_decay
+            network.parameters(),
+            lr=cosine(study.pretraining, number / 6),  # after the one step of this round
+            weight_decay=study.pretraining.weight_decay,
         )
         naive_loss(network, study, x, labels).backward()
         optimiser.step()
@@ -256,28 +261,22 @@ def test_another_seed_gives_another_model(federation):
 
 def sgd(study: Study, **more: Any) -> Any:
     return study.pretraining.model_copy(
-        update={"optimiser": "sgd", "momentum": 0.0, "weight_decay": 0.0, "gradient_clip": 0.0}
+        update={"optimiser": "sgd", "momentum": 0.0, "gradient_clip": 0.0, "schedule": "constant"}
+        | {"batch_size": 8}
         | more
     )
 
 
-def locally_trained(made: Any, settings: Any, epochs: int = 3) -> tuple[Any, Any]:
+def locally_trained(made: Any, steps: Any, *, mu: float, epochs: int = 3) -> tuple[Any, Any]:
     """The arrays before and after training at one site."""
     study = made.study
     agent = made.agent("alpha", study)
     network = build(study, seed=1)
     before = arrays_of(network)
-    train(
-        network,
-        agent.cohort,
-        agent.cohort.indices("train", study.splits),
-        settings,
-        epochs=epochs,
-        batch_size=8,
-        rate=0.05,
-        seed=5,
-        device=CPU,
+    recipe = Recipe(
+        steps=steps, rate=0.05, weight_decay=0.0, epochs=epochs, of=epochs, seed=5, proximal_mu=mu
     )
+    train(network, agent.cohort, agent.cohort.indices("train", study.splits), recipe, CPU)
     return before, arrays_of(network)
 
 
@@ -289,19 +288,16 @@ def test_fedprox_moves_less_the_larger_mu_is(federation):
     """The pull is towards the round's global weights, and it grows."""
     made = federation({"aggregation": {"normalisation": "groupnorm"}})
     names = [name for name, _ in build(made.study, seed=1).named_parameters()]
-    norms = [
-        moved(*locally_trained(made, sgd(made.study, proximal_mu=mu)), names)
-        for mu in (0.0, 0.3, 3.0)
-    ]
+    norms = [moved(*locally_trained(made, sgd(made.study), mu=mu), names) for mu in (0.0, 0.3, 3.0)]
     assert norms[0] > norms[1] > norms[2] > 0
 
 
 def test_fedprox_vanishes_with_mu(federation):
     """At mu = 0 it is FedAvg bit for bit, and so it is where mu is too small for a float32."""
     made = federation({"aggregation": {"normalisation": "groupnorm"}})
-    _, plain = locally_trained(made, sgd(made.study, proximal_mu=0.0))
-    _, faint = locally_trained(made, sgd(made.study, proximal_mu=1e-12))
-    _, strong = locally_trained(made, sgd(made.study, proximal_mu=0.1))
+    _, plain = locally_trained(made, sgd(made.study), mu=0.0)
+    _, faint = locally_trained(made, sgd(made.study), mu=1e-12)
+    _, strong = locally_trained(made, sgd(made.study), mu=0.1)
     assert_same_bits(plain, faint)
     assert plain["heads.age.weight"].tobytes() != strong["heads.age.weight"].tobytes()
 
@@ -328,8 +324,11 @@ def test_fedprox_gradient_is_the_formulas(federation):
         gw = (error[:, None] * x).mean(0) + mu * (w - w0)
         gb = error.mean() + mu * (b - b0)
         w, b = w - rate * gw, b - rate * gb
-    settings = sgd(study, proximal_mu=mu)
-    train(network, cohort, rows, settings, epochs=2, batch_size=4096, rate=rate, seed=1, device=CPU)
+    steps = sgd(study, batch_size=4096)
+    recipe = Recipe(
+        steps=steps, rate=rate, weight_decay=0.0, epochs=2, of=2, seed=1, proximal_mu=mu
+    )
+    train(network, cohort, rows, recipe, CPU)
     found = arrays_of(network)
     np.testing.assert_allclose(found["heads.age.weight"][0], w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["heads.age.bias"][0], b, rtol=1e-5, atol=1e-6)

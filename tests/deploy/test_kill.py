@@ -23,6 +23,10 @@ PHASES = {
     "opening the run": r"after:^run/study\.json$",
     "census, at the site": r"after:sites/beta/\.callosum/runs/.*/census/",
     "census, at the coordinator": r"after:^run/census/beta\.safetensors$",
+    "sums, at the site": r"after:sites/beta/\.callosum/runs/.*/settle/",
+    "sums, at the coordinator": r"after:^run/settle/0000/beta\.safetensors$",
+    "first checkpoint": r"before:^run/checkpoints/0000",
+    "arrays that a site holds": r"after:sites/beta/\.callosum/arrays/",
     "first reply trained, not spooled": r"before:^run/rounds/0001/replies/alpha",
     "after the first reply of a round": r"after:^run/rounds/0002/replies/alpha",
     "before the last reply of a round": r"before:^run/rounds/0001/replies/gamma",
@@ -30,6 +34,7 @@ PHASES = {
     "checkpoint written": r"after:^run/checkpoints/0001",
     "final checkpoint": r"before:^run/checkpoints/final",
     "comparison": r"before:^run/comparisons/single-beta/checkpoints/0001",
+    "tuned model, at the site": r"after:sites/beta/.*/tuned/dementia/pretrained/full/",
     "fine-tuning": r"after:^run/finetuning/dementia/pretrained-full/beta",
     "predictions, at the site": r"after:sites/omega/.*/predictions/federated",
     "evaluation": r"before:^run/evaluation/federated/omega",
@@ -74,7 +79,7 @@ def complete(federation, everything):
 def test_kill_in_every_phase_changes_no_bit(complete, tmp_path_factory):
     """A power cut costs time, never the result: one kill in each phase."""
     work = tmp_path_factory.mktemp("killed") / "work"
-    found = killed_run(complete, work, list(PHASES.values()), 120)
+    found = killed_run(complete, work, list(PHASES.values()), 160)
     assert found["faults"] == []
     assert found["kills"] == len(PHASES)
     assert sorted(found["digests"]) == [

@@ -17,11 +17,12 @@ from client.authority.ledger import Ledger
 from client.site import Site, load_site
 from common.errors import SENTENCES, Refusal, StorageError
 from common.protocol.code import agreed_digest
-from common.protocol.orders import Order
+from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import CLOCK_TOLERANCE_S, Sealed, seal
 
 MONDAY_NOON = datetime.fromisoformat("2024-01-01T12:00").timestamp()  # local, as a site's hours are
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+OF_TRAINING = ("settle", "train", "finetune", "judge", "explain", "send", "linear")
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,11 @@ def test_an_order_for_another_site_is_refused(asking, admit):
     assert refusal(admit, with_order(asking, site="beta")) == "ORDER_MALFORMED"
 
 
-@pytest.mark.parametrize("kind", ["train", "finetune", "linear"])
+@pytest.mark.parametrize("kind", OF_TRAINING)
 def test_a_held_out_site_contributes_to_nothing(asking, admit, kind):
     """Neither by its own word nor by the study's, whichever is stricter."""
     own = replace(asking, site=asking.site.model_copy(update={"role": "heldout"}))
-    own = own.policy(orders=("census", "train", "finetune", "linear", "evaluate"))
+    own = own.policy(orders=("census", *OF_TRAINING, "evaluate"))
     assert refusal(admit, with_order(own, kind=kind)) == "ROLE"
     named = asking.site.model_copy(update={"name": "omega"})
     by_study = with_order(replace(asking, site=named), kind=kind, site="omega")
@@ -248,7 +249,8 @@ def test_sizes_are_asked_of_training_alone(asking, admit):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"order": {"protocol": 2}}, "CODE"),
+        ({"order": {"protocol": PROTOCOL - 1}}, "CODE"),
+        ({"order": {"protocol": PROTOCOL + 1}}, "CODE"),
         ({"code": "0" * 64, "novelty": 1}, "CODE"),
         ({"novelty": 1}, "ORDER_MALFORMED"),
         ({"order": {"kind": "dig"}}, "ORDER_MALFORMED"),
@@ -257,7 +259,7 @@ def test_sizes_are_asked_of_training_alone(asking, admit):
     ],
 )
 def test_another_version_is_told_from_nonsense(asking, admit, changes, code):
-    """A coordinator that was updated first should read "software differs", not "malformed"."""
+    """A coordinator that was updated first, or not yet, reads "software differs", not "malformed"."""
     content = json.loads(asking.sealed().text)
     order = changes.get("order", {})
     merged = {**content["order"], **order} if isinstance(order, dict) else order

@@ -61,18 +61,21 @@ def test_a_receipt_says_what_left_when_and_for_what(folder, ledger):
         kind="train", study="a" * 64, run="b" * 64, site="alpha", round=3, arrays="c" * 64
     )
     row = Measurement(
-        phase="finetune", task="dementia", target="diagnosis", model="federated", init="frozen",
-        site="alpha", role="train", metric="auc", value=0.75, ci_low=0.5, ci_high=1.0,
-        n_participants=30, n_scans=40,
+        phase="finetune", task="dementia", target="diagnosis", model="federated",
+        init="pretrained", method="lora", site="alpha", role="train", metric="auc", value=0.75,
+        ci_low=0.5, ci_high=1.0, n_participants=30, n_scans=40,
     )  # fmt: skip
+    few = row.model_copy(update={"k": 8, "repeat": 2, "value": 0.5})
     report = Report(
-        order=order.id, site="alpha", kind="train", round=3, support={"scans": 30},
-        counts={"loss/age": (12.5, 30.0)}, measurements=(row,), seconds=1.5, cohort="d" * 64,
+        order=order.id, site="alpha", kind="train", round=3, support={"shared": 40},
+        participants={"shared": 30, "loss/age": 29}, counts={"loss/age": (12.5, 39.0)},
+        measurements=(row, few), seconds=1.5, cohort="d" * 64, holds=("f" * 64,),
     )  # fmt: skip
     sent = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float64)}
     receipts = Receipts(folder, ledger)
     head = receipts.append(departure(order, "tiny", report, sent, "e" * 64), MARCH)
     [found] = read_receipts(folder)
+    tuned = "finetune/dementia/diagnosis/federated/pretrained/lora"
     assert found == {
         "number": 1,
         "time": "2024-03-31T23:59:00+00:00",
@@ -86,11 +89,15 @@ def test_a_receipt_says_what_left_when_and_for_what(folder, ledger):
         "bytes": len(report.model_dump_json()) + 24 + 24,
         "arrays": [["b", [3], "float64"], ["w", [2, 3], "float32"]],
         "numbers": {
-            "support/scans": 30,
-            "loss/age": [12.5, 30.0],
-            "finetune/dementia/diagnosis/federated/frozen/auc": [0.75, 0.5, 1.0, 30, 40],
+            "support/shared": 40,
+            "participants/shared": 30,
+            "participants/loss/age": 29,
+            "loss/age": [12.5, 39.0],
+            f"{tuned}/auc": [0.75, 0.5, 1.0, 30, 40],
+            f"{tuned}/k8/repeat2/auc": [0.5, 0.5, 1.0, 30, 40],
             "seconds": 1.5,
             "cohort": "d" * 64,
+            "holds": ["f" * 64],
         },
         "content": "e" * 64,
         "previous": "0" * 64,
@@ -100,7 +107,9 @@ def test_a_receipt_says_what_left_when_and_for_what(folder, ledger):
 
 def test_every_number_of_a_report_is_in_its_receipt(folder, ledger):
     """A field that a later version adds to reports must not leave without being said."""
-    told = {"support", "counts", "measurements", "seconds", "cohort", "refusal"}
+    told = {
+        "support", "participants", "counts", "measurements", "seconds", "cohort", "holds", "refusal",
+    }  # fmt: skip
     names = {"order", "site", "kind", "round", "protocol"}  # the order's own, or the same for ever
     assert set(Report.model_fields) == told | names
 

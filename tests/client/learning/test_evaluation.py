@@ -12,8 +12,9 @@ import pytest
 from client.data.cohort import Cohort
 from client.learning import evaluation, finetuning, linear
 from client.learning.evaluation import Judge, _cross_fitted, _folds
-from client.learning.finetuning import _split, finetune
+from client.learning.finetuning import Tuning
 from client.learning.measurement import difference, measure
+from client.learning.tuned_models import TunedModels
 from client.site import Site
 from common import metrics
 from common.errors import Refusal
@@ -91,8 +92,16 @@ def order_of(kind: Any = "evaluate", **keys: Any) -> Order:
 
 def judged(folder: Path, cohort: Cohort, study: Study = STUDY, **keys: Any) -> list[Measurement]:
     network = build(study, seed=1)
-    rows, _ = Judge(study, site_of(), cohort, order_of(**keys), folder).network(network)
-    return rows
+    answer = Judge(study, site_of(), cohort, order_of(**keys), folder).network(network)
+    return list(answer.measurements)
+
+
+def tuning(folder: Path, cohort: Cohort, way: str, study: Study = STUDY, **keys: Any) -> Tuning:
+    """One way to learn a task at the training site, from the network drawn with seed 0."""
+    init, _, method = way.rpartition("/")
+    order = order_of("finetune", **{"task": "illness", "init": init, "method": method, **keys})
+    arrays = arrays_of(build(study, seed=0)) if init == "pretrained" else {}
+    return Tuning(study, site_of("here", "train"), cohort, order, arrays, TunedModels(folder))
 
 
 def one(rows: list[Measurement], **names: str) -> Measurement:
@@ -104,10 +113,11 @@ def one(rows: list[Measurement], **names: str) -> Measurement:
 # Splits and folds.
 
 
-def test_no_participant_is_in_two_splits_of_a_task() -> None:
+def test_no_participant_is_in_two_splits_of_a_task(tmp_path: Path) -> None:
     """A second scan of a training participant in the test split would be half the answer."""
     cohort = cohort_of(60)
-    split = _split(STUDY, cohort, "ill", STUDY.targets["ill"])
+    split = tuning(tmp_path, cohort, "linear")._split(0)
+    assert split is not None
     sides = [
         {cohort.participants[i] for i in part}
         for part in (split.train, split.validation, split.test)
@@ -185,40 +195,41 @@ def test_a_cross_fitted_head_gains_nothing_from_names(tmp_path: Path) -> None:
 # Fine-tuning.
 
 
-@pytest.mark.parametrize("init", ["linear", "frozen", "scratch"])
-def test_finetuning_refuses_one_class(init: Any) -> None:
+WAYS = ["linear", "pretrained/frozen", "pretrained/full", "scratch/full"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_finetuning_refuses_one_class(tmp_path: Path, way: str) -> None:
     """A hospital without patients has no task to learn; the code says so, nothing crashes."""
     cohort = cohort_of(60)
     cohort = dataclasses.replace(
         cohort, labels={**cohort.labels, "ill": np.zeros(len(cohort), np.float32)}
     )
-    order = order_of("finetune", task="illness", init=init)
-    arrays = arrays_of(build(STUDY, seed=0))
-    with pytest.raises(Refusal, match="one class of ill only") as caught:
-        finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    with pytest.raises(Refusal, match="one class of ill") as caught:
+        tuning(tmp_path, cohort, way).finetune()
     assert caught.value.code == "NO_DATA"
 
 
-@pytest.mark.parametrize("init", ["linear", "frozen", "scratch", "transfer"])
-def test_finetuning_measures_the_test_participants_only(init: Any) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_finetuning_measures_the_test_participants_only(tmp_path: Path, way: str) -> None:
     """The n of its rows is the n of people that no choice has looked at."""
     cohort = cohort_of(60)
-    order = order_of("finetune", task="illness", init=init)
-    rows = finetune(STUDY, site_of("here", "train"), cohort, order, arrays_of(build(STUDY, seed=0)))
+    rows = tuning(tmp_path, cohort, way).finetune()
     test = cohort.indices("test", STUDY.splits)
     people = {cohort.participants[i] for i in test}
     assert {row.metric for row in rows} == {"auc", "balanced_accuracy"}
     assert {(row.n_participants, row.n_scans) for row in rows} == {(len(people), len(test))}
-    assert {(row.task, row.init, row.role) for row in rows} == {("illness", init, "train")}
+    init, _, method = way.rpartition("/")
+    named = {(row.task, row.init, row.method, row.role) for row in rows}
+    assert named == {("illness", init, method, "train")}
 
 
-@pytest.mark.parametrize("init", ["linear", "scratch"])
+@pytest.mark.parametrize("way", WAYS)
 def test_test_labels_move_the_score_and_nothing_else(
-    init: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were they read in training or choice, the predictions would change with them."""
     cohort = cohort_of(60)
-    order = order_of("finetune", task="illness", init=init)
     told: list[Any] = []
 
     def listen(*values: Any) -> list[Measurement]:
@@ -226,22 +237,34 @@ def test_test_labels_move_the_score_and_nothing_else(
         return []
 
     monkeypatch.setattr(finetuning, "measure", listen)
-    arrays = arrays_of(build(STUDY, seed=0))
-    finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    tuning(tmp_path / "first", cohort, way).finetune()
     test = cohort.indices("test", STUDY.splits)
     cohort.labels["ill"][test] = 1 - cohort.labels["ill"][test]
-    finetune(STUDY, site_of("here", "train"), cohort, order, arrays)
+    tuning(tmp_path / "second", cohort, way).finetune()  # nothing kept of the first is at hand
     assert np.array_equal(told[0], told[1])
 
 
-def test_a_task_that_the_study_lacks_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("way", "keys"),
+    [
+        ("pretrained/frozen", {"task": "other"}),
+        ("pretrained/frozen", {"task": ""}),
+        ("linear", {}),
+        ("scratch/frozen", {}),
+        ("pretrained/full", {}),
+        ("pretrained/frozen", {"k": 5}),
+    ],
+)
+def test_a_task_that_the_study_lacks_is_refused(
+    tmp_path: Path, way: str, keys: dict[str, Any]
+) -> None:
     """A site learns what was agreed, not what an order asks."""
-    for keys in ({"task": "other"}, {"task": "illness", "init": "linear"}):
-        study = study_of(
-            finetuning=[{"name": "illness", "target": "ill", "methods": ["pretrained/frozen"]}]
-        )
-        with pytest.raises(Refusal, match="the study has no task"):
-            finetune(study, site_of("here", "train"), cohort_of(), order_of("finetune", **keys), {})
+    study = study_of(
+        finetuning=[{"name": "illness", "target": "ill", "methods": ["pretrained/frozen"]}]
+    )
+    with pytest.raises(Refusal, match="the study has no task") as caught:
+        tuning(tmp_path, cohort_of(), way, study, **keys).finetune()
+    assert caught.value.code == "ORDER_MALFORMED"
 
 
 # Judging.
@@ -253,10 +276,10 @@ def test_rows_count_people_and_scans_apart(tmp_path: Path) -> None:
     cohort.labels["sex"][:7] = np.nan
     rows = judged(tmp_path, cohort)
     known = ~np.isnan(cohort.labels["sex"])
-    wanted = {"age": (40, len(cohort)),
+    wanted = {"age": (40, len(cohort)), "ill": (40, len(cohort)),
               "sex": (len({p for p, k in zip(cohort.participants, known, strict=True) if k}),
                       int(known.sum()))}  # fmt: skip
-    assert rows
+    assert {row.target for row in rows} == set(wanted)
     for row in rows:
         assert (row.n_participants, row.n_scans) == wanted[row.target]
         assert row.n_participants < row.n_scans
@@ -275,6 +298,38 @@ def test_intervals_hold_their_value_and_are_of_people(tmp_path: Path) -> None:
         assert (other.value, other.ci_low, other.ci_high) == pytest.approx(
             (row.value, row.ci_low, row.ci_high), rel=1e-6
         )
+
+
+def test_a_site_fits_heads_of_its_own_for_every_target_of_the_study(tmp_path: Path) -> None:
+    """What training sites learn for themselves is asked of the backbone elsewhere, too."""
+    study = study_of(evaluation={"bootstrap": 100, "head": True})
+    cohort = cohort_of(40)
+    rows = judged(tmp_path, cohort, study)
+    with_head = {row.target for row in rows if row.model == "federated+head"}
+    assert with_head == {"age", "sex", "ill"}
+    assert {row.target for row in rows if row.model == "site-linear"} == {"age", "sex", "ill"}
+    assert {row.target for row in rows if row.model == "federated"} == {"age", "sex"}
+    assert one(rows, model="federated+head", target="ill", metric="auc").value > 0.7
+    cohort.labels["ill"][:] = np.nan
+    without = judged(tmp_path / "b", cohort, study)
+    assert {row.target for row in without} == {"age", "sex"}
+
+
+def test_one_class_has_no_primary_metric_and_says_so(tmp_path: Path) -> None:
+    """A ward of women has no AUC, and no other number in its place; yet its people are counted."""
+    cohort = cohort_of(40)
+    cohort.labels["sex"][:] = 0.0
+    rows = [row for row in judged(tmp_path, cohort) if row.target == "sex"]
+    row = one(rows, model="federated", metric="auc")
+    assert (row.value, row.ci_low, row.ci_high) == (None, None, None)
+    assert (row.n_participants, row.n_scans) == (40, len(cohort))
+    assert "balanced_accuracy" not in {row.metric for row in rows}
+    assert all(row.value is None for row in rows)
+    # and a difference of two numbers that are not there is none
+    order = order_of(model="single-here", against=("federated",))
+    answer = Judge(STUDY, site_of(), cohort, order, tmp_path).network(build(STUDY, seed=2))
+    assert "auc_minus_federated" not in {row.metric for row in answer.measurements}
+    assert "mae_minus_federated" in {row.metric for row in answer.measurements}
 
 
 def test_models_that_know_nothing_are_what_a_hand_computes(tmp_path: Path) -> None:
@@ -340,7 +395,7 @@ def test_the_next_model_is_compared_with_what_the_first_predicted_here(tmp_path:
     first = judged(tmp_path, cohort)
     network = build(STUDY, seed=2)
     order = order_of(model="single-here", against=("federated", "absent"))
-    rows, _ = Judge(STUDY, site_of(), cohort, order, tmp_path).network(network)
+    rows = list(Judge(STUDY, site_of(), cohort, order, tmp_path).network(network).measurements)
     for target in ("age", "sex"):
         metric = metrics.primary(STUDY.targets[target])
         row = one(rows, target=target, metric=f"{metric}_minus_federated")
@@ -363,9 +418,12 @@ def test_counts_sent_for_merging_are_of_all_labelled_scans(tmp_path: Path) -> No
     """The coordinator divides once over all sites; what it adds must be this site's whole."""
     cohort = cohort_of(40)
     network = build(STUDY, seed=1)
-    rows, sums = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(network)
+    answer = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(network)
+    rows = list(answer.measurements)
+    assert set(answer.counts) == {"evaluation/age", "evaluation/sex"}
+    assert answer.participants == dict.fromkeys(answer.counts, 40)
     for target in ("age", "sex"):
-        counts = np.array(sums[f"evaluation/{target}"])
+        counts = np.array(answer.counts[f"evaluation/{target}"])
         assert metrics.n_of(STUDY.targets[target], counts) == len(cohort)
         metric = metrics.primary(STUDY.targets[target])
         assert metrics.ratios(STUDY.targets[target], counts)[metric] == pytest.approx(

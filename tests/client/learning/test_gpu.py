@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.learning.training import predict, train
+from client.learning.prediction import predict
+from client.learning.training import Recipe, train
 from common.network import arrays_of, build
 from tests.bench import federation
 
@@ -22,12 +23,11 @@ def test_a_gpu_learns_what_a_cpu_learns():
     rows, found = np.arange(len(cohort)), {}
     for kind in ("cpu", "cuda"):
         network, device = build(study, seed=1), torch.device(kind)
-        losses = train(
-            network, cohort, rows, study.pretraining,
-            epochs=10, batch_size=8, rate=1e-3, seed=1, device=device,
-        )  # fmt: skip
+        steps = study.pretraining.model_copy(update={"batch_size": 8, "schedule": "constant"})
+        recipe = Recipe(steps=steps, rate=1e-3, weight_decay=1e-3, epochs=10, of=10, seed=1)
+        done = train(network, cohort, rows, recipe, device)
         assert all(np.isfinite(array).all() for array in arrays_of(network).values())
-        total, count = losses.counts()["loss/age"]
+        total, count = done.tally.counts("loss")["loss/age"]
         found[kind] = total / count
         assert predict(network, cohort, rows, device)["age"].shape == (len(cohort),)
     assert found["cuda"] == pytest.approx(found["cpu"], rel=0.2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,21 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.cohort import Cohort
-from client.data.loading import Batch, batches, shuffled, split_evenly
-from client.learning.training import (
-    learning_rate,
-    predict,
-    reestimate_statistics,
-    total_loss,
-    train,
-)
+from client.data.loading import Batch, batches, split_evenly
+from client.learning.prediction import predict, reestimate_statistics
+from client.learning.training import Recipe, total_loss, train
 from client.service.agent import Agent
 from common.network import arrays_of, build, load_arrays, plan_of
-from common.protocol.orders import Order, digest_of
+from common.protocol.orders import Order
 from common.protocol.wire import open_arrays
 from common.seams import Terms
 from common.seeding import seed_of
 from common.study import Study
+from server.federation.parcel import parcel_of
 
 CPU = torch.device("cpu")
 MEAN, VARIANCE = "backbone.layers.1.running_mean", "backbone.layers.1.running_var"
@@ -59,7 +57,14 @@ def network_of(study: Study, seed: int = 1) -> Any:
 
 def batch_of(n: int, **labels: list[float]) -> Batch:
     x = torch.randn((n, 4), generator=torch.Generator().manual_seed(n))
-    return Batch(x, {name: torch.tensor(values) for name, values in labels.items()})
+    everyone = torch.arange(n)
+    labels = {name: torch.tensor(values) for name, values in labels.items()}
+    return Batch(x, labels, indices=everyone, participants=everyone)
+
+
+def part_of(batch: Batch, chosen: list[int]) -> Batch:
+    labels = {name: label[chosen] for name, label in batch.labels.items()}
+    return Batch(batch.x[chosen], labels, batch.indices[chosen], batch.participants[chosen])
 
 
 def gradients(network: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -81,7 +86,7 @@ def test_missing_labels_contribute_nothing(study):
         stage=[NAN] * 6,
     )
     known = [0, 2, 5]
-    part = Batch(whole.x[known], {name: label[known] for name, label in whole.labels.items()})
+    part = part_of(whole, known)
     found, wanted = gradients(network, whole), gradients(network, part)
     for name, gradient in found.items():
         assert torch.isfinite(gradient).all(), name
@@ -172,34 +177,32 @@ def test_batches_are_even_and_never_of_one(n, batch_size):
         assert len(sizes) == -(-n // batch_size) or min(sizes) >= 2
 
 
-@given(st.integers(1, 200), st.integers(2, 32), st.integers(0, 2**32))
-def test_an_epoch_sees_every_sample_once(n, batch_size, seed):
-    """Each scan counts alike in each epoch, in an order that the seed alone decides."""
-    indices = np.arange(n) * 3
-    parts = shuffled(indices, batch_size, np.random.default_rng(seed))
-    assert sorted(np.concatenate(parts).tolist()) == indices.tolist()
-    again = shuffled(indices, batch_size, np.random.default_rng(seed))
-    assert [part.tolist() for part in parts] == [part.tolist() for part in again]
-
-
-def test_epochs_differ_in_order():
-    """One generator over all epochs: the same batches each time would be a worse SGD."""
-    generator = np.random.default_rng(0)
-    first, second = (np.concatenate(shuffled(np.arange(50), 8, generator)) for _ in range(2))
-    assert not np.array_equal(first, second)
-
-
 def test_batches_hold_what_their_indices_say(federation):
     """Samples and labels must stay together through the reading thread."""
     made = federation({"sites": {"train": ["alpha"]}})
     cohort = made.agent("alpha").cohort
-    order = shuffled(np.arange(40), 7, np.random.default_rng(3))
+    order = split_evenly(np.random.default_rng(3).permutation(40), 7)
     seen = list(batches(cohort, order, CPU))
     assert len(seen) == len(order)
     for chosen, batch in zip(order, seen, strict=True):
         np.testing.assert_array_equal(batch.x.numpy(), cohort.samples[chosen])
+        np.testing.assert_array_equal(batch.indices.numpy(), chosen)
         for name, values in batch.labels.items():
             np.testing.assert_array_equal(values.numpy(), cohort.labels[name][chosen])
+
+
+def test_batches_say_whose_their_samples_are(federation):
+    """A gradient of one's own, and every count of people, needs equal numbers for one person."""
+    cohort = _cohort_of(federation().study, 12)
+    people = ("c", "a", "c", "b", "a", "c", "d", "b", "a", "c", "e", "c")
+    cohort = replace(cohort, participants=people)
+    order = split_evenly(np.random.default_rng(3).permutation(12), 5)
+    numbers: dict[str, set[int]] = {}
+    for batch in batches(cohort, order, CPU):
+        for index, person in zip(batch.indices.tolist(), batch.participants.tolist(), strict=True):
+            numbers.setdefault(people[index], set()).add(person)
+    assert [len(found) for found in numbers.values()] == [1] * 5
+    assert len(set.union(*numbers.values())) == 5
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 130])
@@ -256,13 +259,15 @@ def under(policy: str, **more: Any) -> dict[str, Any]:
 
 
 def order_for(agent: Agent, arrays: Any, number: int, kind: str = "train", **more: Any) -> Order:
+    policy = agent.study.aggregation.normalisation
+    parcel = parcel_of(arrays, plan_of(build(agent.study, seed=0), policy))
     return Order.model_validate({
         "kind": kind,
         "study": agent.study.digest,
         "run": "cd" * 32,
         "site": agent.site.name,
         "round": number,
-        "arrays": digest_of(arrays),
+        **parcel.digests,
         **more,
     })  # fmt: skip
 
@@ -304,12 +309,12 @@ def test_kept_arrays_go_on_from_the_sites_own(federation, policy):
     network = build(agent.study, seed=0)
     load_arrays(network, {**following, **kept})
     settings = agent.study.pretraining
-    train(
-        network, agent.cohort, agent.cohort.indices("train", agent.study.splits), settings,
-        epochs=settings.local_epochs, batch_size=settings.batch_size,
-        rate=learning_rate(settings, 2), seed=seed_of(agent.study.seed, "train", "alpha", 2),
-        device=CPU,
+    recipe = Recipe(
+        steps=settings, rate=settings.learning_rate, weight_decay=settings.weight_decay,
+        first=1, epochs=1, of=2, seed=seed_of(agent.study.seed, "train", "alpha", 2),
     )  # fmt: skip
+    assert (settings.rounds, settings.local_epochs) == (2, 1)
+    train(network, agent.cohort, agent.cohort.indices("train", agent.study.splits), recipe, CPU)
     wanted = arrays_of(network)
     for name, array in second.items():
         assert array.tobytes() == wanted[name].tobytes(), name
@@ -348,11 +353,12 @@ def test_unseen_site_can_judge_under_every_policy(federation, policy, statistics
         "pretraining": {"rounds": 8, "batch_size": 8, "learning_rate": 0.05},
     }), participants={"alpha": 60, "beta": 60, "omega": 20})  # fmt: skip
     run = made.simulate()
-    rows = {
-        line.split(",")[3]: float(line.split(",")[8])
-        for line in (run.folder / "results.csv").read_text().splitlines()[1:]
-        if ",omega," in line and ",mae," in line
-    }
+    with (run.folder / "results.csv").open() as stream:
+        rows = {
+            row["model"]: float(row["value"])
+            for row in csv.DictReader(stream)
+            if row["site"] == "omega" and row["metric"] == "mae"
+        }
     assert rows["federated"] < rows["training-mean"]  # it learnt, and carries over
 
 

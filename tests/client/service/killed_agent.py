@@ -30,7 +30,7 @@ from client.authority.records import digest_of_answer, open_records
 from client.data.cohort import open_cohort
 from client.service.agent import Agent
 from client.site import load_site
-from common.network import arrays_of, build
+from common.network import arrays_of, build, plan_of
 from common.protocol.orders import Order, digest_of
 from common.study import load_study
 
@@ -49,18 +49,22 @@ class Hospital:
         self.work = work
         self.study = load_study(work / "study.toml")
         self.site = load_site(work / "sites" / "alpha" / "site.toml")
-        self.arrays = arrays_of(build(self.study, seed=3))
+        network = build(self.study, seed=3)
+        self.arrays = arrays_of(network)
+        plan = plan_of(network, self.study.aggregation.normalisation)
+        moving = {name: array for name, array in self.arrays.items() if plan[name].travels}
+        static = {name: array for name, array in self.arrays.items() if name not in moving}
         common = {
             "study": self.study.digest,
             "run": "c" * 64,
             "site": "alpha",
-            "arrays": digest_of(self.arrays),
+            "arrays": digest_of(moving),
+            "base": digest_of(static),
         }
+        tuned = {"task": "dementia", "init": "pretrained", "method": "full"}
         self.orders = [
             Order.model_validate({**common, "kind": "train", "round": 1}),
-            Order.model_validate(
-                {**common, "kind": "finetune", "task": "dementia", "init": "frozen"}
-            ),
+            Order.model_validate({**common, "kind": "finetune", **tuned}),
         ][:most]
 
     def ask(self) -> None:

@@ -38,10 +38,10 @@ from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts
 from client.authority.records import open_records
 from client.kit import SiteKit, open_kit
+from client.learning import pretraining
 from client.link.caller import ask, unix_address
 from client.link.frames import METHOD, chunks, header
 from client.link.listener import serve_link
-from client.service import agent as client_agent
 from client.service import agent_pool as client_pool
 from client.service.agent_pool import AgentPool
 from client.service.daemon import Daemon, serve
@@ -50,11 +50,12 @@ from client.service.site_log import announce
 from client.service.work_queue import MOST_ORDERS
 from client.site import load_site
 from common.errors import Refusal, SettingError, StorageError
-from common.network import arrays_of, build
+from common.network import arrays_of, build, plan_of
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report, digest_of, read_report
 from common.protocol.signing import Sealed, read_private_key, seal
 from common.protocol.wire import npy_bytes, npy_parts, view_npy
+from common.settling import constants
 from common.study import load_study
 from deploy.kits.provision import provision
 
@@ -69,10 +70,21 @@ CODES: dict[str, str] = {}  # of the studies that were asked about, by their dig
 
 def order_for(study: Any, kind: str, arrays: Any = None, **more: Any) -> Order:
     CODES[study.digest] = agreed_digest(study)
+    moving, static = parted(study, arrays or {})
+    if kind == "settle":  # the constants are what it is about
+        moving, static = arrays or {}, {}
     return Order.model_validate({
         "kind": kind, "study": study.digest, "run": RUN, "site": "alpha",
-        "round": 1 if kind == "train" else 0, "arrays": digest_of(arrays or {}), **more,
+        "round": 1 if kind == "train" else 0, "arrays": digest_of(moving),
+        "base": digest_of(static) if static else "", **more,
     })  # fmt: skip
+
+
+def parted(study: Any, arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays that a site would send back, and those that none ever sends."""
+    plan = plan_of(build(study, seed=0), study.aggregation.normalisation) if arrays else {}
+    static = {n: array for n, array in arrays.items() if n in plan and not plan[n].travels}
+    return {n: array for n, array in arrays.items() if n not in static}, static
 
 
 def sealed(order: Order, *, key: Any = KEY, age_s: float = 0.0) -> Sealed:
@@ -82,6 +94,11 @@ def sealed(order: Order, *, key: Any = KEY, age_s: float = 0.0) -> Sealed:
 
 def initial(study: Any) -> dict[str, np.ndarray]:
     return arrays_of(build(study, seed=3))
+
+
+def drawn_constants(study: Any) -> dict[str, np.ndarray]:
+    names = constants(build(study, seed=3))
+    return {name: array for name, array in initial(study).items() if name in names}
 
 
 def write_kit(folder: Path, site_folder: Path, name: str = "alpha", role: str = "train") -> SiteKit:
@@ -197,16 +214,16 @@ def gate(monkeypatch) -> Any:
     """Real training, which waits for `gate.open` and counts; `gate.begun` tells that it waits."""
 
     gate = SimpleNamespace(open=threading.Event(), begun=threading.Event(), trained=[], threads=[])
-    plain = client_agent.train
+    plain = pretraining.train
 
-    def train(*things: Any, **more: Any) -> Any:
-        gate.trained.append(more["seed"])
+    def train(network: Any, cohort: Any, indices: Any, recipe: Any, *things: Any) -> Any:
+        gate.trained.append(recipe.seed)
         gate.threads.append(torch.get_num_threads())
         gate.begun.set()
         assert gate.open.wait(30)
-        return plain(*things, **more)
+        return plain(network, cohort, indices, recipe, *things)
 
-    monkeypatch.setattr(client_agent, "train", train)
+    monkeypatch.setattr(pretraining, "train", train)
     yield gate
     gate.open.set()
 
@@ -227,18 +244,36 @@ def same(one: Any, other: Any) -> bool:
     } == {name: array.tobytes() for name, array in wanted.items()}
 
 
-@pytest.mark.parametrize("kind", ["census", "train"])
+@pytest.mark.parametrize("kind", ["census", "settle", "train"])
 def test_answer_is_that_of_the_agent_itself(station, tmp_path, kind):
     """The deployment must end with the weights of the local engine, to the bit."""
     with station() as here:
-        arrays = initial(here.study) if kind == "train" else {}
+        made = {"census": lambda _: {}, "settle": drawn_constants, "train": initial}
+        arrays = made[kind](here.study)
         order = order_for(here.study, kind, arrays)
         found = here.ask(order, arrays)
         assert found[0].refusal == ""
         assert same(found, bare_answer(here, order, arrays, tmp_path))
+        assert len(found[1]) == {"census": 0, "settle": 3, "train": 8}[kind]
         [receipt] = here.receipts
         assert receipt["order"] == order.id
         assert len(receipt["arrays"]) == len(found[1])
+
+
+def test_arrays_that_are_held_here_need_not_be_brought_again(station):
+    """What a site lacks it asks for, and that costs nothing; what it has stays off the link."""
+    with station() as here:
+        arrays = initial(here.study)
+        moving, static = parted(here.study, arrays)
+        order = order_for(here.study, "train", arrays)
+        assert here.ask(order, moving)[0].refusal == "NEEDS_ARRAYS"
+        assert here.exposures == 0
+        report, sent = here.ask(order, arrays)  # the same order, with everything
+        assert (report.refusal, report.holds) == ("", (digest_of(static),))
+        later = order_for(here.study, "train", {**arrays, **sent}, round=2)
+        assert here.ask(later, sent)[0].refusal == ""
+        assert [receipt["refusal"] for receipt in here.receipts] == ["NEEDS_ARRAYS", "", ""]
+        assert here.receipts[-1]["numbers"]["holds"] == [digest_of(static)]
 
 
 def test_trained_arrays_come_back_without_a_copy_or_a_changed_bit():
@@ -709,7 +744,7 @@ def test_agent_says_how_it_stands_and_ends_politely(station, serving):
     for words in (
         "agent of alpha (train) in tests",
         f"approved: tiny ({here.study.digest[:12]})",
-        "policy: census, train, finetune, evaluate; at least 10 participants",
+        "policy: census, settle, train, finetune, judge, evaluate; at least 10 participants",
         f"listening at unix:{here.kit.socket}, metrics nowhere",
         "tiny: 40 participants, 40 samples are ready",
         f"census of run {RUN[:12]}, federated, round 0: done in",
@@ -762,6 +797,11 @@ def test_kit_from_the_coordinator_serves_over_tls_and_is_measured(station, servi
     key = read_private_key(tmp_path / "kits" / "hub" / "coordinator.key")
     what = sealed(order_for(here.study, "census"), key=key)
     text, arrays = ask(agent, kit.courier_tls, what, [], 60)
+    assert (read_report(text).refusal, arrays) == ("", [])
+    given = drawn_constants(here.study)
+    what = sealed(order_for(here.study, "settle", given), key=key)
+    named = [(name, npy_bytes(array)) for name, array in given.items()]
+    text, arrays = ask(agent, kit.courier_tls, what, named, 60)
     assert (read_report(text).refusal, len(arrays)) == ("", 3)
     assert not kit.socket.exists()
     with urllib.request.urlopen(f"http://{metrics}/metrics") as page:

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[3]
 
 STEPS = {
     "delivery noted": r"^at INSERT OR IGNORE INTO deliveries",
+    "arrays not held yet": r"^before replace .*/arrays/",
+    "arrays held, nothing spent": r"^after replace .*/arrays/",
     "about to spend": r"^at INSERT INTO exposures",
     "spent, nothing trained": r"^before fsync .*report-0001",
     "trained, answer not kept": r"^before replace .*report-0001",
@@ -37,7 +39,8 @@ def hospital(federation: Any) -> Any:
     made = federation({
         "sites": {"train": ["alpha"]},
         "objective.targets": ["age"],
-        "finetuning": [{"name": "dementia", "target": "diagnosis", "methods": ["pretrained/frozen"]}],
+        "finetuning": [{"name": "dementia", "target": "diagnosis", "methods": ["pretrained/full"],
+                        "epochs": 2, "learning_rates": [0.01]}],
     })  # fmt: skip
     prepare(made.study, load_site(made.sites / "alpha" / "site.toml"))
     return made

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import Refusal, SettingError
-from common.protocol.orders import Order
+from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import (
     CLOCK_TOLERANCE_S,
     Sealed,
@@ -154,11 +154,12 @@ def test_a_signed_text_that_is_no_order_is_malformed(text: str) -> None:
     [
         changed(nonce="0" * 31), changed(nonce="G" * 32), changed(code="0" * 63), changed(code=3),
         changed(issued=None), changed(expires="soon"), changed(more=1), changed(order={}),
-        changed(order={**json.loads(SEALED.text)["order"], "protocol": 2}),
+        changed(order={**json.loads(SEALED.text)["order"], "protocol": PROTOCOL - 1}),
+        changed(order={**json.loads(SEALED.text)["order"], "protocol": PROTOCOL + 1}),
         changed(issued=math.nan), changed(expires=math.inf), "[" * 100_000, "{" * 100_000,
         json.dumps(ORDER.model_dump(mode="json")),
     ],
-    ids=range(14),
+    ids=range(15),
 )  # fmt: skip
 def test_a_signed_envelope_of_another_form_is_malformed(text: str) -> None:
     """Also one that would hold for ever, and an order without any envelope."""

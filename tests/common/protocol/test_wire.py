@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,8 +30,10 @@ from safetensors.numpy import save
 from common.arrays import Arrays
 from common.errors import SENTENCES, FolderError, Refusal
 from common.protocol.orders import (
+    PROTOCOL,
     Measurement,
     Order,
+    OrderKind,
     Report,
     declined,
     digest_of,
@@ -76,9 +78,10 @@ named_arrays = st.dictionaries(
     ),
     max_size=4,
 )
+kinds = st.sampled_from(get_args(OrderKind))
 orders = st.builds(
     Order,
-    kind=st.sampled_from(["census", "train", "finetune", "evaluate"]),
+    kind=kinds,
     study=hexes,
     run=hexes,
     site=names,
@@ -86,16 +89,23 @@ orders = st.builds(
     model=names,
     task=names,
     init=st.sampled_from(["", "pretrained", "scratch"]),
+    method=st.from_regex(r"([a-z][a-z0-9-]{0,30})?", fullmatch=True),
+    k=st.integers(0, 2**53),
+    repeat=st.integers(0, 2**53),
     lineage=st.lists(names, max_size=3).map(tuple),
     against=st.lists(names, max_size=3).map(tuple),
     constants=st.dictionaries(labels, numbers, max_size=3),
     arrays=hexes,
+    base=st.just("") | hexes,
 )
 measurements = st.builds(
     Measurement,
     phase=labels,
     target=labels,
     model=labels,
+    init=st.text(max_size=5),
+    method=st.text(max_size=5),
+    k=st.integers(0, 2**53),
     site=names,
     role=st.sampled_from(["train", "heldout"]),
     metric=labels,
@@ -103,18 +113,21 @@ measurements = st.builds(
     ci_low=st.none() | numbers,
     n_participants=st.integers(0, 2**53),
     n_scans=st.integers(0, 2**53),
+    repeat=st.integers(0, 2**53),
 )
 reports = st.builds(
     Report,
     order=hexes,
     site=names,
-    kind=st.sampled_from(["census", "train", "finetune", "evaluate"]),
+    kind=kinds,
     round=st.integers(0, 10_000),
     refusal=st.sampled_from(["", "ROLE", "DISK_FULL"]),
     support=st.dictionaries(labels, st.integers(0, 2**53), max_size=3),
+    participants=st.dictionaries(labels, st.integers(0, 2**53), max_size=3),
     counts=st.dictionaries(labels, st.lists(numbers, max_size=5).map(tuple), max_size=3),
     measurements=st.lists(measurements, max_size=2).map(tuple),
     cohort=hexes,
+    holds=st.lists(hexes, max_size=2).map(tuple),
     seconds=st.floats(0, 1e6),
 )
 
@@ -122,8 +135,8 @@ HEX = "0" * 64
 KEY = Ed25519PrivateKey.generate()
 ORDER = Order(kind="train", study=HEX, run=HEX, site="alpha", round=3, arrays=HEX)
 REPORT = Report(
-    order=ORDER.id, site="alpha", kind="train", round=3, support={"scans": 7},
-    counts={"loss/age": (1.5, 7.0)}, seconds=0.25,
+    order=ORDER.id, site="alpha", kind="train", round=3, support={"shared": 7},
+    participants={"loss/age": 5}, counts={"loss/age": (1.5, 7.0)}, seconds=0.25,
 )  # fmt: skip
 
 
@@ -352,27 +365,33 @@ def test_a_number_that_is_none_has_its_own_code(change: str, code: str) -> None:
     assert believed(unpack_report, with_text(text)) == code
 
 
+@pytest.mark.parametrize("sound", ['"shared":7', '"loss/age":5'])
 @pytest.mark.parametrize("count", ["-1", "1.5", "null", "1e30", "NaN", '"many"', "[]", "2e16"])
-def test_a_count_that_is_none_has_its_own_code(count: str) -> None:
-    """A weight below zero would subtract a site from the mean."""
-    text = REPORT.model_dump_json().replace('"scans":7', f'"scans":{count}')
+def test_a_count_that_is_none_has_its_own_code(sound: str, count: str) -> None:
+    """A weight below zero would subtract a site from the mean; people weigh as scans do."""
+    text = REPORT.model_dump_json()
+    assert sound in text
+    text = text.replace(sound, f"{sound[:-1]}{count}")
     assert believed(unpack_report, with_text(text)) in {"SUPPORT", "NOT_FINITE"}
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "null", "[]", "{}", "{" * 100_000, "[" * 100_000, '{"protocol":2}', "\ud800",
+        "", "null", "[]", "{}", "{" * 100_000, "[" * 100_000, f'{{"protocol":{PROTOCOL}}}', "\ud800",
         REPORT.model_dump_json()[:-1], REPORT.model_dump_json() + " x",
-        REPORT.model_dump_json().replace('"protocol":1', '"protocol":2'),
+        REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', f'"protocol":{PROTOCOL - 1}'),
+        REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', f'"protocol":{PROTOCOL + 1}'),
         REPORT.model_dump_json().replace('"site":"alpha"', '"site":"../alpha"'),
         REPORT.model_dump_json().replace('"round":3', '"round":-3'),
         REPORT.model_dump_json().replace('"refusal":""', '"refusal":"MADE_UP"'),
         REPORT.model_dump_json().replace('"round":3', '"round":3,"run_this":"rm"'),
+        REPORT.model_dump_json().replace('"holds":[]', '"holds":["../arrays"]'),
     ],
 )  # fmt: skip
 def test_a_report_of_another_form_is_malformed(text: str) -> None:
     """Another protocol, a path for a name, a key nobody knows, a code nobody documented."""
+    assert text != REPORT.model_dump_json()
     with pytest.raises(Refusal) as caught:
         read_report(text)
     assert caught.value.code == "REPORT_MALFORMED"

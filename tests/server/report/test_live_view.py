@@ -23,17 +23,24 @@ RECORD: dict[str, Any] = {
     "model": "federated",
     "degraded": False,
     "answered": {
-        "alpha": {"support": {"scans": 30}, "seconds": 1.5, "bytes": 1_500_000},
-        "beta": {"support": {"scans": 40}, "seconds": 2.5, "bytes": 2_000_000},
+        "alpha": {
+            "support": {"shared": 30}, "participants": {"shared": 28},
+            "seconds": 1.5, "bytes": 1_500_000,
+        },
+        "beta": {
+            "support": {"shared": 40}, "participants": {"shared": 40},
+            "seconds": 2.5, "bytes": 2_000_000,
+        },
     },
     "refused": {},
     "loss": {"age": 0.12345, "sex": 0.6931},
+    "validation_loss": {},
     "validation": {},
     "update_norm": 1.0,
     "seconds": 12.34,
-}
+}  # fmt: skip
 PROGRESS: dict[str, Any] = {
-    "phase": "train", "model": "federated", "task": "", "init": "", "round": 2, "rounds": 30,
+    "phase": "train", "model": "federated", "task": "", "method": "", "round": 2, "rounds": 30,
     "asked": ["alpha", "beta", "gamma"],
     "answered": {"alpha": {"seconds": 61.25, "bytes": 1_500_000}},
     "refused": {"beta": "PAUSED"},
@@ -102,8 +109,10 @@ def test_the_table_shows_the_last_rounds_and_who_is_waited_for(run: Run) -> None
     [
         ({}, "starting"),
         ({"phase": "census", "round": 0}, "census "),
-        ({"phase": "finetune", "round": 0, "task": "dementia", "init": "scratch"},
-         "finetune dementia scratch"),
+        ({"phase": "finetune", "round": 0, "task": "dementia", "method": "scratch/full"},
+         "finetune dementia scratch/full"),
+        ({"phase": "finetune", "round": 0, "task": "dementia", "method": "linear"},
+         "finetune dementia linear"),
         ({"phase": "train", "model": "single-beta", "round": 4, "rounds": 30},
          "single-beta: round 4 of 30"),
     ],
@@ -267,6 +276,8 @@ def test_a_record_that_a_run_wrote_is_one_that_a_table_shows(
     """The names of its keys are those of the real thing."""
     run = module_federation({"pretraining.rounds": 1}).simulate("run")
     [record] = run.federated.records()
+    assert record.keys() == RECORD.keys()
+    assert record["answered"]["alpha"].keys() == RECORD["answered"]["alpha"].keys()
     phase, answered, refused, seconds, size, loss = row_of(record, 1)
     assert (phase, answered, refused) == ("federated: round 1 of 1", "alpha, beta, gamma", "")
     assert float(seconds) >= 0

@@ -23,6 +23,7 @@ from server.report.page import Picture, format_tables, write_report
 from server.report.tables import (
     BEST_SINGLE,
     MEAN_OF_SINGLES,
+    UNDEFINED,
     WITHHELD,
     comparisons,
     digits_of,
@@ -113,6 +114,11 @@ def row(model: str, value: float | None, **more: Any) -> Measurement:
     return Measurement.model_validate({**known, "model": model, "value": value, **more})
 
 
+def withheld(model: str, **more: Any) -> Measurement:
+    """As a site's egress gate leaves it: neither a value nor how few people there were."""
+    return row(model, None, **{"n_participants": 0, "n_scans": 0, **more})
+
+
 def rows() -> list[Measurement]:
     values = {"federated": 5.123456789, "pooled": 4.9, "training-mean": 14.0, "site-linear": 4.0}
     values |= {"single-amber": 7.25, "single-birch": 6.1, "single-cedar": 9.0}
@@ -128,15 +134,18 @@ def rows() -> list[Measurement]:
     return found
 
 
-def tuned(site: str, init: str, value: float | None) -> Measurement:
-    return row(
-        "federated", value, phase="finetune", task="dementia", target="diagnosis", init=init,
-        site=site, role="train", metric="auc", n_participants=30 if value else 7, n_scans=31,
-    )  # fmt: skip
+def tuned(site: str, init: str, value: float | None, **more: Any) -> Measurement:
+    """A measurement of a site's own task; without a value it is one that the site withheld."""
+    known = {"phase": "finetune", "task": "dementia", "target": "diagnosis", "init": init,
+             "method": "full", "site": site, "role": "train", "metric": "auc"}  # fmt: skip
+    if value is None:
+        return withheld("federated", **{**known, **more})
+    return row("federated", value, **{**known, "n_participants": 30, "n_scans": 31, **more})
 
 
 def record(number: int, model: str = "federated", **more: Any) -> dict[str, Any]:
-    line = {"support": {"scans": 40}, "seconds": 1.5, "bytes": 250_000}
+    line = {"support": {"shared": 40}, "participants": {"shared": 36}}
+    line |= {"seconds": 1.5, "bytes": 250_000}
     return {
         "round": number,
         "model": model,
@@ -144,6 +153,7 @@ def record(number: int, model: str = "federated", **more: Any) -> dict[str, Any]
         "answered": dict.fromkeys(TRAIN, line),
         "refused": {},
         "loss": {"age": 1.0 / number, "sex": 0.7},
+        "validation_loss": {"age": 1.5 / number, "sex": 0.8},
         "validation": {"age": {"n": 30, "mae": 9.0 - number}, "sex": {"n": 30, "auc": 0.6}},
         "update_norm": 0.5,
         "seconds": 2.5,
@@ -158,6 +168,7 @@ def census(**refused: str) -> dict[str, Any]:
             "role": "heldout" if site == "elm" else "train",
             "refused": refused.get(site, ""),
             "held": {} if site in refused else held,
+            "participants": {} if site in refused else dict.fromkeys(held, 40),
         }
         for site in (*TRAIN, "elm")
     }
@@ -180,8 +191,8 @@ def put_record(run: Run, found: dict[str, Any]) -> None:
     write_json(branch.round(found["round"]) / "record.json", found)
 
 
-def finished(folder: Path) -> Run:
-    run = start(folder)
+def finished(folder: Path, study: str = STUDY) -> Run:
+    run = start(folder, study)
     for number in range(1, 5):
         put_record(run, record(number))
         put_record(run, record(number, "pooled"))
@@ -398,7 +409,7 @@ def test_withheld_cells_say_so_and_give_no_n(run: Run, text: str, page: Page) ->
     cell = re.search(r'<td data-site="cedar" data-method="pretrained full">.*?</td>', text)
     assert cell
     assert "withheld (n &lt; minimum)" in cell[0]
-    assert "7" not in cell[0]
+    assert not re.search(r"\d", Page(cell[0]).text)
     assert "2 values are withheld" in page.text
     assert WITHHELD in format_tables(run)
 
@@ -427,9 +438,13 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
                            degraded=True, loss={HOSTILE: 1.0}))  # fmt: skip
     write_json(run.folder / "census.json", {**census(amber=HOSTILE), HOSTILE: census()["birch"]})
     with (run.folder / "results.csv").open("a") as stream:
-        csv.writer(stream, lineterminator="\n").writerow(
-            ["evaluate", "", "age", HOSTILE, "", "elm", "heldout", "mae", 1, 0, 2, 60, 60, 0]
+        table = csv.writer(stream, lineterminator="\n")
+        numbers = [1, 0, 2, 60, 60, 0]
+        table.writerow(
+            ["evaluate", "", "age", HOSTILE, "", "", 0, "elm", "heldout", "mae", *numbers]
         )
+        table.writerow(["finetune", "dementia", "diagnosis", "federated", HOSTILE, HOSTILE, 3,
+                        "amber", "train", "auc", *numbers])  # fmt: skip
     picture = Picture(site=HOSTILE, caption=HOSTILE, slices=(np.zeros((3, 4)),))
     text = write_report(run, [picture]).read_text()
     page = Page(text)
@@ -491,11 +506,145 @@ def test_a_heldout_site_without_labels_gives_a_page(tmp_path: Path) -> None:
     page = read(run)
     assert "elm was to judge the model and has reported nothing" in page.text
     assert "no training site holds a label of diagnosis" in page.text
-    write_results(run, [row("federated", None)])
+    write_results(run, [withheld("federated")])
     page = read(run)
     assert "cannot be shown: too few participants" in page.text
     assert "A pooled model, the usual yardstick, was not reported" in page.text
-    assert "elm reported no sex" in page.text
+    assert "elm reported no result for sex: it holds 44 labels" in page.text
+
+
+@pytest.mark.parametrize(
+    ("held", "why"),
+    [
+        ({"labels/sex": 0}, "it holds no labels."),
+        ({"labels/sex": 44}, "it holds 44 labels, and sent no measurement of them."),
+        ({}, "its census does not say how many labels it holds."),
+    ],
+)
+def test_why_a_heldout_site_has_no_result_is_what_its_census_tells(
+    tmp_path: Path, held: dict[str, int], why: str
+) -> None:
+    """Too few labels, none, or a broken report are three telephone calls; none is guessed at."""
+    run = finished(tmp_path / "run")
+    write_results(run, [found for found in rows() if found.target != "sex"])
+    told = census()
+    told["elm"]["held"] = {"scans": 50, **held}
+    write_json(run.folder / "census.json", told)
+    assert f"elm reported no result for sex: {why}" in read(run).text
+
+
+def test_one_class_alone_is_said_to_be_undefined_and_not_withheld(tmp_path: Path) -> None:
+    """A ward of women has no AUC for sex: nobody hid it, and another number would mislead."""
+    run = finished(tmp_path / "run")
+    rest = [found for found in rows() if found.target != "sex" and found.phase == "evaluate"]
+    ill = [tuned(site, "pretrained", 0.8) for site in TRAIN[:2]]
+    ill.append(tuned("cedar", "pretrained", None, n_participants=30, n_scans=31))
+    sex = row("federated", None, target="sex", metric="auc", n_participants=41, n_scans=44)
+    write_results(run, [*rest, *ill, sex])
+    text = write_report(run).read_text()
+    page = Page(text)
+    cell = re.search(r'<td data-site="cedar" data-method="pretrained full">.*?</td>', text)
+    assert cell
+    assert UNDEFINED in cell[0]
+    assert "elm reported no result for sex: its 44 labels are of one class." in page.text
+    assert "are withheld" not in page.text
+    assert "is withheld" not in page.text
+    terminal = format_tables(run)
+    assert terminal.count(UNDEFINED) == 2
+    assert WITHHELD not in terminal
+
+
+def test_a_site_of_one_class_is_told_in_the_summary(tmp_path: Path) -> None:
+    """The first paragraph must not blame a policy that had nothing to do with it."""
+    run = finished(tmp_path / "run")
+    write_results(run, [row("federated", None, target="sex", metric="auc", n_participants=41)])
+    page = read(run)
+    assert "AUC for sex cannot be shown: all labels there are of one class." in page.text
+    assert "too few participants" not in page.text
+
+
+def test_a_network_that_predicts_nothing_is_judged_by_its_head(tmp_path: Path) -> None:
+    """Learning without labels ends in features; the page must not look as if a site kept silent."""
+    run = finished(tmp_path / "run")
+    write_results(run, [row("federated+head", 4.5), row("site-linear", 6.0)])
+    page = read(run)
+    assert (
+        "At elm, a head of the site's own on the federated network has MAE in years for age of "
+        "4.50 (95 % interval 4.00 to 5.12; 60 participants, 72 scans)."
+    ) in page.text
+    assert "The network predicts no target by itself" in page.text
+    assert "elm reported no result" not in page.text
+
+
+def test_repeats_are_one_value_with_their_range(tmp_path: Path) -> None:
+    """Five draws of six patients are no five findings; their median and its luck are one."""
+    study = STUDY + "participants = [6, 12]\ndraws = 3\n"
+    run = finished(tmp_path / "run", study)
+    values = {6: (0.9, 0.5, 0.6), 12: (0.7, 0.75, 0.85)}
+    write_results(run, [
+        tuned("amber", init, value if init == "pretrained" else value / 2, k=k, repeat=number)
+        for k, drawn in values.items()
+        for number, value in enumerate(drawn)
+        for init in ("pretrained", "scratch")
+    ])  # fmt: skip
+    [table] = task_tables(run.study, read_results(run))
+    assert table.methods == (
+        "pretrained full, k = 6", "scratch full, k = 6",
+        "pretrained full, k = 12", "scratch full, k = 12",
+    )  # fmt: skip
+    found = table.cells["amber", "pretrained full, k = 6"]
+    assert (found.cell.low, found.cell.value, found.cell.high) == (0.5, 0.6, 0.9)
+    assert found.repeats == 3
+    found = table.cells["amber", "scratch full, k = 12"]
+    assert (found.cell.low, found.cell.value, found.cell.high) == (0.35, 0.375, 0.425)
+    terminal = format_tables(run)
+    assert "median of repeats (lowest to highest)" in terminal
+    assert "0.600 (0.500 to" in terminal
+    [heads] = re.findall(
+        r'<table data-task="dementia">.*?</thead>', write_report(run).read_text(), re.DOTALL
+    )
+    assert "k = 12" in heads
+    assert "95" not in heads  # what stands in brackets below is no interval of 95 %
+
+
+def test_one_withheld_repeat_withholds_their_median(tmp_path: Path) -> None:
+    """The median of those that happen to be there is another number under the same name."""
+    run = finished(tmp_path / "run")
+    write_results(run, [
+        tuned("amber", "pretrained", value, repeat=number)
+        for number, value in enumerate((0.9, None, 0.7))
+    ])  # fmt: skip
+    [table] = task_tables(run.study, read_results(run))
+    cell = table.cells["amber", "pretrained full"].cell
+    assert (cell.value, cell.undefined) == (None, False)
+
+
+def test_models_that_were_judged_anew_have_a_table_of_their_own(tmp_path: Path) -> None:
+    """What a model did on the day and what it does today must not overwrite each other."""
+    run = finished(tmp_path / "run", STUDY + 'then = ["judge"]\n')
+    again = [tuned(site, "pretrained", 0.65, phase="judge") for site in TRAIN]
+    write_results(run, [*rows(), *again])
+    first, second = task_tables(run.study, read_results(run))
+    assert (first.phase, second.phase) == ("finetune", "judge")
+    assert first.cells["amber", "pretrained full"].cell.value == 0.8
+    assert second.cells["amber", "pretrained full"].cell.value == 0.65
+    page = read(run)
+    assert "dementia, tuned models judged anew: diagnosis" in page.text
+    assert (
+        "Judging tuned models of dementia: amber reported no result for scratch full" in page.text
+    )
+    assert "tuned models judged anew, dementia" in format_tables(run)
+
+
+def test_validation_loss_stands_beside_the_training_loss(tmp_path: Path, text: str) -> None:
+    """Learning by heart shows where the two part; one curve alone cannot show it."""
+    assert "Training loss by term" in text
+    assert "Validation loss by term" in text
+    run = start(tmp_path / "run")
+    put_record(run, record(1, validation_loss={}))  # of sites that keep nobody for validation
+    shown = write_report(run).read_text()
+    assert "Training loss by term" in shown
+    assert "Validation loss by term" not in shown
 
 
 def test_a_long_run_keeps_a_short_page(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Bytes of every order and report: pretraining whole and by adapters, fine-tuning by each method.
+
+Counted on messages as Flower carries them, arrays and text together, in a run of the local engine.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from flwr.app import Message, RecordDict
+
+from common.protocol.wire import unpack_order
+from deploy import local
+from tests.conftest import FEATURES, overridden, write_table_site
+
+WIDTH = 512  # of both layers: 266,000 numbers, of which adapters of rank 2 are one in a hundred
+SITES = {"alpha": "train", "beta": "train", "omega": "heldout"}
+METHODS = ["pretrained/full", "pretrained/lora", "pretrained/frozen", "scratch/full", "linear"]
+
+
+def table() -> str:
+    """Two runs: of the whole network, and of adapters on a frozen one."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+    whole = {"name": "mlp", "hidden": [WIDTH, WIDTH], "dropout": 0.0}
+    adapted = {"name": "proto-lora", "width": WIDTH, "rank": 2}
+    lines = [
+        f"Two layers of {WIDTH}, two sites that train, one that judges; kB of one message.",
+        "",
+        "| network | order | first: down | up | later: down | up |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, backbone in (("whole", whole), ("frozen, with LoRA", adapted)):
+        for what, messages in _counted(backbone).items():
+            first, later = messages[0], messages[-1]
+            cells = [f"{size / 1e3:,.1f}" for size in (*first, *later)]
+            lines.append(f"| {title} | {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+class CountingGrid(local.LocalGrid):
+    """The local engine, noting the bytes of every message to and from one site, by order."""
+
+    seen: dict[str, list[tuple[int, int]]]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = dict(self._waiting)
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            sent = asked[reply.metadata.reply_to_message_id].content
+            order, _ = unpack_order(sent)
+            if order.site in ("alpha", "omega"):
+                way = "/".join(word for word in (order.init, order.method) if word)
+                what = f"{order.kind} {way}".strip()
+                self.seen[what].append((_bytes(sent), _bytes(reply.content)))
+        return replies
+
+
+def _bytes(content: RecordDict) -> int:
+    arrays = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    text = sum(
+        len(str(value)) for record in content.config_records.values() for value in record.values()
+    )
+    return arrays + text
+
+
+def _counted(backbone: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    task = {"name": "ill", "target": "diagnosis", "methods": METHODS, "epochs": 1,
+            "learning_rates": [0.01]}  # fmt: skip
+    changes = {
+        "backbone": backbone,
+        "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
+        "pretraining.rounds": 3,
+        "finetuning": [task],
+    }
+    CountingGrid.seen = defaultdict(list)
+    plain, local.LocalGrid = local.LocalGrid, CountingGrid  # type: ignore[misc]
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for site, role in SITES.items():
+                write_table_site(folder, site, role=role, participants=40)
+            (folder / "study.toml").write_text(tomli_w.dumps(overridden(FEATURES, changes)))
+            local.simulate(folder / "study.toml", folder / "sites", folder / "run")
+    finally:
+        local.LocalGrid = plain  # type: ignore[misc]
+    return CountingGrid.seen
