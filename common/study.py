@@ -230,7 +230,8 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     for section, shelf, key in _LISTS:
         tables = resolved.get(section, [])
         if not isinstance(tables, list | tuple):
-            raise SettingError(f"{section} is a list of tables, [[{section}]] ({path})")
+            where = f"({path}{line_of(path, section)})"
+            raise SettingError(f"{section} is a list of tables, [[{section}]] {where}")
         resolved[section] = tuple(
             _plugged(table, f"{section}.{number}", shelf, key, path)
             for number, table in enumerate(tables)

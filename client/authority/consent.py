@@ -51,7 +51,10 @@ def consent(site: Site, study: Study) -> Consent:
     else:
         lines += _judging()
     lines += _refused(site, study, size, settled=bool(constants(network)))
-    lines.append("leaves with each report: how many seconds the work took")
+    lines.append(
+        "leaves with each report: how many seconds the work took, and which of the arrays that "
+        "came with the order need not come again"
+    )
     lines.append(
         f"small cells: a measurement of fewer than {site.policy.minimum_support} participants "
         "loses its value, sums over fewer people stay here"

@@ -75,6 +75,6 @@ def open_records(site: Site) -> Records:
 
 
 def digest_of_answer(report: Report, arrays: Arrays) -> str:
-    """SHA-256 of all that an answer tells; how long the work took is not part of it."""
-    told = report.model_dump(mode="json", exclude={"seconds"})
+    """SHA-256 of all that an answer tells; how long the work took, and what is held, is no part."""
+    told = report.model_dump(mode="json", exclude={"seconds", "holds"})
     return hashlib.sha256(canonical([told, digest_of(arrays)])).hexdigest()

@@ -39,6 +39,7 @@ from common.network import arrays_of, build, load_arrays, plan_of
 from common.plan import Plan, Rule
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
 from common.seams import SHARED
+from common.settling import constants
 from common.starting import taken
 from common.study import Study
 from common.tuning import tuned_arrays
@@ -78,7 +79,8 @@ class Agent:
                 report, sent = self._worked(order, self._assembled(order, arrays))
             else:  # the policy may have become stricter since
                 report, sent = earlier
-                report = inspect(order, _rules(sent), self.site.policy, report, sent, arrays)
+                received = self._assembled(order, arrays) if order.kind == "train" else {}
+                report = inspect(order, _rules(sent), self.site.policy, report, sent, received)
             self._enter(order, report, sent)
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
@@ -105,7 +107,7 @@ class Agent:
             counts=answer.counts,
             measurements=answer.measurements,
             cohort=self.cohort.fingerprint if order.kind == "census" else "",
-            holds=self._store.holds(),
+            holds=self._held(order),
             seconds=time.monotonic() - began,
         )
         report = inspect(order, answer.expected, self.site.policy, report, answer.arrays, arrays)
@@ -189,6 +191,11 @@ class Agent:
         if start is not None and digest_of(taken(start, arrays)) != start.arrays:
             raise Refusal("ORDER_MALFORMED", "the first round's arrays are not the study's start")
 
+    def _held(self, order: Order) -> tuple[str, ...]:
+        """Which of the order's sets need not come again; what else is held is not told."""
+        held = self._store.holds()
+        return tuple(sorted({order.arrays, order.base} & set(held)))
+
     @property
     def _store(self) -> ArrayStore:
         return ArrayStore(self.site.state / "arrays")
@@ -222,6 +229,8 @@ class Agent:
 
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         network, _ = _network(self.study)
+        if set(arrays) != constants(network):
+            raise Refusal("ORDER_MALFORMED", "the arrays are not the network's constants")
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
         return settle(self.study, self.cohort, network, order.round, device)
@@ -241,6 +250,8 @@ class Agent:
             arrays = {**arrays, **cache.own_arrays(order.model)}
         models = TunedModels(cache.folder)
         tuning = Tuning(self.study, self.site, self.cohort, order, arrays, models)
+        if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
+            raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
         if order.kind in ("finetune", "judge"):
             rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
             return Answer(measurements=tuple(rows))
@@ -269,9 +280,7 @@ class Agent:
         return Answer(arrays=sent, expected={name: rules[name] for name in sent})
 
     def _tuned(self, order: Order, tuning: Tuning) -> Any:
-        """The tuned network that an order is about, if the study asks for this of it."""
-        if order.kind not in tuning.task.settings.then:
-            raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
+        """The tuned network that an order is about."""
         model = tuning.models.find(order, order.repeat)
         if model is None:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")

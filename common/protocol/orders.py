@@ -111,7 +111,7 @@ class Report(Table):
     measurements: tuple[Measurement, ...] = ()
     cohort: str = Field("", description="Fingerprint of the site's prepared data.")
     holds: tuple[Hex, ...] = Field(
-        (), description="Digests of arrays that need not be sent to this site again."
+        (), description="Those of the order's digests that need not be sent to this site again."
     )
     seconds: float = Field(0.0, ge=0)
 
@@ -147,7 +147,7 @@ def read_report(text: str | bytes) -> Report:
         types = {fault["type"] for fault in error.errors()}
         if "finite_number" in types:
             raise Refusal("NOT_FINITE", str(error)) from None
-        counted = places <= {"support", "participants"}
+        counted = bool(places) and places <= {"support", "participants"}
         raise Refusal("SUPPORT" if counted else "REPORT_MALFORMED", str(error)) from (None)
     if report.refusal and report.refusal not in SENTENCES:
         raise Refusal("REPORT_MALFORMED", f"unknown code {report.refusal!r}")

@@ -294,7 +294,7 @@ class Exchange:
     def _take(self, outcome: Outcome, report: Report, folder: Path) -> None:
         outcome.reports[report.site] = report
         outcome.bytes[report.site] = (folder / f"{report.site}.safetensors").stat().st_size
-        self._held[report.site] = set(report.holds)
+        self._held.setdefault(report.site, set()).update(report.holds)
 
     def _show(self, orders: Sequence[Order], outcome: Outcome) -> None:
         if self._progress is not None and orders:
