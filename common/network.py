@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -91,19 +91,42 @@ def owner_of(network: Any, name: str) -> str:
     return group
 
 
-def stages(backbone: nn.Module) -> list[nn.Module]:
+_NORMALISATION: Final = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SLF001
+
+# modules that follow each other
+Stage = tuple[nn.Module, ...]
+
+
+def stages(backbone: nn.Module) -> list[Stage]:
     """A backbone's stages from input to output: what it says itself, else its children.
 
-    Sequences and lists of modules are taken apart once; what holds no parameter is no stage.
+    Lists are taken apart once, and sequences, in which normalisation, activation and dropout belong
+    to the layer before them. What holds no parameter is no stage.
     """
     own = getattr(backbone, "stages", None)
     if own is not None:
-        return list(own())
-    found: list[nn.Module] = []
+        return [(part,) for part in own()]
+    found: list[Stage] = []
     for child in backbone.children():
-        whole = isinstance(child, nn.Sequential | nn.ModuleList)
-        found += list(child.children()) if whole else [child]
-    return [part for part in found if any(True for _ in part.parameters())]
+        if isinstance(child, nn.Sequential):
+            found += _layers(child)
+        elif isinstance(child, nn.ModuleList):
+            found += [(part,) for part in child]
+        else:
+            found.append((child,))
+    return [stage for stage in found if any(True for part in stage for _ in part.parameters())]
+
+
+def _layers(sequence: nn.Sequential) -> list[Stage]:
+    """Each layer with what is done to its outputs."""
+    found: list[Stage] = []
+    for part in sequence:
+        follows = isinstance(part, _NORMALISATION) or not any(True for _ in part.parameters())
+        if follows and found:
+            found[-1] = (*found[-1], part)
+        else:
+            found.append((part,))
+    return found
 
 
 def _is_settled(network: nn.Module, name: str) -> bool:
@@ -134,13 +157,20 @@ def plan_of(network: nn.Module, policy: str) -> Plan:
 
 def rest_frozen_layers(network: Any) -> None:
     """Let normalisation layers that nobody trains use the statistics they came with."""
+    for place in resting(network):
+        network.get_submodule(place).eval()
+
+
+def resting(network: Any) -> set[str]:
+    """Places of the normalisation layers that nobody trains."""
     _, statistics = batch_normalisation_arrays(network)
-    for layer in {name.rpartition(".")[0] for name in statistics}:
-        module = network.get_submodule(layer)
-        scales = list(module.parameters(recurse=False))
+    found = set()
+    for place in {name.rpartition(".")[0] for name in statistics}:
+        scales = list(network.get_submodule(place).parameters(recurse=False))
         rests = bool(scales) and not any(parameter.requires_grad for parameter in scales)
-        if rests or owner_of(network, f"{layer}.running_mean") == FROZEN:
-            module.eval()
+        if rests or owner_of(network, f"{place}.running_mean") == FROZEN:
+            found.add(place)
+    return found
 
 
 def forget_own_heads(network: Any) -> None:

@@ -9,6 +9,7 @@ Standardised columns, the reference of a tangent space and the parameters of Com
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.arrays import Arrays
+from common.errors import Refusal
 from common.plan import Plan, Rule
 from common.seams import SHARED
 from common.study import Study
@@ -29,7 +31,9 @@ class Settles(Protocol):
 
     `sums` adds up over a batch, in float64, and two batches' sums add up to those of both; `x` is
     (B, *shape) as prepared, labels are (B,), NaN where missing. `settle` is given the sums over all
-    training samples of all sites and sets the module's own buffers.
+    training samples of all sites and sets the module's own buffers. One site's sums must settle
+    finite buffers too: `ValueError` for any that no samples can give, so that nobody spoils it for
+    everyone. A sum called ``n`` is a number of samples.
     """
 
     passes: int
@@ -94,6 +98,24 @@ def added(parts: Iterable[Mapping[str, NDArray[Any]]]) -> Arrays:
         for name, value in part.items():
             total[name] = total[name] + value if name in total else np.array(value, np.float64)
     return total
+
+
+def refuse_unsound(
+    modules: Mapping[str, Any], sums: Mapping[str, NDArray[Any]], number: int
+) -> None:
+    """Raise `Refusal` if one site's sums would settle nothing by themselves.
+
+    Added to other sites' they might divide everybody's samples by zero.
+    """
+    alone = deepcopy(dict(modules))
+    try:
+        settle(alone, sums, number)
+    except ValueError as error:
+        raise Refusal("REPORT_MALFORMED", str(error)) from None
+    for place, module in alone.items():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not torch.isfinite(buffer).all():
+                raise Refusal("REPORT_MALFORMED", f"sums settle {place}.{name} on no number")
 
 
 def settle(modules: Mapping[str, Any], total: Mapping[str, NDArray[Any]], number: int) -> None:

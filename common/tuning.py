@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from common.errors import SettingError
-from common.network import build, owner_of, seeded_draw, stages
+from common.network import Stage, build, owner_of, resting, seeded_draw, stages
 from common.seams import FROZEN
 from common.sections import FineTuning, Target
+from common.settling import settling
 from common.study import Study
 
 # fitted in closed form: a penalised linear model on the network's features, or on regional measures
@@ -77,13 +78,15 @@ def tune(network: Any, method: str, task: Task, *, seed: int) -> None:
 
 
 def tuned_arrays(network: nn.Module) -> list[str]:
-    """Names of the arrays that tuning may have changed: what trains, and statistics beside it."""
+    """Names of the arrays that tuning may have changed: what trains, and buffers that may move."""
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
-    places = {name.rpartition(".")[0] for name in trained}
+    still = {*resting(network), *settling(network)}
     moved = {
         name
-        for name, _ in network.named_buffers()
-        if name.rpartition(".")[0] in places and not name.endswith("num_batches_tracked")
+        for name in dict(network.named_buffers()).keys() & network.state_dict().keys()
+        if name.rpartition(".")[0] not in still
+        and not name.endswith("num_batches_tracked")
+        and owner_of(network, name) != FROZEN
     }
     return sorted(trained | moved)
 
@@ -112,8 +115,8 @@ def _full(network: Any, task: Task) -> Iterable[str]:
 
 
 def _last_blocks(network: Any, task: Task) -> Iterable[str]:
-    chosen = {id(p) for part in stages(network.backbone)[-task.settings.blocks :]
-              for p in part.parameters()}  # fmt: skip
+    last = stages(network.backbone)[-task.settings.blocks :]
+    chosen = {id(p) for stage in last for part in stage for p in part.parameters()}
     yield from (name for name, p in network.named_parameters() if id(p) in chosen)
     yield from _head(network)
 
@@ -158,11 +161,11 @@ def _adapters(network: Any, task: Task) -> Iterable[str]:
     parts = stages(network.backbone)
     shapes = _shapes(network.backbone, parts)
     network.adapters = nn.ModuleList(
-        Adapter(shape, task.settings.width, channels_first=_channels_first(part, shape))
-        for part, shape in zip(parts, shapes, strict=True)
+        Adapter(shape, task.settings.width, channels_first=_channels_first(stage, shape))
+        for stage, shape in zip(parts, shapes, strict=True)
     )
-    for part, adapter in zip(parts, network.adapters, strict=True):
-        part.register_forward_hook(_behind(adapter))
+    for stage, adapter in zip(parts, network.adapters, strict=True):
+        stage[-1].register_forward_hook(_behind(adapter))
     yield from _head(network)
 
 
@@ -174,8 +177,9 @@ def _behind(adapter: nn.Module) -> Callable[..., Tensor]:
     return hook
 
 
-def _shapes(backbone: Any, parts: list[nn.Module]) -> list[tuple[int, ...]]:
+def _shapes(backbone: Any, parts: list[Stage]) -> list[tuple[int, ...]]:
     """What each stage gives for two samples."""
+    ends = [stage[-1] for stage in parts]
     seen: dict[int, tuple[int, ...]] = {}
 
     def note(part: nn.Module, given: Any, output: Any) -> None:
@@ -183,27 +187,27 @@ def _shapes(backbone: Any, parts: list[nn.Module]) -> list[tuple[int, ...]]:
             raise SettingError("adapters need stages that give one tensor each")
         seen[id(part)] = tuple(output.shape)
 
-    handles = [part.register_forward_hook(note) for part in parts]
+    handles = [part.register_forward_hook(note) for part in ends]
     device = next(backbone.parameters()).device
     backbone.eval()
     with torch.no_grad():
         backbone(torch.zeros((2, *backbone.shape), device=device))
     for handle in handles:
         handle.remove()
-    missing = [part for part in parts if id(part) not in seen]
+    missing = [part for part in ends if id(part) not in seen]
     if missing:
         raise SettingError(
             f"adapters found no output of {type(missing[0]).__name__}: the backbone does not call "
             "it; it can name its stages by `stages`"
         )
-    return [seen[id(part)] for part in parts]
+    return [seen[id(part)] for part in ends]
 
 
-def _channels_first(part: nn.Module, shape: tuple[int, ...]) -> bool:
+def _channels_first(stage: Stage, shape: tuple[int, ...]) -> bool:
     """Whether axis 1 holds the channels: in maps of convolutions; else the last one does."""
     if len(shape) <= 3:
         return False
-    if any(isinstance(module, _CHANNELS_FIRST) for module in part.modules()):
+    if any(isinstance(module, _CHANNELS_FIRST) for part in stage for module in part.modules()):
         return True
     raise SettingError(
         f"adapters cannot tell which axis of {list(shape)} holds the channels; the backbone can "

@@ -79,19 +79,10 @@ def batches(
             yield ahead.popleft().result()
 
 
-def shuffled(
-    indices: NDArray[np.int64], batch_size: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """A random order cut into batches of nearly equal size, none of a single sample.
-
-    Batch normalisation cannot learn from one sample, and a small last batch would count for more.
-    """
-    order = generator.permutation(indices)
-    return split_evenly(order, batch_size)
-
-
 def split_evenly(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Cut `indices` into the fewest batches of at most `batch_size`, if possible none of one.
+
+    Batch normalisation cannot learn from one sample, and a small last batch would count for more.
 
     >>> [len(part) for part in split_evenly(np.arange(9), 4)]
     [3, 3, 3]

@@ -312,7 +312,8 @@ class _Patience:
         self.history.append(
             Passage(epoch=epoch + 1, loss=_finite(tally.mean()), validation_loss=_finite(found))
         )
-        return not self._patience or epoch + 1 - self._epochs < self._patience
+        # nothing is given up where no loss could be told, as with too few samples to couple
+        return not self._epochs or epoch + 1 - self._epochs < self._patience
 
     def restore(self, epochs: int) -> int:
         """Go back to the best epoch, if one was sought; how many epochs the arrays then have."""

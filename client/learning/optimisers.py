@@ -110,7 +110,12 @@ def _scales(network: Any, steps: Steps) -> dict[str, float]:
     positions) lies in front of all.
     """
     parts = stages(network.backbone)
-    of = {id(p): place for place, part in enumerate(parts) for p in part.parameters()}
+    of = {
+        id(p): place
+        for place, stage in enumerate(parts)
+        for part in stage
+        for p in part.parameters()
+    }
     decay = steps.layer_decay
     return {
         name: decay ** (len(parts) - of.get(id(parameter), 0))

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from client.data.cohort import Cohort
 from client.data.loading import PLAIN, Batch, Loader, batches, person_codes
@@ -188,7 +189,8 @@ def lay_out(network: nn.Module, device: torch.device) -> None:
         kind = _CHANNELS_LAST.get(type(module))
         weight = getattr(module, "weight", None)
         if kind is not None and isinstance(weight, nn.Parameter):
-            weight.data = weight.data.contiguous(memory_format=kind)
+            # `contiguous` leaves the strides of a kernel with one input channel as they are
+            weight.data = weight.data.to(memory_format=kind)
 
 
 @contextmanager
@@ -234,6 +236,10 @@ _CHANNELS_LAST = {
 }
 
 
+# torch's own layers whose statistics a forward pass moves; they rest in `eval`
+_MOVING: Final = (_NormBase, _SpectralNorm)
+
+
 def _loader(loader: Loader, epoch: int) -> Loader:
     """The loader of one epoch, whose augmentation is another one's in none."""
     if not loader.augment:
@@ -276,11 +282,11 @@ def _step(
 
 
 def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Identity and version of every buffer but normalisation's own, which a forward pass moves."""
+    """Identity and version of every buffer but those that a forward pass is to move."""
     return {
         f"{place}.{name}": (id(buffer), buffer._version)  # noqa: SLF001  torch's count of writes
         for place, module in network.named_modules()
-        if not isinstance(module, _BatchNorm)
+        if not isinstance(module, _MOVING)
         for name, buffer in module.named_buffers(recurse=False)
     }
 

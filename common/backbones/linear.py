@@ -40,6 +40,8 @@ class Standardise(nn.Module):
 
     def settle(self, sums: Mapping[str, Tensor], number: int) -> None:
         """Mean and deviation of each column; one that does not vary keeps deviation 1."""
+        if sums["n"] < 1 or (sums["squares"] < 0).any():
+            raise ValueError("no rows have such sums")
         mean = sums["sum"] / sums["n"]
         deviation = (sums["squares"] / sums["n"] - mean.square()).clamp(min=0).sqrt()
         flat = deviation <= 1e-6 * mean.abs().clamp(min=1e-12)

@@ -52,6 +52,10 @@ class Sfcn(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.features = settings.top
 
+    def stages(self) -> list[nn.Module]:
+        """Each block, and the top one."""
+        return [*self.blocks, self.top]
+
     def forward(self, x: Tensor) -> Tensor:
         x_BCXYZ = x.unsqueeze(1)
         return self.dropout(global_average(self.top(self.blocks(x_BCXYZ))))  # type: ignore[no-any-return]

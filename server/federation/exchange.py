@@ -39,7 +39,7 @@ from common.runtime.progress import track
 from common.study import Study
 from server.federation.parcel import Parcel
 from server.federation.progress import ProgressFile
-from server.federation.report_validation import accept
+from server.federation.report_validation import Sound, accept
 from server.federation.transport import pull, push
 
 _log = getLogger("callosum.server")
@@ -90,6 +90,7 @@ class Exchange:
         self._code = agreed_digest(study)
         self._sets: Mapping[str, Mapping[str, NDArray[Any]]] = {}
         self._held: dict[str, set[str]] = {}  # by site: digests that need not be sent again
+        self._sound: Sound | None = None
         self._whole: set[str] = set()  # orders that were sent with all of their arrays
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
         self._waiting: set[str] = set()  # messages without a reply
@@ -103,8 +104,13 @@ class Exchange:
         folder: Path,
         plan: Plan,
         title: str,
+        sound: Sound | None = None,
     ) -> Outcome:
-        """Send what `folder` does not answer yet; return when all answered or time is up."""
+        """Send what `folder` does not answer yet; return when all answered or time is up.
+
+        `sound` raises `Refusal` for arrays that `plan` allows and nobody may believe.
+        """
+        self._sound = sound
         outcome = Outcome()
         missing = self.missing(orders, folder, outcome)
         self.receive(self.replies(missing, parcel, title), orders, folder, plan, outcome)
@@ -288,6 +294,8 @@ class Exchange:
             raise Refusal("TRANSPORT", f"Flower error {reply.error.code}")
         report, arrays = unpack_report(reply.content)
         accept(self._study, order, plan, report, arrays, self.census.get(order.site))
+        if self._sound is not None:
+            self._sound(arrays)
         spool(folder / f"{order.site}.safetensors", report, arrays)
         self._take(outcome, report, folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from common.seams import SHARED
 from common.sections import FineTuning, Start
 from common.seeding import seed_of
 from common.settings import checked, read_toml
-from common.settling import added, constants, passes, settle, settling, sums_plan
+from common.settling import added, constants, passes, refuse_unsound, settle, settling, sums_plan
 from common.starting import names_taken, taken
 from common.study import Study, load_study, parse_study, with_plugins
 from common.tuning import build_for, task_of, tune, tuned_arrays
+from server.federation.report_validation import Sound
 
-# (number of the pass, constants so far, what a site's sums must look like) -> sums of each site
-Ask = Callable[[int, Arrays, Plan], Sequence[Mapping[str, NDArray[Any]]]]
+# (number of the pass, constants so far, what a site's sums must be) -> sums of each site
+Ask = Callable[[int, Arrays, Plan, Sound], Sequence[Mapping[str, NDArray[Any]]]]
 
 
 def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[Arrays, Plan]:
@@ -50,7 +52,8 @@ def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[
     for number in range(passes(modules)):
         now = arrays_of(network)
         so_far = {name: now[name] for name in sorted(constants(network))}
-        found = ask(number, so_far, sums_plan(whole, modules, number))
+        sound = partial(refuse_unsound, modules, number=number)
+        found = ask(number, so_far, sums_plan(whole, modules, number), sound)
         settle(modules, added(found), number)
     return arrays_of(network), plan
 

@@ -23,6 +23,7 @@ from common.study import Study
 from server.federation.census import POOLED, constants, summarise
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import NOTHING, Parcel, parcel_of
+from server.federation.report_validation import Sound
 from server.federation.rounds import Rounds
 from server.results import write_results
 from server.run import Branch, Checkpoint, Run, load_checkpoint, start_arrays, write_json
@@ -163,8 +164,8 @@ class Phases:
 
         study, start = self.run.study, self.run.study.start
 
-        def ask(number: int, so_far: Arrays, plan: Plan) -> list[Stored]:
-            return self._sums(branch, sites, number, so_far, plan)
+        def ask(number: int, so_far: Arrays, plan: Plan, sound: Sound) -> list[Stored]:
+            return self._sums(branch, sites, number, so_far, plan, sound)
 
         arrays, plan = initial(study, start_arrays(self.run), ask)
         first = Checkpoint(
@@ -177,13 +178,19 @@ class Phases:
         branch.save(first, study, plan, last=False)
 
     def _sums(
-        self, branch: Branch, sites: Sequence[str], number: int, so_far: Arrays, plan: Plan
+        self,
+        branch: Branch,
+        sites: Sequence[str],
+        number: int,
+        so_far: Arrays,
+        plan: Plan,
+        sound: Sound,
     ) -> list[Stored]:
         """Each site's sums for the constants of one model, in site order."""
         parcel = parcel_of(so_far, {})
         orders = self._orders("settle", sites, parcel, round=number, model=branch.model)
         folder = branch.folder / "settle" / f"{number:04d}"
-        outcome = self._ask(orders, parcel, folder, plan, f"{branch.model}: settling, sites")
+        outcome = self._ask(orders, parcel, folder, plan, f"{branch.model}: settling, sites", sound)
         if not outcome.reports:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
             raise QuorumError(f"no site's sums settle the constants of {branch.model}; {codes}")
@@ -261,9 +268,15 @@ class Phases:
         )
 
     def _ask(
-        self, orders: Sequence[Order], parcel: Parcel, folder: Path, plan: Plan, title: str
+        self,
+        orders: Sequence[Order],
+        parcel: Parcel,
+        folder: Path,
+        plan: Plan,
+        title: str,
+        sound: Sound | None = None,
     ) -> Outcome:
-        outcome = self.exchange.ask(orders, parcel, folder, plan, title)
+        outcome = self.exchange.ask(orders, parcel, folder, plan, title, sound)
         if outcome.refused or (folder / REFUSED).exists():
             write_json(folder / REFUSED, outcome.refused)
         for site, code in sorted(outcome.refused.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,9 @@ from common.plan import Plan
 from common.protocol.orders import Order, Report
 from common.seams import LABELS, SHARED
 from common.study import Study
+
+# raises `Refusal` for arrays that are what was asked for, and that nobody may believe
+Sound = Callable[[Mapping[str, NDArray[Any]]], None]
 
 _MERGED: Final = {
     "census": ("label/",),
@@ -51,6 +54,8 @@ def accept(
         _support_is_held(report, census)
     if order.kind in _WITH_ARRAYS:
         _arrays_fit(plan, arrays)
+        if order.kind == "settle":
+            _sums_are_held(report, arrays, census)
     elif order.kind != "linear" and arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_finite(arrays)
@@ -95,6 +100,14 @@ def _support_is_held(report: Report, census: Report | None) -> None:
                 raise Refusal(
                     "SUPPORT", f"{report.site} claims {count} {group}, its census has {most}"
                 )
+
+
+def _sums_are_held(report: Report, arrays: Arrays, census: Report | None) -> None:
+    """Sums over more samples than a site has would settle everyone's constants alone."""
+    most = census.support.get(_HELD, 0) if census is not None else np.inf
+    for name, array in arrays.items():
+        if name.endswith("/n") and not np.all((array >= 0) & (array <= most)):
+            raise Refusal("SUPPORT", f"{report.site} sums {name} over {array.max()} of {most}")
 
 
 def _support_is_whole(report: Report, plan: Plan) -> None:

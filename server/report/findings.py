@@ -69,13 +69,12 @@ def finding(comparison: Comparison, percent: str) -> list[str]:
     whose = "the federated model's"
     if federated is None and comparison.probe is not None:
         federated = comparison.probe
-        whose = "a head of the site's own on the federated network has"
+        whose = "for a head of the site's own on the federated network, the"
     subject = f"At {comparison.place}, {whose} {of_metric(comparison)} for {comparison.target}"
     if federated is None or federated.cell.value is None:
         return [f"{subject} cannot be shown: {_why(federated)}."]
     digits = digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
-    verb = "is" if federated.model == FEDERATED else "of"
-    parts = [f"{subject} {verb} {_with_interval(federated, digits, percent)}."]
+    parts = [f"{subject} is {_with_interval(federated, digits, percent)}."]
     parts += [
         _against(line, comparison, digits)
         for line in comparison.rivals()

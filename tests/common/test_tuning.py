@@ -87,18 +87,18 @@ def test_one_step_moves_what_trains_and_nothing_else(study: Study, method: str) 
 
 def test_each_method_trains_what_its_name_says() -> None:
     """By name, for one network in full."""
-    layers = [f"backbone.layers.{n}" for n in (0, 1)]
+    layers = [f"backbone.layers.{n}" for n in (0, 1, 4, 5)]  # Linear and BatchNorm1d of two stages
     head = {"heads.sex.weight", "heads.sex.bias"}
-    study = study_of(FEATURES)
+    study = study_of(overridden(FEATURES, {"backbone.hidden": [6, 5]}))
     full, *_ = fresh(study, "full")
     own = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     assert trained(full) == own | head
     last, *_ = fresh(study, "last-blocks")
-    assert trained(last) == {"backbone.layers.1.weight", "backbone.layers.1.bias"} | head
+    assert trained(last) == {name for name in own if name > "backbone.layers.4"} | head
     lora, *_ = fresh(study, "lora")
-    added = "backbone.layers.0.parametrizations.weight.0"
-    assert trained(lora) == {f"{added}.down", f"{added}.up"} | head
-    assert dict(lora.named_parameters())[f"{added}.down"].shape == (2, 4)
+    added = [f"backbone.layers.{n}.parametrizations.weight.0" for n in (0, 4)]
+    assert trained(lora) == {f"{at}.{part}" for at in added for part in ("down", "up")} | head
+    assert dict(lora.named_parameters())[f"{added[0]}.down"].shape == (2, 4)
     adapted, *_ = fresh(study, "adapters")
     assert trained(adapted) == head | {
         f"adapters.{n}.{layer}.{part}"
@@ -108,22 +108,41 @@ def test_each_method_trains_what_its_name_says() -> None:
 
 def test_what_is_kept_is_what_tuning_can_have_changed() -> None:
     """Statistics beside a trained layer go with it; those of a resting one stay the base's."""
-    last, *_ = fresh(study_of(FEATURES), "last-blocks")
+    study = study_of(overridden(FEATURES, {"backbone.hidden": [6, 5]}))
+    last, *_ = fresh(study, "last-blocks")
     kept = set(tuned_arrays(last))
-    assert {"backbone.layers.1.running_mean", "backbone.layers.1.running_var"} < kept
-    assert not any(name.startswith(("backbone.layers.0", "backbone.standardise")) for name in kept)
+    assert {"backbone.layers.5.running_mean", "backbone.layers.5.running_var"} < kept
+    resting = ("backbone.layers.0", "backbone.layers.1", "backbone.standardise")
+    assert not any(name.startswith(resting) for name in kept)
     lora, *_ = fresh(study_of(BRAINS), "lora")
     assert not any("running" in name or "original" in name for name in tuned_arrays(lora))
+
+
+def test_statistics_that_nothing_holds_still_are_kept() -> None:
+    """A layer without scales of its own cannot rest; its statistics move in any training."""
+    network, *_ = fresh(study_of(FEATURES), "full")
+    network.backbone.layers[1] = nn.BatchNorm1d(6, affine=False)
+    assert "backbone.layers.1.running_var" in tuned_arrays(network)
+    network.requires_grad_(requires_grad=False)
+    assert "backbone.layers.1.running_var" in tuned_arrays(network)
 
 
 def test_stages_are_the_blocks_of_a_network() -> None:
     """What last-blocks and layer_decay go by: nothing without numbers is a stage."""
     volume = build(study_of(BRAINS), seed=1).backbone
-    assert [len(list(part.parameters())) for part in stages(volume)] == [4, 4, 2, 2]
-    table = build(study_of(FEATURES), seed=1).backbone
-    assert [type(part).__name__ for part in stages(table)] == ["Linear", "BatchNorm1d"]
+    assert stages(volume) == [(volume.blocks[0],), (volume.blocks[1],), (volume.top,)]
     volume.stages = lambda: [volume.blocks, volume.top]
-    assert stages(volume) == [volume.blocks, volume.top]
+    assert stages(volume) == [(volume.blocks,), (volume.top,)]
+
+
+def test_what_is_done_to_a_layers_output_belongs_to_its_stage() -> None:
+    """A normalisation by itself must not be all that `last-blocks` trains."""
+    table = build(study_of(FEATURES), seed=1).backbone
+    [stage] = stages(table)
+    names = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
+    assert [type(part).__name__ for part in stage] == names
+    table.more = nn.ModuleList([nn.LayerNorm(3), nn.Identity()])
+    assert stages(table)[1:] == [(table.more[0],)]
 
 
 def test_a_method_that_nobody_offers_is_refused_with_those_there_are() -> None:
@@ -147,7 +166,7 @@ def test_adapters_that_cannot_tell_the_channels_say_so(monkeypatch: pytest.Monke
 
     def odd(self: Any, *given: Any) -> None:
         plain(self, *given)
-        self.layers = nn.Sequential(Still(), nn.Flatten(), nn.Linear(4, 6))
+        self.layers = nn.Sequential(Still(), nn.Linear(1, 1), nn.Flatten(), nn.Linear(4, 6))
 
     monkeypatch.setattr(Mlp, "__init__", odd)
     with pytest.raises(SettingError, match="cannot tell which axis of"):

@@ -491,6 +491,9 @@ SETTLE: dict[str, tuple[Change, str]] = {
     "an infinite sum": (
         lambda _, arrays: arrays.update({SQUARES: Array(np.full(4, np.inf))}), "NOT_FINITE"
     ),
+    "squares that are negative": (
+        lambda _, arrays: arrays.update({SQUARES: Array(np.full(4, -1.0))}), "REPORT_MALFORMED"
+    ),
     "counts": (
         lambda report, _: report["counts"].update({"label/age": [1.0, 2.0]}), "REPORT_MALFORMED"
     ),
@@ -523,20 +526,22 @@ def test_bad_sums_are_refused_by_their_code_and_the_others_settle(three, tampere
     assert Counter(order.kind for order in asked)["settle"] == 3
 
 
-@pytest.mark.xfail(strict=True, reason="sums of fewer than one scan are believed since protocol 2")
-@pytest.mark.parametrize("taken", [0, 60, "all"])
-def test_sums_of_fewer_than_one_scan_are_refused(three, tampered, taken):
-    """Those that take away just what the others hold would divide everybody's columns by 0."""
-    if taken == "all":
-        splits = three.study.splits
-        cohorts = [three.agent(site).cohort for site in ("alpha", "beta")]
-        taken = sum(len(cohort.indices("train", splits)) for cohort in cohorts)
-    change = changed(
-        "settle", lambda _, arrays: arrays.update({N: Array(np.array([-1.0 * taken]))})
+@pytest.mark.parametrize("taken", [0, 60, "all", "beyond"])
+def test_sums_of_scans_that_a_site_has_not_are_refused(three, tampered, taken):
+    """Those that take away just what the others hold would divide everybody's columns by 0.
+
+    Those of more scans than the site's census counts would settle the constants alone.
+    """
+    splits = three.study.splits
+    others = sum(
+        len(three.agent(site).cohort.indices("train", splits)) for site in ("alpha", "beta")
     )
-    run, _ = tampered(three, f"settle-minus-{taken}", change)
+    everything = len(three.agent(BAD).cohort)
+    n = {"all": -others, "beyond": everything + 1}.get(taken, -1 * taken)
+    change = changed("settle", lambda _, arrays: arrays.update({N: Array(np.array([float(n)]))}))
+    run, _ = tampered(three, f"settle-{taken}", change)
     refused = json.loads((run.folder / "settle" / "0000" / "refused.json").read_text())
-    assert refused == {BAD: "REPORT_MALFORMED"}
+    assert refused == {BAD: "SUPPORT" if n else "REPORT_MALFORMED"}
     assert all(np.isfinite(array).all() for array in arrays_in(run.federated.final).values())
 
 

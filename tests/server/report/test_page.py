@@ -569,7 +569,7 @@ def test_a_network_that_predicts_nothing_is_judged_by_its_head(tmp_path: Path) -
     write_results(run, [row("federated+head", 4.5), row("site-linear", 6.0)])
     page = read(run)
     assert (
-        "At elm, a head of the site's own on the federated network has MAE in years for age of "
+        "At elm, for a head of the site's own on the federated network, the MAE in years for age is "
         "4.50 (95 % interval 4.00 to 5.12; 60 participants, 72 scans)."
     ) in page.text
     assert "The network predicts no target by itself" in page.text
