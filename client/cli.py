@@ -122,8 +122,8 @@ def approve(
     """Show what a study asks of this site, and approve it; without approval nothing is done."""
     from client.authority import approvals
     from client.authority.consent import consent
-    from common.buildable import check_buildable
     from common.explain import explain
+    from common.network.buildable import check_buildable
     from common.study import load_study
 
     own, agreed = _site(kit, site), load_study(study)

@@ -6,8 +6,8 @@ import math
 
 from pydantic import BaseModel
 
-from common.network import build, plan_of
-from common.plan import Plan
+from common.network.building import build, plan_of
+from common.network.plan import Plan
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
 from common.study import Study

@@ -49,7 +49,8 @@ class Backbone(Protocol):
     """A `torch.nn.Module` from prepared samples (B, *shape) to features (B, F).
 
     features: F, what heads are sized by.
-    shape: of one sample; `common.network.build` sets it, for objectives that reconstruct samples.
+    shape: of one sample; `common.network.building.build` sets it, for objectives that reconstruct
+        samples.
 
     A backbone may have `owner(name)`, the group of each of its own arrays; without it the objective
     decides. Adapters on a frozen base say there which is which.

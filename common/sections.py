@@ -217,7 +217,7 @@ class Start(Table):
 
 
 # how a network starts and what of it is then trained; a linear model of regional measures has no
-# start. Networks may offer methods of their own (`common.tuning`)
+# start. Networks may offer methods of their own (`common.network.tuning`)
 Method = Annotated[
     str, StringConstraints(pattern=r"^(linear|(pretrained|scratch)/[a-z][a-z0-9-]{0,30})$")
 ]

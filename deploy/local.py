@@ -27,8 +27,8 @@ from client.data.cohort import Cohort, Samples, open_cohort
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
-from common.buildable import check_buildable
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
+from common.network.buildable import check_buildable
 from common.protocol.wire import array_record, pack_report, read_spooled, unpack_order
 from common.sections import RESERVED
 from common.study import Study, load_study, with_plugins

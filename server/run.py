@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays
 from common.errors import FolderError, RunBusyError, SettingError
-from common.plan import Plan, plan_from_json
+from common.network.plan import Plan, plan_from_json
+from common.network.starting import taken
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.runtime.durable import write_atomically
-from common.starting import taken
 from common.study import Study, read_resolved
 
 FORMAT: Final = 1

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from client.authority.ledger import read_ledger
 from client.site import Site
-from common.buildable import check_networks
 from common.errors import SettingError
 from common.explain import travelling_bytes
-from common.network import build, plan_of
-from common.plan import Plan
-from common.settling import constants
+from common.network.buildable import check_networks
+from common.network.building import build, plan_of
+from common.network.plan import Plan
+from common.network.settling import constants
 from common.study import Study
 
 

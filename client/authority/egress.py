@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client.site import Policy
 from common.arrays import norm_of_difference
 from common.errors import Refusal
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import Measurement, Order, Report
 
 _COUNT_PREFIXES: Final = ("loss/", "validation/", "validation-loss/", "label/", "evaluation/")

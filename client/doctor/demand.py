@@ -14,8 +14,8 @@ from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError
 from common.explain import travelling_bytes
-from common.network import build, plan_of
-from common.plan import Plan
+from common.network.building import build, plan_of
+from common.network.plan import Plan
 from common.study import Study
 
 _PROCESS: Final = 500e6  # measured: a Python with torch, gRPC and a network, before a first order

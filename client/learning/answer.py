@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from client.data.cohort import Cohort
 from client.data.loading import person_codes
 from common.arrays import Arrays
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import Measurement
 from common.seams import LABELS
 

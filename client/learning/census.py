@@ -14,7 +14,7 @@ from client.learning.training import lay_out
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.settling import added, settling, sums_of, sums_plan
+from common.network.settling import added, settling, sums_of, sums_plan
 from common.study import Study
 
 HELD = "scans"  # group of a census: everything that is usable

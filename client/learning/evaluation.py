@@ -25,7 +25,7 @@ from client.site import Site
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import forget_own_heads
+from common.network.building import forget_own_heads
 from common.protocol.orders import Measurement, Order
 from common.protocol.wire import open_arrays, write_arrays
 from common.sections import Target

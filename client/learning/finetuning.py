@@ -27,12 +27,12 @@ from client.site import Site
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.network import arrays_of, build, carried_over, load_arrays
+from common.network.building import arrays_of, build, carried_over, load_arrays
+from common.network.tuning import CLOSED_FORM, Task, build_for, task_of, tune, tuned_arrays
 from common.protocol.orders import Measurement, Order
 from common.runtime.progress import track
 from common.seeding import seed_of
 from common.study import Study
-from common.tuning import CLOSED_FORM, Task, build_for, task_of, tune, tuned_arrays
 
 Indices = NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.arrays import Arrays
-from common.network import stages
+from common.network.building import stages
 from common.sections import Steps
 
 _FALLS_TO = 0.05  # of the highest rate, along a cosine

@@ -16,10 +16,10 @@ from client.learning.prediction import losses, validation_counts
 from client.learning.training import Recipe, choose_device, tell, train
 from client.site import Site
 from common.arrays import Arrays
-from common.buildable import augmentations
 from common.errors import Refusal
-from common.network import arrays_of, load_arrays
-from common.plan import Plan
+from common.network.buildable import augmentations
+from common.network.building import arrays_of, load_arrays
+from common.network.plan import Plan
 from common.protocol.orders import Order
 from common.seams import SHARED
 from common.seeding import seed_of

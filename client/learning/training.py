@@ -25,7 +25,7 @@ from client.learning.optimisers import Stepper, trained
 from client.learning.sampling import epoch as epoch_of
 from common.arrays import Arrays
 from common.errors import SettingError
-from common.network import rest_frozen_layers
+from common.network.building import rest_frozen_layers
 from common.seams import Terms
 from common.sections import Steps
 

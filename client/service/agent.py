@@ -35,14 +35,14 @@ from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal, StorageError
-from common.network import arrays_of, build, load_arrays, plan_of
-from common.plan import Plan, Rule
+from common.network.building import arrays_of, build, load_arrays, plan_of
+from common.network.plan import Plan, Rule
+from common.network.settling import constants
+from common.network.starting import taken
+from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
 from common.seams import SHARED
-from common.settling import constants
-from common.starting import taken
 from common.study import Study
-from common.tuning import tuned_arrays
 
 _log = getLogger("callosum.site")
 _TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models

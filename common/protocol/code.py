@@ -26,7 +26,7 @@ _CORE: Final = (
     "common.protocol.orders",
     "common.protocol.signing",
     "common.protocol.wire",
-    "common.network",
+    "common.network.building",
     "common.metrics",
     "common.study",
 )

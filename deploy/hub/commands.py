@@ -94,7 +94,7 @@ def run(
     detach: Annotated[bool, typer.Option("--detach", help="Do not look on.")] = False,
 ) -> None:
     """Start a study at the sites, or go on with it, and look on; Ctrl-C leaves it running."""
-    from common.buildable import check_buildable
+    from common.network.buildable import check_buildable
     from common.study import load_study
     from deploy.hub.service import check_sites, hub_lives
     from deploy.kits.hub_kit import open_hub

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.arrays import Arrays, Rows, blocks, weighted_mean
-from common.plan import Plan
+from common.network.plan import Plan
 from common.sections import Aggregation
 
 Float64 = NDArray[np.float64]

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.errors import FolderError, Refusal
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report
 from common.protocol.signing import seal

@@ -13,21 +13,29 @@ import tomli_w
 from numpy.typing import NDArray
 
 from common.arrays import Arrays
-from common.buildable import check_buildable
 from common.errors import SettingError
 from common.explain import explain
-from common.network import arrays_of, build, load_arrays, plan_of
-from common.plan import Plan, Rule
+from common.network.buildable import check_buildable
+from common.network.building import arrays_of, build, load_arrays, plan_of
+from common.network.plan import Plan, Rule
+from common.network.settling import (
+    added,
+    constants,
+    passes,
+    refuse_unsound,
+    settle,
+    settling,
+    sums_plan,
+)
+from common.network.starting import names_taken, taken
+from common.network.tuning import build_for, task_of, tune, tuned_arrays
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, open_arrays
 from common.seams import SHARED
 from common.sections import FineTuning, Start
 from common.seeding import seed_of
 from common.settings import checked, read_toml
-from common.settling import added, constants, passes, refuse_unsound, settle, settling, sums_plan
-from common.starting import names_taken, taken
 from common.study import Study, load_study, parse_study, with_plugins
-from common.tuning import build_for, task_of, tune, tuned_arrays
 from server.federation.report_validation import Sound
 
 # (number of the pass, constants so far, what a site's sums must be) -> sums of each site

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import EMPTY, digest_of
 
 Arrays = Mapping[str, NDArray[Any]]

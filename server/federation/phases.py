@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from common.arrays import Arrays
 from common.errors import SENTENCES, DataError, LineageError, QuorumError
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import Order, Report
 from common.protocol.wire import Stored, open_arrays
 from common.runtime.progress import say

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import Order, Report
 from common.seams import LABELS, SHARED
 from common.study import Study

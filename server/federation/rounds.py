@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common import metrics
 from common.arrays import Rows
 from common.errors import FolderError, QuorumError
-from common.plan import Plan
+from common.network.plan import Plan
 from common.protocol.orders import Order, Report
 from common.protocol.wire import Stored
 from common.study import Study

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.plan import Plan, Rule
+from common.network.plan import Plan, Rule
 from common.protocol.wire import Stored, write_arrays
 from common.seams import SHARED
 from common.sections import Aggregation

@@ -15,7 +15,7 @@ from client.data.cohort import Cohort
 from client.learning.optimisers import rate_factor
 from client.service.agent import Agent
 from client.site import Policy, Site
-from common.network import build
+from common.network.building import build
 from common.seeding import seed_of
 from common.study import Study, parse_study
 from deploy.local import run_phases

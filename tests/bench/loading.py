@@ -13,7 +13,7 @@ import torch
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
 from client.learning.training import Recipe, train
-from common.network import build
+from common.network.building import build
 from tests.bench import federation
 
 SCANS, REPEATS = 256, 5

@@ -21,7 +21,7 @@ from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site
 from common.errors import SettingError
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Order, digest_of, refuse
 
 Run = Callable[..., tuple[int, str]]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common import catalogue
-from common.buildable import augmentations, check_buildable
 from common.errors import SettingError
+from common.network.buildable import augmentations, check_buildable
 from common.study import Study, parse_study
 from tests.conftest import BRAINS
 

@@ -27,10 +27,10 @@ from common import catalogue
 from common.arrays import Arrays
 from common.backbones.mlp import Mlp
 from common.backbones.sfcn import Sfcn
-from common.buildable import check_networks
 from common.documentation import study_keys
 from common.errors import Refusal, SettingError
-from common.network import arrays_of, build, carried_over, load_arrays, plan_of
+from common.network.buildable import check_networks
+from common.network.building import arrays_of, build, carried_over, load_arrays, plan_of
 from common.objectives.multitask import Multitask
 from common.protocol.wire import open_arrays
 from common.seams import FROZEN

@@ -17,7 +17,7 @@ from common import catalogue
 from common.documentation import site_keys, study_keys
 from common.errors import LineageError, SettingError
 from common.explain import explain
-from common.network import arrays_of, build
+from common.network.building import arrays_of, build
 from common.settings import keys
 from common.study import Study, load_study, parse_study, read_resolved
 from server.templates import study_template

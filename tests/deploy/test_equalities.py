@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from client.learning.training import Recipe, train
-from common.network import arrays_of, build, load_arrays
+from common.network.building import arrays_of, build, load_arrays
 from common.protocol.wire import open_arrays
 from common.seeding import seed_of
 from common.study import Study

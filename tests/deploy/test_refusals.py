@@ -16,7 +16,7 @@ from tomli_w import dumps
 from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts
 from client.link.caller import ask, unix_address
-from common.network import arrays_of, build
+from common.network.building import arrays_of, build
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, digest_of
 from common.protocol.signing import Sealed, read_private_key, seal

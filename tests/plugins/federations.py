@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from tests.conftest import COLUMNS, overridden, write_table_site
+from tests.conftest import BRAINS, COLUMNS, overridden, write_table_site
 from tests.plugins.prototypes import bold, connectomes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -72,6 +74,48 @@ def functional(folder: Path) -> None:
         )
 
 
+def films_and_scans(folder: Path) -> None:
+    """Clips without a patient for the first study of a chain, coarse heads for the others."""
+    from deploy.hospitals.dataset import write_hospitals
+
+    for seed, name in enumerate(("film-a", "film-b"), start=1):
+        data = {"kind": "proto-clips", "seed": seed, "clips": 24}
+        write_site(folder / "films" / name, name, "train", data, {"motion": {"column": "motion"}})
+    write_hospitals(
+        folder / "sites", names=[*SCANS["train"], *SCANS["heldout"]], heldout=SCANS["heldout"],
+        participants=20, spacing_mm=14.0, seed=3,
+    )  # fmt: skip
+    for name in (*SCANS["train"], *SCANS["heldout"]):
+        with (folder / "sites" / name / "site.toml").open("a") as stream:
+            stream.write('\n[device]\nkind = "cpu"\nthreads = 1\n\n[policy]\nminimum_support = 3\n')
+
+
+def chained(folder: Path) -> None:
+    """Let the study of `folder` begin where clips and then scans have led a network."""
+    from deploy.local import simulate
+    from server.federation.initial import start_table
+
+    last = tomllib.loads((folder / "study.toml").read_text())
+    first = {**last, **CLIPS, "finetuning": [], "sites": {"train": ["film-a", "film-b"]}}
+    (folder / "clips.toml").write_text(tomli_w.dumps(first))
+    simulate(folder / "clips.toml", folder / "films", folder / "clips")
+    shutil.copy(folder / "clips/checkpoints/final.safetensors", folder / "clips.safetensors")
+    second = folder / "scans.toml"
+    second.write_text(tomli_w.dumps({**last, "name": "scans", "finetuning": []}))
+    _begins(second, start_table(second, folder / "clips.safetensors", "backbone", ()))
+    simulate(second, folder / "sites", folder / "scans")
+    shutil.copy(folder / "scans/checkpoints/final.safetensors", folder / "scans.safetensors")
+    third = folder / "study.toml"
+    _begins(third, start_table(third, folder / "scans.safetensors", "backbone", ()))
+    for path in (folder / "films", folder / "clips", folder / "scans"):
+        shutil.rmtree(path)
+
+
+def _begins(file: Path, start: str) -> None:
+    with file.open("a") as stream:
+        stream.write(f"\n{start}")
+
+
 def write_site(
     home: Path,
     name: str,
@@ -87,6 +131,9 @@ def write_site(
 
 
 CLIP = {"kind": "proto-clips", "shape": [8, 8, 8]}
+CLIPS = {"name": "clips", "data": CLIP, "targets": MOTION, "objective": {"name": "multitask"}}
+SCANS = {"train": ["amber", "birch"], "heldout": ["elm"]}
+CHAIN = "clips, scans and a task in a chain"
 PROTOTYPES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "token decoder on connectomes": (
         series,
@@ -168,6 +215,17 @@ PROTOTYPES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
             "objective": {"name": "proto-mixup"},
             "pretraining.layer_decay": 0.7,
             **task("diagnosis", "pretrained/full", "linear", repeats=2),
+        },
+    ),
+    CHAIN: (
+        films_and_scans,
+        {
+            "data": BRAINS["data"],
+            "targets": BRAINS["targets"],
+            "backbone": {"name": "sfcn", "channels": [2, 4], "top": 4},
+            "objective": {"name": "multitask", "targets": ["age"]},
+            "sites": SCANS,
+            **task("sex", "pretrained/full", "scratch/full"),
         },
     ),
 }  # fmt: skip

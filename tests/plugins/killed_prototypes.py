@@ -13,6 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from tests.deploy import killed_run
+from tests.plugins import federations
 
 
 def allow(site: Path, *kinds: str) -> None:
@@ -26,6 +27,7 @@ def allow(site: Path, *kinds: str) -> None:
 
 def main(folder: Path, places: list[str]) -> dict[str, object]:
     found: dict[str, object] = {}
+    federations.chained(folder / federations.CHAIN)
     for federation in sorted(path for path in folder.iterdir() if path.is_dir()):
         made = folder.parent / f"{folder.name}-work"
         found[federation.name] = killed_run.main(federation, made, places)

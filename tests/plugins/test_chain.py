@@ -17,9 +17,9 @@ import tomli_w
 from client.authority.approvals import approve
 from client.site import load_site
 from common.errors import LineageError, SettingError
+from common.network.starting import taken
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored
-from common.starting import taken
 from common.study import load_study
 from deploy.local import simulate
 from server.federation.initial import start_table

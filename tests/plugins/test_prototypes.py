@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent
 NEEDS_DATA = ("DeepLight on real BOLD",)
 # killed where a site has trained and nobody has heard of it, and where a task is being learnt
-PLACES = ("before:^run/rounds/0002/replies/beta", "before:^run/finetuning/own/[^/]*/beta")
+PLACES = (
+    "before:^run/rounds/0002/replies/b",  # beta, or birch
+    "before:^run/finetuning/own/[^/]*/b",
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from client.authority.egress import inspect
 from client.site import Policy
 from common.errors import Refusal
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
+from common.network.settling import settling, sums_plan
 from common.protocol.orders import Measurement, Order, Report
-from common.settling import settling, sums_plan
 
 POLICY = Policy(minimum_support=10)
 

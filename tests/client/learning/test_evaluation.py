@@ -19,7 +19,7 @@ from client.site import Site
 from common import metrics
 from common.errors import Refusal
 from common.kinds.features import Features
-from common.network import arrays_of, build
+from common.network.building import arrays_of, build
 from common.protocol.orders import Measurement, Order
 from common.study import Study, parse_study
 

@@ -16,7 +16,7 @@ from client.learning.finetuning import Tuning
 from client.learning.prediction import losses
 from client.learning.tuned_models import TunedModel, TunedModels
 from common.errors import Refusal
-from common.network import arrays_of, build
+from common.network.building import arrays_of, build
 from common.objectives.multitask import Multitask
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays

@@ -8,7 +8,7 @@ import torch
 
 from client.learning.prediction import predict
 from client.learning.training import Recipe, train
-from common.network import arrays_of, build
+from common.network.building import arrays_of, build
 from tests.bench import federation
 
 pytestmark = [

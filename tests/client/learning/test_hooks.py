@@ -16,7 +16,7 @@ from client.data.cohort import Cohort
 from client.learning.prediction import losses, predict
 from client.learning.training import Recipe, train
 from common.errors import QuorumError, SettingError
-from common.network import arrays_of
+from common.network.building import arrays_of
 from common.objectives.multitask import Multitask
 from common.seams import SHARED, Terms
 from common.sections import Steps, Target

@@ -14,7 +14,7 @@ from client.data.loading import Batch, Loader, batches, split_evenly
 from client.learning.training import Recipe, train
 from common.augmentations.noise import Noise
 from common.augmentations.shift import Shift
-from common.network import build
+from common.network.building import build
 from common.sections import Steps
 
 CPU = torch.device("cpu")

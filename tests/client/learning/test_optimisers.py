@@ -18,7 +18,7 @@ from client.data.loading import split_evenly
 from client.learning import training
 from client.learning.optimisers import Stepper, rate_factor
 from client.learning.training import Recipe, train
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays
 from common.seams import SHARED, Terms

@@ -30,7 +30,7 @@ from client.authority.records import digest_of_answer, open_records
 from client.data.cohort import open_cohort
 from client.service.agent import Agent
 from client.site import load_site
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Order, digest_of
 from common.study import load_study
 

@@ -19,10 +19,10 @@ from client.authority.records import digest_of_answer, open_records
 from client.learning import pretraining
 from client.service.agent import Agent
 from common.errors import SENTENCES, DataError, Refusal, StorageError
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
+from common.network.settling import constants
+from common.network.starting import taken
 from common.protocol.orders import EMPTY, Order, digest_of
-from common.settling import constants
-from common.starting import taken
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 RUN = "ab" * 32

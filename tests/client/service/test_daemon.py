@@ -50,12 +50,12 @@ from client.service.site_log import announce
 from client.service.work_queue import MOST_ORDERS
 from client.site import load_site
 from common.errors import Refusal, SettingError, StorageError
-from common.network import arrays_of, build, plan_of
+from common.network.building import arrays_of, build, plan_of
+from common.network.settling import constants
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report, digest_of, read_report
 from common.protocol.signing import Sealed, read_private_key, seal
 from common.protocol.wire import npy_bytes, npy_parts, view_npy
-from common.settling import constants
 from common.study import load_study
 from deploy.kits.provision import provision
 

@@ -119,7 +119,7 @@ def test_agreed_are_the_core_and_what_the_study_names() -> None:
     assert {inside.partition("/")[0] for inside in agreed} == {"common"}
     assert {
         "common/errors.py", "common/protocol/orders.py", "common/protocol/wire.py",
-        "common/protocol/signing.py", "common/study.py", "common/network.py", "common/plan.py",
+        "common/protocol/signing.py", "common/study.py", "common/network/building.py", "common/network/plan.py",
         "common/normalisation.py", "common/seams.py", "common/arrays.py", "common/settings.py",
         "common/metrics.py", "common/backbones/mlp.py", "common/objectives/multitask.py",
         "common/kinds/features.py",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common import arrays as arrays_module
 from common.arrays import Arrays
-from common.plan import Plan, Role, Rule
+from common.network.plan import Plan, Role, Rule
 from common.sections import Aggregation
 from server.federation.aggregation import Contribution, aggregate
 

@@ -10,10 +10,10 @@ import torch
 
 from common import catalogue
 from common.errors import SettingError
-from common.network import build
+from common.network.building import build
+from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
 from common.settings import line_of
 from common.study import Study
-from common.tuning import CLOSED_FORM, build_for, task_of, tune
 
 
 def check_buildable(study: Study, file: Path) -> None:

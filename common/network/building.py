@@ -14,12 +14,12 @@ from torch import nn
 from common import catalogue
 from common.arrays import Arrays
 from common.errors import SettingError
+from common.network.plan import Plan, Rule
+from common.network.settling import settles
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
-from common.plan import Plan, Rule
 from common.seams import FROZEN, LABELS, SHARED, SITE
 from common.sections import Target
-from common.settling import settles
 from common.study import Study
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.backbones.linear import Standardise
-from common.network import build, plan_of
+from common.network.building import build, plan_of
+from common.network.settling import added, constants, passes, settle, settling, sums_of, sums_plan
 from common.seams import FROZEN
-from common.settling import added, constants, passes, settle, settling, sums_of, sums_plan
 from common.study import parse_study
 from tests.conftest import FEATURES
 

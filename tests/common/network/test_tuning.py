@@ -11,9 +11,9 @@ from torch import nn
 
 from common.backbones.mlp import Mlp
 from common.errors import SettingError
-from common.network import arrays_of, build, carried_over, load_arrays, stages
+from common.network.building import arrays_of, build, carried_over, load_arrays, stages
+from common.network.tuning import Adapter, Task, build_for, task_of, tune, tuned_arrays
 from common.study import Study, parse_study
-from common.tuning import Adapter, Task, build_for, task_of, tune, tuned_arrays
 from tests.conftest import BRAINS, FEATURES, overridden
 
 TASK = {"name": "own", "target": "sex", "rank": 2, "width": 3, "blocks": 1}

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from common.errors import SettingError
-from common.network import Stage, build, owner_of, resting, seeded_draw, stages
+from common.network.building import Stage, build, owner_of, resting, seeded_draw, stages
+from common.network.settling import settling
 from common.seams import FROZEN
 from common.sections import FineTuning, Target
-from common.settling import settling
 from common.study import Study
 
 # fitted in closed form: a penalised linear model on the network's features, or on regional measures

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.arrays import Arrays
 from common.errors import Refusal
-from common.plan import Plan, Rule
+from common.network.plan import Plan, Rule
 from common.seams import SHARED
 from common.study import Study
 
