@@ -133,7 +133,7 @@ def write_site(
 CLIP = {"kind": "proto-clips", "shape": [8, 8, 8]}
 CLIPS = {"name": "clips", "data": CLIP, "targets": MOTION, "objective": {"name": "multitask"}}
 SCANS = {"train": ["amber", "birch"], "heldout": ["elm"]}
-CHAIN = "clips, scans and a task in a chain"
+CHAIN = "clips then scans then a task"
 PROTOTYPES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "token decoder on connectomes": (
         series,
