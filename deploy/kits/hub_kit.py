@@ -70,6 +70,11 @@ class HubKit(Hub):
         return self.folder / "runs"
 
     @property
+    def books(self) -> Path:
+        """What was last seen of each site's books."""
+        return self.folder / "books"
+
+    @property
     def flower(self) -> Path:
         """What Flower calls its home."""
         return self.folder / "flower"

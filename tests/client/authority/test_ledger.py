@@ -179,9 +179,9 @@ def test_a_ledger_of_a_later_version_is_refused(path):
     """It may hold costs that this version cannot see."""
     Ledger(path).shut()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     for act in (Ledger, read_ledger):
-        with pytest.raises(FolderError, match="version 2; this Callosum knows version 1"):
+        with pytest.raises(FolderError, match="version 3; this Callosum knows version 2"):
             act(path)
 
 
@@ -208,7 +208,7 @@ def test_every_change_is_on_disk_when_it_returns(path):
             name: ledger._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("synchronous", "journal_mode", "user_version")
         }
-    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 1}
+    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 2}
 
 
 class Deliveries(RuleBasedStateMachine):
