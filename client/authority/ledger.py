@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Self
 
+from pydantic import ValidationError
+
 from client.authority.ledger_schema import VERSION, brought_up, check_version, version_of
 from common.errors import FolderError, Refusal, StorageError
 from common.protocol.books import fallen
@@ -359,7 +361,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours; each names the file and the remedy."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValidationError) as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise StorageError(f"{path} cannot be written: {error}; free space there") from error
@@ -384,7 +386,10 @@ def _taken_over(connection: sqlite3.Connection) -> int:
 
 
 def _state(connection: sqlite3.Connection) -> str:
-    return str(connection.execute("SELECT id FROM state").fetchone()[0])
+    row = connection.execute("SELECT id FROM state").fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("it has no id")
+    return str(row[0])
 
 
 def _books(connection: sqlite3.Connection) -> Books:
