@@ -199,7 +199,8 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     most, spent = own.policy.most_exposures, account.spent
     if as_json:
         limit = {"most": most, "left": max(0, most - spent) if most else None}
-        _print_json({"spent": spent, **limit, "exposures": [asdict(e) for e in account.exposures]})
+        counts = {"spent": spent, "taken_over": account.taken_over, **limit}
+        _print_json({**counts, "exposures": [asdict(e) for e in account.exposures]})
         return
     _print_table(
         f"training orders carried out at {own.name}",
@@ -209,7 +210,8 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     left = (
         f"{max(0, most - spent)} of {most} left" if most else "policy.most_exposures sets no limit"
     )
-    print(f"spent: {spent} over all studies and runs; {left}")
+    taken = f" ({account.taken_over} taken over)" if account.taken_over else ""
+    print(f"spent: {spent}{taken} over all studies and runs; {left}")
 
 
 @app.command()
