@@ -177,12 +177,15 @@ def books(
         print(f"{accept} is asked again; its next report must tell {count} exposures or more")
         return
     table = Table()
-    for column in ("site", "state folder", "exposures", "receipt", "stopped", "since"):
+    for column in ("site", "state folder", "exposures", "receipt", ""):
         table.add_column(column)
-    for site in kept.sites():
-        page = kept.page(site)
+    pages = {site: kept.page(site) for site in kept.sites()}
+    for site, page in pages.items():
         last = page.seen[-1] if page.seen else None
         about = (last.state[:8], str(last.exposures), str(last.receipt)) if last else ("",) * 3
-        since = datetime.fromtimestamp(page.since, UTC).isoformat(timespec="minutes")
-        table.add_row(site, *about, page.stopped, since if page.stopped else "")
+        table.add_row(site, *about, "STOPPED" if page.stopped else "")
     console.print(table)
+    for site, page in pages.items():
+        if page.stopped:  # in a line of its own: whoever decides reads all of it
+            at = datetime.fromtimestamp(page.since, UTC).isoformat(timespec="minutes")
+            say(f"{site} is stopped{f' since {at}' if page.since else ''}: {page.stopped}")

@@ -71,8 +71,8 @@ class HubKit(Hub):
 
     @property
     def books(self) -> Path:
-        """What was last seen of each site's books."""
-        return self.folder / "books"
+        """What was last seen of each site's books: beside the runs, which outlive a container."""
+        return self.runs / ".books"
 
     @property
     def flower(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the coordinator last saw of each site's books, kept across runs: `KITS/hub/books/SITE.json`.
+"""What the coordinator last saw of each site's books, kept across runs: `KITS/hub/runs/.books`.
 
 A site whose state folder was restored from a backup, or runs twice, tells something that its
 earlier books contradict. It is stopped for every run, and the others go on, until a person has

@@ -457,6 +457,8 @@ def test_an_order_that_waits_when_the_books_are_stopped_costs_nothing(alpha, hub
     order = order_for(hub.study, "train", arrays, run="e" * 64)
     agent = there.daemon._pool.agent(hub.study).result()
     assert agent.answer(order, arrays)[0].refusal == "BOOKS"
+    free = order_for(hub.study, "census", run="d" * 64)  # nor does what costs nothing leave
+    assert agent.answer(free, {})[0].refusal == "BOOKS"
     assert alpha.exposures == 1
 
 
@@ -564,6 +566,7 @@ def test_a_live_hospital_that_was_restored_is_stopped_and_accepted_by_commands(f
         assert spent(there) == 2
         shown = there.command("callosum", "books", "--hub", there.hub)
         assert "the site itself says so" in " ".join(shown.split())
+        assert "STOPPED" in shown
         log = (there.state("alpha") / "agent.log").read_text()
         assert "callosum-site books --accept" in log
         stop_agent()
