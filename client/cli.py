@@ -196,10 +196,11 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
 
     own = _site(kit, site)
     account = read_ledger(own.state / "ledger.sqlite")
-    most, spent = own.policy.most_exposures, len(account.exposures)
+    most, spent = own.policy.most_exposures, account.spent
     if as_json:
         limit = {"most": most, "left": max(0, most - spent) if most else None}
-        _print_json({"spent": spent, **limit, "exposures": [asdict(e) for e in account.exposures]})
+        counts = {"spent": spent, "taken_over": account.taken_over, **limit}
+        _print_json({**counts, "exposures": [asdict(e) for e in account.exposures]})
         return
     _print_table(
         f"training orders carried out at {own.name}",
@@ -209,7 +210,34 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     left = (
         f"{max(0, most - spent)} of {most} left" if most else "policy.most_exposures sets no limit"
     )
-    print(f"spent: {spent} over all studies and runs; {left}")
+    taken = f" ({account.taken_over} taken over)" if account.taken_over else ""
+    print(f"spent: {spent}{taken} over all studies and runs; {left}")
+
+
+@app.command()
+def books(
+    kit: KitOption = None,
+    site: SiteOption = None,
+    exposures: Annotated[
+        int | None, typer.Option(help="Count to go on from, where the one seen cannot be.", min=0)
+    ] = None,
+    *,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Go on, with the count that the coordinator saw.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept without being asked.")] = False,
+) -> None:
+    """Show whether this site's books are those that the coordinator last saw; decide if not."""
+    from client.authority import books as kept
+
+    own = _site(kit, site)
+    print("\n".join(kept.standing(kept.account_of(own))))
+    if not accept:
+        return
+    if not yes and not click.confirm(f"\nDoes no other copy of {own.name} run?", default=False):
+        say("not accepted; every order is refused with BOOKS until it is")
+        raise typer.Exit(1)
+    print(kept.accept(own, exposures))
 
 
 @app.command()

@@ -30,6 +30,7 @@ app.command()(commands.hub)
 app.command()(commands.run)
 app.command()(commands.runs)
 app.command()(commands.stop)
+app.command()(commands.books)
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 

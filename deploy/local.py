@@ -172,7 +172,7 @@ def run_phases(agents: Sequence[Agent], folder: Path) -> None:
         node_id=_SERVER_NODE,
         node_config={},
         state=RecordDict(),
-        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": ""},
+        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""},
     )
     app(grid, context)
 

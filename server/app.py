@@ -1,7 +1,8 @@
 """Flower's ServerApp: opens the run, drives its phases, and says why one broke off.
 
 Run config: `run` is the run folder, `nodes` a JSON object from site name to Flower node id, `key`
-the file of the coordinator's signing key, empty where sites and coordinator are one process.
+the file of the coordinator's signing key and `books` the folder of what was seen of the sites'
+books, both empty where sites and coordinator are one process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.errors import CallosumError, RunBusyError
 from common.protocol.signing import read_private_key
+from server.federation.books import SiteBooks
 from server.federation.exchange import Exchange
 from server.federation.phases import Phases
 from server.federation.progress import ProgressFile
@@ -32,12 +34,14 @@ def main(grid: Grid, context: Context) -> None:
     _log_to(folder / "run.log")
     nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
     key = str(context.run_config["key"])
+    books = str(context.run_config["books"])
     study = read_run(folder).study
     exchange = Exchange(
         grid,
         nodes,
         study,
         key=read_private_key(Path(key)) if key else None,
+        books=SiteBooks(Path(books)) if books else None,
         progress=ProgressFile(folder, study.pretraining.rounds),
     )
     try:

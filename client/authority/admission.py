@@ -1,7 +1,7 @@
 """The first door: every check of an order that needs neither its arrays nor the site's data.
 
-In this order: signature, expiry, replay, study, code, role, policy, privacy left. What an order
-asks of the prepared data is checked by the agent, which has them.
+In this order: signature, expiry, replay, study, code, role, policy, books, privacy left. What an
+order asks of the prepared data is checked by the agent, which has them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from client.authority import approvals
+from client.authority.books import check_books
 from client.authority.ledger import SPENDING, Ledger
 from client.hours import open_at
 from client.site import Site
@@ -59,6 +60,7 @@ class Admission:
         _check_place(self.site, study, order)
         check_kind(self.site, order)
         self._check_policy(order, now)
+        check_books(self.ledger, envelope.seen)
         self._check_privacy(order)
         return envelope
 

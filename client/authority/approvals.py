@@ -62,7 +62,7 @@ def approve(site: Site, study_file: Path, report_bytes: int) -> Approval:
         digest=study.digest,
         name=study.name,
         approved=_now(),
-        by=_user(),
+        by=user_name(),
         file=str(study_file.resolve()),
         report_bytes=report_bytes,
     )
@@ -122,14 +122,14 @@ def revoke(site: Site, study: str) -> Approval:
         known = ", ".join(f"{each.name} ({each.digest[:12]})" for each in live) or "none"
         problem = "no approved study" if not meant else f"each of {len(meant)} approved studies"
         raise SettingError(f"{problem} is called {study}; approved: {known}")
-    gone = replace(meant[0], revoked=_now(), revoked_by=_user())
+    gone = replace(meant[0], revoked=_now(), revoked_by=user_name())
     _write(site, gone)
     return gone
 
 
 def pause(site: Site, reason: str) -> None:
     """Refuse every order from now on, and let no answer out."""
-    content = {"since": _now(), "reason": reason, "by": _user()}
+    content = {"since": _now(), "reason": reason, "by": user_name()}
     write_atomically(site.state / "paused", json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -179,7 +179,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Whoever gives the command, as the operating system knows them."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

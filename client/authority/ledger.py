@@ -1,12 +1,8 @@
 """What a site has taken, spent and answered: one SQLite file that no crash can set back.
 
-    deliveries    numbers used once of delivered orders; closed when the answer was handed over
-    exposures     orders that trained on the site's participants, each once and for ever
-    answers       digest of the one answer that may leave for an order
-    head          number and hash of the last receipt, so that missing receipts are noticed
-
-Everything is on disk before a method returns. One process writes, and holds a lock beside the file
-for as long as it lives; anyone who may read the file can do so meanwhile.
+`ledger_schema.py` lists its tables. Everything is on disk before a method returns. One process
+writes, and holds a lock beside the file for as long as it lives; anyone who may read the file can
+do so meanwhile.
 """
 
 from __future__ import annotations
@@ -16,36 +12,21 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Self
 
+from pydantic import ValidationError
+
+from client.authority.ledger_schema import VERSION, brought_up, check_version, version_of
 from common.errors import FolderError, Refusal, StorageError
-from common.protocol.orders import Order
+from common.protocol.books import fallen
+from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
 
 SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
-BEGIN IMMEDIATE;
-CREATE TABLE deliveries (
-    nonce TEXT PRIMARY KEY, order_id TEXT NOT NULL, expires REAL NOT NULL,
-    closed INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE exposures (
-    number INTEGER PRIMARY KEY, order_id TEXT NOT NULL UNIQUE, time TEXT NOT NULL,
-    study TEXT NOT NULL, study_name TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
-    model TEXT NOT NULL, round INTEGER NOT NULL
-);
-CREATE TABLE answers (order_id TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE head (
-    only INTEGER PRIMARY KEY CHECK (only = 1), number INTEGER NOT NULL, hash TEXT NOT NULL
-);
-PRAGMA user_version = 1;
-COMMIT;
-"""
 _EXPOSURES: Final = """
 SELECT time, study, study_name, run, kind, model, round, order_id,
        order_id IN (SELECT order_id FROM answers)
@@ -79,11 +60,35 @@ class Exposure:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """The coordinator has seen what these books never told; nothing is done until a person decides.
+
+    why: in words; seen: the books as the coordinator saw them.
+    """
+
+    time: str
+    why: str
+    seen: Books
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
-    """A ledger as it was read at one moment."""
+    """A ledger as it was read at one moment.
+
+    exposures: those that it holds; taken_over: more of them, from before it was set back; state:
+    its folder's id, empty where an earlier version wrote it; stop: why no order is carried out.
+    """
 
     exposures: tuple[Exposure, ...]
     head: Head
+    taken_over: int = 0
+    state: str = ""
+    stop: Stop | None = None
+
+    @property
+    def spent(self) -> int:
+        """All exposures that count, over all studies and runs."""
+        return len(self.exposures) + self.taken_over
 
 
 class Ledger:
@@ -157,7 +162,7 @@ class Ledger:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     order.id,
-                    datetime.now(UTC).isoformat(timespec="seconds"),
+                    _now(),
                     order.study,
                     study_name,
                     order.run,
@@ -205,10 +210,66 @@ class Ledger:
         with self._reading() as reading:
             return _head(reading)
 
-    def set_head(self, number: int, hash_: str) -> None:
-        """Note the last receipt that was written."""
+    def set_head(self, number: int, hash_: str, told: int | None = None) -> None:
+        """Note the last receipt that was written; `told` are the exposures that leave with it."""
         with self._change() as change:
             change.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?)", (number, hash_))
+            if told is not None:
+                values = (number, hash_, told)
+                change.execute("INSERT OR REPLACE INTO told VALUES (?, ?, ?)", values)
+
+    def books(self) -> Books:
+        """How these books stand."""
+        with self._reading() as reading:
+            return _books(reading)
+
+    def disowned(self, seen: Books) -> str:
+        """Why these books cannot be those that the coordinator has `seen`, or nothing.
+
+        A clone may have as many receipts, and as many exposures: but what was seen it never told.
+        """
+        with self._reading() as reading:
+            why = fallen(seen, _books(reading))
+            if why or not seen.receipt:
+                return why
+            found = reading.execute(
+                "SELECT hash, exposures FROM told WHERE receipt = ?", (seen.receipt,)
+            ).fetchone()
+            same = found == (seen.hash, seen.exposures)
+            return "" if same else f"receipt {seen.receipt}, which was seen, did not leave here"
+
+    def stop(self, seen: Books, why: str) -> None:
+        """Carry nothing out from now on, until a person decides; the highest count seen is kept."""
+        with self._change() as change:
+            before = _stop(change)
+            if before is not None and before.seen.exposures >= seen.exposures:
+                return
+            values = (_now(), why, seen.model_dump_json())
+            change.execute("INSERT OR REPLACE INTO stop VALUES (1, ?, ?, ?)", values)
+
+    def stopped(self) -> Stop | None:
+        """What a person must decide on, if anything."""
+        with self._reading() as reading:
+            return _stop(reading)
+
+    def go_on(self, person: str, exposures: int) -> int:
+        """End this history and any stop: go on under a new id, from `exposures` on at least.
+
+        Returns the exposures that were taken over. They never fall.
+        """
+        with self._change() as change:
+            stop, before = _stop(change), _books(change)
+            why = f"{stop.why}; seen: {stop.seen.model_dump_json()}" if stop is not None else ""
+            more = max(0, exposures - before.exposures)
+            change.execute(
+                "INSERT INTO decisions (time, person, why, state_before, taken_over)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (_now(), person, why, before.state, more),
+            )
+            change.execute("UPDATE state SET id = lower(hex(randomblob(16)))")
+            change.execute("DELETE FROM told")
+            change.execute("DELETE FROM stop")
+            return more
 
     def rows(self) -> list[Exposure]:
         """Every exposure, oldest first."""
@@ -248,11 +309,19 @@ def read_ledger(path: Path) -> Account:
         uri = f"{path.resolve().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection:
             connection.execute("PRAGMA query_only = ON")
-            if _version(connection) == 0:  # its agent was killed before it wrote anything
+            if version_of(connection) == 0:  # its agent was killed before it wrote anything
                 return Account((), NOTHING)
-            _check_version(connection, path)
+            check_version(connection, path)
             connection.execute("BEGIN")
-            return Account(tuple(_rows(connection)), _head(connection))
+            account = Account(tuple(_rows(connection)), _head(connection))
+            if version_of(connection) < VERSION:  # its agent has not been started since the update
+                return account
+            return replace(
+                account,
+                taken_over=_taken_over(connection),
+                state=_state(connection),
+                stop=_stop(connection),
+            )
 
 
 def _alone(path: Path) -> IO[str]:
@@ -280,9 +349,7 @@ def _connected(path: Path) -> sqlite3.Connection:
             # write-ahead log is unsafe; EXTRA is FULL and syncs the folder after each commit, too
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("PRAGMA synchronous = EXTRA")
-            if _version(connection) == 0:
-                connection.executescript(_SCHEMA)
-            _check_version(connection, path)
+            brought_up(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -294,7 +361,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours; each names the file and the remedy."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValidationError) as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise StorageError(f"{path} cannot be written: {error}; free space there") from error
@@ -303,26 +370,37 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
-    found = _version(connection)
-    if found != _VERSION:
-        raise FolderError(
-            f"{path} is a ledger of version {found}; this Callosum knows version {_VERSION}, "
-            "install the one that wrote it"
-        )
-
-
 def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
     found = connection.execute("SELECT 1 FROM exposures WHERE order_id = ?", (order_id,))
     return found.fetchone() is not None
 
 
 def _exposures(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
+    held = int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
+    return held + _taken_over(connection)
+
+
+def _taken_over(connection: sqlite3.Connection) -> int:
+    found = connection.execute("SELECT coalesce(sum(taken_over), 0) FROM decisions")
+    return int(found.fetchone()[0])
+
+
+def _state(connection: sqlite3.Connection) -> str:
+    row = connection.execute("SELECT id FROM state").fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("it has no id")
+    return str(row[0])
+
+
+def _books(connection: sqlite3.Connection) -> Books:
+    number, hash_ = _head(connection)
+    exposures = _exposures(connection)
+    return Books(state=_state(connection), exposures=exposures, receipt=number, hash=hash_)
+
+
+def _stop(connection: sqlite3.Connection) -> Stop | None:
+    row = connection.execute("SELECT time, why, seen FROM stop").fetchone()
+    return Stop(row[0], row[1], Books.model_validate_json(row[2])) if row is not None else None
 
 
 def _head(connection: sqlite3.Connection) -> Head:
@@ -332,3 +410,7 @@ def _head(connection: sqlite3.Connection) -> Head:
 
 def _rows(connection: sqlite3.Connection) -> list[Exposure]:
     return [Exposure(*(*row, bool(said))) for *row, said in connection.execute(_EXPOSURES)]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

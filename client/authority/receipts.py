@@ -27,7 +27,7 @@ from client.authority.egress import size_of
 from client.authority.ledger import NOTHING, Head, Ledger
 from common.arrays import Arrays
 from common.errors import FolderError
-from common.protocol.orders import Order, Report
+from common.protocol.orders import Books, Order, Report
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
 
 _log = getLogger("callosum.site")
@@ -54,26 +54,48 @@ class Receipts:
 
     def append(self, departure: Mapping[str, Any], now: datetime | None = None) -> Head:
         """Write a receipt; when this returns, it is on disk and what it is for may leave."""
-        now = now or datetime.now(UTC)
         with self._mutex:
-            number, file = self._head.number + 1, self._file(now)
-            torn = self._folder / f"{number:08d}.torn"
-            line, head = _sealed({
-                "number": number,
-                "time": now.isoformat(timespec="seconds"),
-                **departure,
-                **({"torn": torn.name} if torn.exists() else {}),
-                "previous": self._head.hash,
-            })  # fmt: skip
-            with storage_checked(file):
-                size = _append(file, line)
-                try:
-                    self._ledger.set_head(*head)
-                except BaseException:
-                    os.truncate(file, size)  # nothing leaves, so there is nothing to receipt
-                    raise
-            self._head = head
-            return head
+            return self._written(departure, now or datetime.now(UTC))
+
+    def tell(self, departure: Mapping[str, Any], now: datetime | None = None) -> Books:
+        """The same for what leaves with the site's books; the books as they leave.
+
+        Counted while nobody else writes a receipt: the count and the numbers grow together, and
+        whoever reads two of them can tell which was first.
+        """
+        with self._mutex:
+            before = self._ledger.books().model_copy(update={"receipt": self._head.number + 1})
+            more = len(before.model_dump_json()) - len("null")  # a hash has one length
+            books = {"state": before.state, "exposures": before.exposures}
+            size = departure["bytes"] + more
+            head = self._written(
+                {**departure, "bytes": size, "books": books},
+                now or datetime.now(UTC),
+                told=before.exposures,
+            )
+            return before.model_copy(update={"hash": head.hash})
+
+    def _written(
+        self, departure: Mapping[str, Any], now: datetime, told: int | None = None
+    ) -> Head:
+        number, file = self._head.number + 1, self._file(now)
+        torn = self._folder / f"{number:08d}.torn"
+        line, head = _sealed({
+            "number": number,
+            "time": now.isoformat(timespec="seconds"),
+            **departure,
+            **({"torn": torn.name} if torn.exists() else {}),
+            "previous": self._head.hash,
+        })  # fmt: skip
+        with storage_checked(file):
+            size = _append(file, line)
+            try:
+                self._ledger.set_head(*head, told)
+            except BaseException:
+                os.truncate(file, size)  # nothing leaves, so there is nothing to receipt
+                raise
+        self._head = head
+        return head
 
     def _file(self, now: datetime) -> Path:
         """The month's file; a later one if a clock went back, for files must stay in order."""

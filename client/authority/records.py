@@ -15,6 +15,7 @@ from client.authority.ledger import SPENDING, Ledger
 from client.authority.receipts import Receipts
 from client.site import Site
 from common.arrays import Arrays
+from common.errors import Refusal
 from common.protocol.orders import Order, Report, digest_of
 from common.study import canonical
 
@@ -37,21 +38,31 @@ class Records:
 
         `Refusal("PRIVACY_SPENT")` if the cap `most` is reached and this order is not among those.
         """
+        self._check_books()
         if order.kind in SPENDING:
             self.ledger.spend(order, study_name, most)
 
-    def depart(self, order: Order, study_name: str, report: Report, arrays: Arrays) -> None:
-        """Enter an answer; when this returns it may leave, as often as it is asked for.
+    def depart(self, order: Order, study_name: str, report: Report, arrays: Arrays) -> Report:
+        """Enter an answer; what this returns may leave: the same, with the books as they stand.
 
         `Refusal("SITE_FAILED")` if another answer to this order was entered before.
         """
-        digest = digest_of_answer(report, arrays)
+        self._check_books()
+        bare = report.model_copy(update={"books": None})  # it may have left before
+        digest = digest_of_answer(bare, arrays)
         self.ledger.answered(order.id, digest)
-        self.receipts.append(receipts.departure(order, study_name, report, arrays, digest))
+        books = self.receipts.tell(receipts.departure(order, study_name, bare, arrays, digest))
+        return report.model_copy(update={"books": books})
 
     def decline(self, order: Order, study_name: str, report: Report) -> None:
         """Enter a refusal; it is no answer, so the same order may be answered later."""
         self.receipts.append(receipts.departure(order, study_name, report, {}, ""))
+
+    def _check_books(self) -> None:
+        """An order that was let in before the books were stopped costs nothing and stays here."""
+        stop = self.ledger.stopped()
+        if stop is not None:
+            raise Refusal("BOOKS", stop.why)
 
     def decline_unread(self, code: str, size: int) -> None:
         """Enter a refusal of something that is no order, of `size` bytes."""
@@ -75,6 +86,6 @@ def open_records(site: Site) -> Records:
 
 
 def digest_of_answer(report: Report, arrays: Arrays) -> str:
-    """SHA-256 of all that an answer tells; how long the work took, and what is held, is no part."""
-    told = report.model_dump(mode="json", exclude={"seconds", "holds"})
+    """SHA-256 of all that an answer tells; how long it took, what is held and the books are not."""
+    told = report.model_dump(mode="json", exclude={"seconds", "holds", "books"})
     return hashlib.sha256(canonical([told, digest_of(arrays)])).hexdigest()

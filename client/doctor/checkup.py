@@ -61,6 +61,7 @@ CHECKS: Final[Mapping[str, Callable[..., Finding]]] = {
     "agent": readiness.agent,
     "locks": readiness.locks,
     "pause": readiness.pause,
+    "books": readiness.books,
     "approval": readiness.approved,
     "policy": readiness.policy,
 }

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client import hours
 from client.authority import approvals
+from client.authority.books import REMEDY, account_of
 from client.authority.consent import consent
 from client.data.check import check
 from client.doctor.finding import CannotTellError, Finding, bad, good, literal, note
@@ -83,6 +84,17 @@ def pause(site: Site) -> Finding:
             site_file=site.file,
         )
     return good(f"not paused; hours: {', '.join(windows) or 'always'}")
+
+
+def books(site: Site) -> Finding:
+    """Whether the ledger is the one that the coordinator saw, and not a backup or a copy of it."""
+    stop = account_of(site).stop
+    if stop is None:
+        return good("the books are not contradicted by what the coordinator last saw")
+    return bad(
+        f"every order is refused: the coordinator has seen other books ({literal(stop.why)})",
+        f"{REMEDY}, which shows both counts first",
+    )
 
 
 def approved(site: Site, study: Study) -> Finding:

@@ -81,8 +81,7 @@ class Agent:
                 report, sent = earlier
                 received = self._assembled(order, arrays) if order.kind == "train" else {}
                 report = inspect(order, _rules(sent), self.site.policy, report, sent, received)
-            self._enter(order, report, sent)
-            return report, sent
+            return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
             if isinstance(error, Refusal):  # it says why itself
@@ -115,13 +114,13 @@ class Agent:
             self._cache(order).keep(order, report, answer.arrays)
         return report, answer.arrays
 
-    def _enter(self, order: Order, report: Report, sent: Arrays) -> None:
+    def _enter(self, order: Order, report: Report, sent: Arrays) -> Report:
         """Enter into the records what is about to leave, unless somebody has paused the site."""
         if self.records is None:
-            return
+            return report
         if paused(self.site) is not None:
             raise Refusal("PAUSED", "the answer is kept until the same order is sent again")
-        self.records.depart(order, self.study.name, report, sent)
+        return self.records.depart(order, self.study.name, report, sent)
 
     def _declined(self, order: Order, code: str) -> Report:
         report = refuse(order, code)

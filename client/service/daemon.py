@@ -106,7 +106,7 @@ class Daemon:
                 order, study, asking, visit.phases
             )
             if joined:  # the agent has entered one departure; this is another
-                self._enter_again(order, study, report, arrays)
+                report = self._enter_again(order, study, report, arrays)
         except Refusal as refusal:
             report, arrays = self._decline(order, refusal), {}
         yield from self._hand_over(envelope, report, arrays, visit)
@@ -150,13 +150,13 @@ class Daemon:
             _log.exception("%s leaves without a receipt", refusal.code)
         return report
 
-    def _enter_again(self, order: Order, study: Study, report: Report, arrays: Arrays) -> None:
+    def _enter_again(self, order: Order, study: Study, report: Report, arrays: Arrays) -> Report:
         if report.refusal:
             self._records.decline(order, study.name, report)
-        elif approvals.paused(self._site) is not None:
+            return report
+        if approvals.paused(self._site) is not None:
             raise Refusal("PAUSED", "the answer is kept until the same order is sent again")
-        else:
-            self._records.depart(order, study.name, report, arrays)
+        return self._records.depart(order, study.name, report, arrays)
 
     def _enter_unread(self, refusal: Refusal) -> None:
         size = len(header(refusal=refusal.code))

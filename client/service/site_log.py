@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from client.authority import approvals
+from client.authority.books import REMEDY
 from client.authority.ledger import Ledger
 from client.kit import SiteKit, expiring
 from client.site import Site
@@ -72,3 +73,6 @@ def _standing(kit: SiteKit, site: Site, ledger: Ledger) -> Iterator[str]:
     pause = approvals.paused(site)
     if pause is not None:
         yield f"PAUSED since {pause.since}: {pause.reason}; callosum-site resume ends it"
+    stop = ledger.stopped()
+    if stop is not None:
+        yield f"STOPPED since {stop.time}: {stop.why}; {REMEDY}"

@@ -20,7 +20,7 @@ from common.sections import Name
 from common.settings import Table
 from common.study import canonical
 
-PROTOCOL: Final = 2  # raised when either end would misread the other
+PROTOCOL: Final = 3  # raised when either end would misread the other
 
 OrderKind = Literal[
     "census", "settle", "train", "finetune", "judge", "explain", "send", "linear", "evaluate"
@@ -45,7 +45,7 @@ class Order(Table):
     evaluate: judge the given arrays as `model`; the report holds measurements and mergeable counts.
     """
 
-    protocol: Literal[2] = PROTOCOL
+    protocol: Literal[3] = PROTOCOL
     kind: OrderKind
     study: Hex = Field(description="Digest of the study.")
     run: Hex = Field(description="Name of the run, drawn when it was opened.")
@@ -92,10 +92,23 @@ class Measurement(Table):
     repeat: Count = 0
 
 
+class Books(Table):
+    """A site's books at one departure: what both ends compare (`common/protocol/books.py`)."""
+
+    state: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] = Field(
+        description="Id of the state folder, drawn when its ledger was made."
+    )
+    exposures: Count = Field(description="Orders that learnt from participants, over all studies.")
+    receipt: Count = Field(
+        description="Number of the receipt of this very departure; 0: a person ended this history."
+    )
+    hash: Hex = Field(description="Its hash, which stands on all receipts before it.")
+
+
 class Report(Table):
     """A site's answer to one order; the arrays travel beside it."""
 
-    protocol: Literal[2] = PROTOCOL
+    protocol: Literal[3] = PROTOCOL
     order: Hex
     site: Name
     kind: OrderKind
@@ -114,6 +127,7 @@ class Report(Table):
         (), description="Those of the order's digests that need not be sent to this site again."
     )
     seconds: float = Field(0.0, ge=0)
+    books: Books | None = Field(None, description="Added at departure, no part of the answer.")
 
 
 EMPTY: Final = hashlib.sha256().hexdigest()  # digest of no arrays
@@ -143,8 +157,13 @@ def read_report(text: str | bytes) -> Report:
     try:
         report = Report.model_validate_json(text)
     except ValidationError as error:
-        places = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
-        types = {fault["type"] for fault in error.errors()}
+        faults = error.errors()
+        places = {str(fault["loc"][0]) for fault in faults if fault["loc"]}
+        types = {fault["type"] for fault in faults}
+        if any(fault["loc"] == ("protocol",) and type(fault["input"]) is int for fault in faults):
+            raise Refusal(
+                "CODE", "a site of another version refuses in a form of its own"
+            ) from None
         if "finite_number" in types:
             raise Refusal("NOT_FINITE", str(error)) from None
         counted = bool(places) and places <= {"support", "participants"}

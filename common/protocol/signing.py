@@ -1,8 +1,8 @@
 """Orders under the coordinator's signature: who asks, from when until when, and with which code.
 
 An order's id is a digest of its content, so that asking again is the same order; what differs from
-one asking to the next (time, a number used once) is in the envelope around it. The Ed25519
-signature covers the envelope's text byte for byte.
+one asking to the next (time, a number used once, what the coordinator last saw of the site's books)
+is in the envelope around it. The Ed25519 signature covers the envelope's text byte for byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from pydantic import Field, ValidationError
 
 from common.errors import Refusal, SettingError
-from common.protocol.orders import Hex, Order
+from common.protocol.orders import Books, Hex, Order
 from common.settings import Table
 
 CLOCK_TOLERANCE_S: Final = 300.0  # hospital clocks that nobody watches are minutes off, not hours
@@ -34,6 +34,9 @@ class Envelope(Table):
     expires: float = Field(description="Unix time in seconds.")
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] = Field(description="Used once.")
     code: Hex = Field(description="Digest of the source that both ends must share.")
+    seen: Books | None = Field(
+        description="The site's books as the coordinator last saw them; None before it saw any."
+    )
 
 
 class Sealed(NamedTuple):
@@ -44,11 +47,18 @@ class Sealed(NamedTuple):
 
 
 def seal(
-    order: Order, key: Ed25519PrivateKey | None, *, code: str, now: float, lifetime_s: float
+    order: Order,
+    key: Ed25519PrivateKey | None,
+    *,
+    code: str,
+    now: float,
+    lifetime_s: float,
+    seen: Books | None = None,
 ) -> Sealed:
     """Put `order` into an envelope that holds from `now` for `lifetime_s`, and sign it.
 
-    `code` is the digest of the source that both ends must share for the order's study.
+    `code` is the digest of the source that both ends must share for the order's study; `seen` are
+    the site's books as they were last seen.
     """
     text = Envelope(
         order=order,
@@ -56,6 +66,7 @@ def seal(
         expires=now + lifetime_s,
         nonce=secrets.token_hex(16),
         code=code,
+        seen=seen,
     ).model_dump_json()
     return Sealed(text, key.sign(_CONTEXT + text.encode()).hex() if key is not None else "")
 

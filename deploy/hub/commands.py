@@ -154,3 +154,38 @@ def stop(name: RunName, hub: HubFolder) -> None:
         raise SettingError(f"the hub has no run {name}; it has: {known or 'none'}")
     want(folder, "stopped")
     print(f"{name} is stopped; callosum run goes on with it")
+
+
+def books(
+    hub: HubFolder,
+    accept: Annotated[
+        str, typer.Option(help="Let this site go on, with the count seen.", metavar="SITE")
+    ] = "",
+    exposures: Annotated[
+        int | None, typer.Option(help="Fewest exposures then, where the count seen cannot be.")
+    ] = None,
+) -> None:
+    """Show what was last seen of each site's books, and whom they stopped; accept one again."""
+    from datetime import UTC, datetime
+
+    from deploy.kits.hub_kit import open_hub
+    from server.federation.books import SiteBooks
+
+    kept = SiteBooks(open_hub(hub).books)
+    if accept:
+        count = kept.accept(accept, exposures).exposures
+        print(f"{accept} is asked again; its next report must tell {count} exposures or more")
+        return
+    table = Table()
+    for column in ("site", "state folder", "exposures", "receipt", ""):
+        table.add_column(column)
+    pages = {site: kept.page(site) for site in kept.sites()}
+    for site, page in pages.items():
+        last = page.seen[-1] if page.seen else None
+        about = (last.state[:8], str(last.exposures), str(last.receipt)) if last else ("",) * 3
+        table.add_row(site, *about, "STOPPED" if page.stopped else "")
+    console.print(table)
+    for site, page in pages.items():
+        if page.stopped:  # in a line of its own: whoever decides reads all of it
+            at = datetime.fromtimestamp(page.since, UTC).isoformat(timespec="minutes")
+            say(f"{site} is stopped{f' since {at}' if page.since else ''}: {page.stopped}")

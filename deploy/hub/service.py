@@ -57,7 +57,11 @@ class Hub:
             self._admit(control)
             self.superexec.tend()
             self.online = control.online()
-            told = {"nodes": json.dumps(self.nodes), "key": str(self.kit.coordinator_key)}
+            told = {
+                "nodes": json.dumps(self.nodes),
+                "key": str(self.kit.coordinator_key),
+                "books": str(self.kit.books),
+            }
             self.runs.drive(control, told)
         except httpx.HTTPError as error:
             log = _log.warning if self.control else _log.debug  # it has not served yet

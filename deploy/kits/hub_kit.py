@@ -70,6 +70,11 @@ class HubKit(Hub):
         return self.folder / "runs"
 
     @property
+    def books(self) -> Path:
+        """What was last seen of each site's books: beside the runs, which outlive a container."""
+        return self.runs / ".books"
+
+    @property
     def flower(self) -> Path:
         """What Flower calls its home."""
         return self.folder / "flower"

@@ -37,6 +37,7 @@ from common.protocol.wire import (
 )
 from common.runtime.progress import track
 from common.study import Study
+from server.federation.books import BOOKS, SiteBooks
 from server.federation.parcel import Parcel
 from server.federation.progress import ProgressFile
 from server.federation.report_validation import Sound, accept
@@ -72,6 +73,7 @@ class Exchange:
     nodes : Flower's node id of each site
     key : signs the orders; None where coordinator and sites are one process
     progress : told who answered, for whoever looks on
+    books : what was seen of each site's books; by default nothing is kept
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Exchange:
         *,
         key: Ed25519PrivateKey | None = None,
         progress: ProgressFile | None = None,
+        books: SiteBooks | None = None,
     ) -> None:
+        self._books = books or SiteBooks()
         self._grid, self._nodes, self._study = grid, nodes, study
         self._key, self._progress = key, progress
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
@@ -129,6 +133,8 @@ class Exchange:
                 self._take(outcome, kept, folder)
             elif order.site not in self._nodes:
                 outcome.refused[order.site] = "NO_ANSWER"
+            elif self._books.stops(order.site):
+                outcome.refused[order.site] = BOOKS
             else:
                 missing.append(order)
         return missing
@@ -219,7 +225,7 @@ class Exchange:
                 records[needed] = array_record(ChainMap(*sets))  # type: ignore[arg-type]
             messages.append(
                 Message(
-                    pack_order(sealed(order), records[needed]),
+                    pack_order(sealed(order, seen=self._books.told(order)), records[needed]),
                     dst_node_id=self._nodes[order.site],
                     message_type=MessageType.TRAIN,
                     group_id=str(order.round),
@@ -285,6 +291,8 @@ class Exchange:
         except Refusal as refusal:
             _log.warning("%s: %s", site, refusal)
             outcome.refused.setdefault(site, refusal.code)
+            if order is not None and refusal.code == BOOKS:
+                self._books.stop(site, "the site itself says so")
         self._show(orders, outcome)
 
     def _accept(
@@ -296,6 +304,7 @@ class Exchange:
         accept(self._study, order, plan, report, arrays, self.census.get(order.site))
         if self._sound is not None:
             self._sound(arrays)
+        self._books.take(order, report)
         spool(folder / f"{order.site}.safetensors", report, arrays)
         self._take(outcome, report, folder)
 

@@ -15,14 +15,15 @@ import pytest
 
 from client import cli
 from client.authority.approvals import approved, paused, study_of
+from client.authority.books import check_books
 from client.authority.consent import consent
 from client.authority.records import Records, open_records
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site
-from common.errors import SettingError
+from common.errors import Refusal, SettingError
 from common.network.building import arrays_of, build, plan_of
-from common.protocol.orders import Order, digest_of, refuse
+from common.protocol.orders import Books, Order, digest_of, refuse
 
 Run = Callable[..., tuple[int, str]]
 
@@ -109,6 +110,7 @@ COMMANDS = [
     ["pause", "--reason", "audit"],
     ["resume"],
     ["ledger"],
+    ["books"],
     ["models"],
     ["receipts"],
     ["receipts", "verify"],
@@ -320,6 +322,35 @@ def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospit
         assert (last["refusal"], last["number"]) == ("UNSIGNED", 4)
         code, text = run("receipts", "verify", "--site", hospital.file)
         assert (code, "4 receipts are whole; the hash of number 4" in text) == (0, True)
+
+
+def test_books_are_accepted_after_a_yes_and_with_the_agent_stopped(run, hospital):
+    """Who accepts says that no copy runs; both counts are on the screen before the question."""
+    assert "without an id yet" in run("books", "--site", hospital.file)[1]
+    seen = Books(state="f" * 32, exposures=8, receipt=52, hash="e" * 64)
+    with open_records(hospital.site) as records:
+        worked(hospital, records)
+        with pytest.raises(Refusal):
+            check_books(records.ledger, seen)
+        code, text = run("books", "--site", hospital.file, "--accept", "--yes")
+        assert (code, "another process holds" in text) == (5, True)
+    code, text = run("books", "--site", hospital.file, "--accept", typed="\n")
+    assert code == 1
+    for words in (
+        "exposures 1;",
+        "STOPPED since",
+        "has seen 8 exposures, receipt 52",
+        "other copy",
+    ):
+        assert words in text
+    code, text = run("books", "--site", hospital.file, "--accept", typed="y\n")
+    assert (code, "goes on from 8 exposures, 7 of them taken over" in text) == (0, True)
+    assert "STOPPED" not in run("books", "--site", hospital.file)[1]
+    assert "spent: 8 (7 taken over) over all" in run("ledger", "--site", hospital.file)[1]
+    told = json.loads(run("ledger", "--site", hospital.file, "--json")[1])
+    assert (told["spent"], told["taken_over"], len(told["exposures"])) == (8, 7, 1)
+    assert run("books", "--site", hospital.file, "--accept", "--yes", "--exposures", "9")[0] == 0
+    assert "exposures 9, 8 of them taken over" in run("books", "--site", hospital.file)[1]
 
 
 def test_tuned_models_are_shown(run, hospital):

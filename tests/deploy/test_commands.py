@@ -27,8 +27,11 @@ import typer
 
 from common import errors
 from common.errors import SENTENCES, CallosumError
+from common.protocol.orders import Books, Order, Report
 from common.protocol.wire import open_arrays
 from common.study import load_study
+from deploy.kits.hub_kit import open_hub
+from server.federation.books import SiteBooks
 from server.run import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -608,6 +611,33 @@ def test_codes_that_the_study_does_not_know_are_exit_3(callosum: Run, federation
 
 
 # Run folders that hold something else.
+
+
+def test_the_coordinator_sees_whom_its_books_stopped_and_accepts_them(
+    callosum: Run, tmp_path: Path
+) -> None:
+    """Whoever decides must read why, and which count will hold; a mistyped name is no decision."""
+    sites = [{"name": name, "role": "train", "data": "features"} for name in ("alpha", "beta")]
+    about = {"name": "trio", "hub": "localhost:9443", "contact": "Jane Doe", "sites": sites}
+    (tmp_path / "trio.toml").write_text(tomli_w.dumps(about))
+    kits = tmp_path / "KITS"
+    assert callosum("provision", tmp_path / "trio.toml", "--out", kits).code == 0
+    hub = kits / "hub"
+    kept = SiteBooks(open_hub(hub).books)
+    for name in ("alpha", "beta"):
+        order = Order(kind="census", study="a" * 64, run="b" * 64, site=name, arrays="c" * 64)
+        told = Books(state="d" * 32, exposures=8, receipt=52, hash="e" * 64)
+        kept.take(order, Report(order=order.id, site=name, kind="census", books=told))
+    kept.stop("beta", "6 exposures after 8")
+    text = callosum("books", "--hub", hub).text
+    assert re.search(r"alpha\W+dddddddd\W+8\W+52", text)
+    assert "beta is stopped since 20" in text
+    assert "6 exposures after 8" in text
+    done = callosum("books", "--hub", hub, "--accept", "gamma")
+    assert (done.code, "nothing was seen of gamma; known: alpha, beta" in done.text) == (3, True)
+    done = callosum("books", "--hub", hub, "--accept", "beta")
+    assert (done.code, "must tell 8 exposures or more" in done.text) == (0, True)
+    assert "stopped" not in callosum("books", "--hub", hub).text
 
 
 @pytest.mark.parametrize(

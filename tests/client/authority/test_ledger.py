@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from client.authority.ledger import NOTHING, Head, Ledger, read_ledger
 from common.errors import FolderError, Refusal, StorageError
-from common.protocol.orders import Order
+from common.protocol.orders import Books, Order
 
 STUDIES = ("a" * 64, "b" * 64)
 
@@ -179,10 +179,111 @@ def test_a_ledger_of_a_later_version_is_refused(path):
     """It may hold costs that this version cannot see."""
     Ledger(path).shut()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     for act in (Ledger, read_ledger):
-        with pytest.raises(FolderError, match="version 2; this Callosum knows version 1"):
+        with pytest.raises(FolderError, match="version 3; this Callosum knows version 2"):
             act(path)
+
+
+FIRST = """
+CREATE TABLE deliveries (
+    nonce TEXT PRIMARY KEY, order_id TEXT NOT NULL, expires REAL NOT NULL,
+    closed INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE exposures (
+    number INTEGER PRIMARY KEY, order_id TEXT NOT NULL UNIQUE, time TEXT NOT NULL,
+    study TEXT NOT NULL, study_name TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL,
+    model TEXT NOT NULL, round INTEGER NOT NULL
+);
+CREATE TABLE answers (order_id TEXT PRIMARY KEY, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE head (
+    only INTEGER PRIMARY KEY CHECK (only = 1), number INTEGER NOT NULL, hash TEXT NOT NULL
+);
+INSERT INTO exposures VALUES (1, 'x', '2026-01-01T00:00:00', 'aa', 'tiny', 'cc', 'train', 'm', 1);
+INSERT INTO answers VALUES ('x', 'dd');
+INSERT INTO deliveries VALUES ('11', 'x', 10.0, 1);
+INSERT INTO head SELECT 1, 7, lower(hex(zeroblob(32)));
+PRAGMA user_version = 1;
+"""
+SEVENTH = Head(7, "0" * 64)
+
+
+def test_a_ledger_of_the_first_version_is_brought_up_and_keeps_everything(path):
+    """Sites update between runs; what was spent before counts for ever."""
+    path.parent.mkdir()
+    with sqlite3.connect(path) as first:
+        first.executescript(FIRST)
+    before = read_ledger(path)  # before its agent was started
+    assert (before.spent, before.head, before.state) == (1, SEVENTH, "")
+    with Ledger(path) as ledger:
+        assert (ledger.exposures(), ledger.head()) == (1, SEVENTH)
+        assert ledger.is_spent("x")
+        assert code(ledger.present, "11", "x", 10.0) == "REPLAYED"
+        assert code(ledger.answered, "x", "other") == "SITE_FAILED"
+        state = ledger.books().state
+    assert len(state) == 32
+    with Ledger(path) as ledger:
+        assert ledger.books().state == state
+    account = read_ledger(path)
+    assert (account.exposures, account.state) == (before.exposures, state)
+
+
+def test_a_ledger_killed_while_it_is_brought_up_is_the_old_one(path):
+    """Half of the tables would be a ledger that no version can read."""
+    path.parent.mkdir()
+    with sqlite3.connect(path) as first:
+        first.executescript(FIRST)
+        first.execute("CREATE TABLE decisions (x)")  # so that the last of them fails
+    with pytest.raises(FolderError):
+        Ledger(path)
+    with sqlite3.connect(path) as found:
+        names = {row[0] for row in found.execute("SELECT name FROM sqlite_master")}
+        assert found.execute("PRAGMA user_version").fetchone() == (1,)
+        assert names.isdisjoint({"state", "told", "stop"})
+        found.execute("DROP TABLE decisions")
+    with Ledger(path) as ledger:
+        assert ledger.exposures() == 1
+
+
+def test_every_state_folder_has_an_id_of_its_own(path, tmp_path):
+    """By it a folder that was made anew is told from the one that was there."""
+    with Ledger(path) as one, Ledger(tmp_path / "other" / "ledger.sqlite") as other:
+        assert one.books().state != other.books().state
+
+
+def test_what_is_taken_over_counts_and_never_falls(path):
+    """A restored ledger has forgotten exposures; the people behind them have not."""
+    seen = Books(state="f" * 32, exposures=8, receipt=52, hash="e" * 64)
+    with Ledger(path) as ledger:
+        ledger.spend(order(1), "tiny")
+        before = ledger.books()
+        assert "state folder" in ledger.disowned(seen)
+        ledger.stop(seen, "another folder")
+        ledger.stop(seen.model_copy(update={"exposures": 7}), "less")  # the highest counts
+        assert ledger.stopped().seen == seen
+        assert read_ledger(path).stop == ledger.stopped()
+        assert ledger.go_on("jane", 8) == 7
+        assert ledger.go_on("jane", 3) == 0
+    with Ledger(path) as ledger:
+        assert ledger.stopped() is None
+        assert ledger.exposures() == read_ledger(path).spent == 8
+        assert ledger.books().state != before.state
+        assert code(ledger.spend, order(2), "tiny", 8) == "PRIVACY_SPENT"
+        assert ledger.spend(order(2), "tiny", 9)
+        assert ledger.books().exposures == 9
+
+
+def test_only_what_was_told_is_owned(path):
+    """A clone may come to have as many receipts: what the hub has seen of them is not its own."""
+    with Ledger(path) as ledger:
+        ledger.set_head(4, "c" * 64)
+        ledger.set_head(5, "d" * 64, 0)
+        ledger.set_head(6, "e" * 64)
+        own = ledger.books().model_copy(update={"receipt": 5, "hash": "d" * 64})
+        assert ledger.disowned(own) == ""
+        for change in ({"hash": "c" * 64}, {"receipt": 4, "hash": "c" * 64}, {"receipt": 3}):
+            assert "did not leave here" in ledger.disowned(own.model_copy(update=change))
+        assert "receipt 6 after 7" in ledger.disowned(own.model_copy(update={"receipt": 7}))
 
 
 def test_a_full_disk_is_said_and_leaves_the_ledger_usable(path):
@@ -208,7 +309,7 @@ def test_every_change_is_on_disk_when_it_returns(path):
             name: ledger._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("synchronous", "journal_mode", "user_version")
         }
-    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 1}
+    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 2}
 
 
 class Deliveries(RuleBasedStateMachine):

@@ -111,6 +111,7 @@ def test_every_number_of_a_report_is_in_its_receipt(folder, ledger):
         "support", "participants", "counts", "measurements", "seconds", "cohort", "holds", "refusal",
     }  # fmt: skip
     names = {"order", "site", "kind", "round", "protocol"}  # the order's own, or the same for ever
+    names.add("books")  # entered when they are told
     assert set(Report.model_fields) == told | names
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from client.authority import ledger as client_ledger
+from client.authority.books import check_books
 from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts, verify
 from client.authority.records import digest_of_answer, open_records
@@ -31,7 +32,7 @@ from client.data.cohort import open_cohort
 from client.service.agent import Agent
 from client.site import load_site
 from common.network.building import arrays_of, build, plan_of
-from common.protocol.orders import Order, digest_of
+from common.protocol.orders import Books, Order, digest_of
 from common.study import load_study
 
 torch.set_num_threads(1)  # before any work: a pool of threads does not survive a fork
@@ -74,12 +75,15 @@ class Hospital:
             agent = Agent(self.site, self.study, cohort, records=records)
             for order in self.orders:
                 nonce = secrets.token_hex(16)
+                check_books(records.ledger, self.seen())  # what an envelope would tell
                 records.ledger.present(nonce, order.id, 0.0)
                 report, sent = agent.answer(order, self.arrays)
                 line = f"{order.id} {report.refusal or digest_of_answer(report, sent)}\n"
                 handle = os.open(self.work / "handed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.write(handle, line.encode())
                 os.close(handle)
+                if report.books is not None:
+                    (self.work / "seen").write_text(report.books.model_dump_json())
                 records.ledger.close(nonce)
 
     def asked(self, seen: Step | None = None) -> int:
@@ -100,6 +104,11 @@ class Hospital:
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
 
+    def seen(self) -> Books | None:
+        """The books of the last answer that was handed over, as a hub would have seen them."""
+        path = self.work / "seen"
+        return Books.model_validate_json(path.read_text()) if path.exists() else None
+
     def handed(self) -> list[str]:
         """Each answer that was handed over, by order and digest."""
         path = self.work / "handed"
@@ -119,6 +128,12 @@ class Hospital:
             for line in set(self.handed())
             if receipted.count(line) < self.handed().count(line)
         ]
+        with open_records(self.site) as records:
+            seen, stop = self.seen(), records.ledger.stopped()
+            found += [f"stopped: {stop.why}"] if stop is not None else []
+            found += (
+                [records.ledger.disowned(seen)] if seen and records.ledger.disowned(seen) else []
+            )
         verdict = verify(state / "receipts", lambda: read_ledger(state / "ledger.sqlite").head)
         return found + [f"{fault.place}: {fault.what}" for fault in verdict.faults]
 

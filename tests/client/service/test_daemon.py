@@ -238,7 +238,7 @@ def bare_answer(station: Station, order: Order, arrays: Any, tmp_path: Path) -> 
 
 def same(one: Any, other: Any) -> bool:
     (report, arrays), (expected, wanted) = one, other
-    plain = {"seconds": 0.0}
+    plain = {"seconds": 0.0, "books": None}  # each departure has its own
     return report.model_copy(update=plain) == expected.model_copy(update=plain) and {
         name: array.tobytes() for name, array in arrays.items()
     } == {name: array.tobytes() for name, array in wanted.items()}

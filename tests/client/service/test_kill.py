@@ -29,6 +29,7 @@ STEPS = {
     "entered, no receipt": r"^before fsync .*receipts/.*\.jsonl$",
     "receipt, not in the ledger": r"^after fsync .*receipts/.*\.jsonl$",
     "about to note the receipt": r"^at INSERT OR REPLACE INTO head",
+    "about to note what was told": r"^at INSERT OR REPLACE INTO told",
     "handed over, not closed": r"^at UPDATE deliveries",
 }
 

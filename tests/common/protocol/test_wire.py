@@ -344,7 +344,11 @@ def test_any_value_in_any_field_is_a_message_or_a_refusal(message: str, data: An
     try:
         read(written(fields))
     except Refusal as refusal:
-        assert refusal.code.endswith("_MALFORMED") or refusal.code in {"NOT_FINITE", "SUPPORT"}
+        assert refusal.code.endswith("_MALFORMED") or refusal.code in {
+            "NOT_FINITE",
+            "SUPPORT",
+            "CODE",
+        }
 
 
 @pytest.mark.parametrize(
@@ -380,8 +384,7 @@ def test_a_count_that_is_none_has_its_own_code(sound: str, count: str) -> None:
     [
         "", "null", "[]", "{}", "{" * 100_000, "[" * 100_000, f'{{"protocol":{PROTOCOL}}}', "\ud800",
         REPORT.model_dump_json()[:-1], REPORT.model_dump_json() + " x",
-        REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', f'"protocol":{PROTOCOL - 1}'),
-        REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', f'"protocol":{PROTOCOL + 1}'),
+        REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', '"protocol":"3.1"'),
         REPORT.model_dump_json().replace('"site":"alpha"', '"site":"../alpha"'),
         REPORT.model_dump_json().replace('"round":3', '"round":-3'),
         REPORT.model_dump_json().replace('"refusal":""', '"refusal":"MADE_UP"'),
@@ -390,11 +393,20 @@ def test_a_count_that_is_none_has_its_own_code(sound: str, count: str) -> None:
     ],
 )  # fmt: skip
 def test_a_report_of_another_form_is_malformed(text: str) -> None:
-    """Another protocol, a path for a name, a key nobody knows, a code nobody documented."""
+    """No protocol, a path for a name, a key nobody knows, a code nobody documented."""
     assert text != REPORT.model_dump_json()
     with pytest.raises(Refusal) as caught:
         read_report(text)
     assert caught.value.code == "REPORT_MALFORMED"
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL + 1])
+def test_a_report_of_another_version_says_so(protocol: int) -> None:
+    """A site that was not updated refuses in its own form; the coordinator must see which it is."""
+    text = REPORT.model_dump_json().replace(f'"protocol":{PROTOCOL}', f'"protocol":{protocol}')
+    with pytest.raises(Refusal) as caught:
+        read_report(text)
+    assert caught.value.code == "CODE"
 
 
 @unpacks

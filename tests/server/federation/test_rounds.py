@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 
 from client.learning import pretraining
 from common.errors import SENTENCES, QuorumError
-from common.protocol.orders import Order
+from common.protocol.orders import PROTOCOL, Order
 from common.protocol.wire import open_arrays, unpack_order
 from deploy import local
 
@@ -282,8 +282,8 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
     "an unknown code of refusal": (said("refusal", "TIRED"), "REPORT_MALFORMED"),
     "a path as code of refusal": (said("refusal", "/data/sub-01.nii"), "REPORT_MALFORMED"),
     "a refusal of its own": (said("refusal", "POLICY"), "POLICY"),
-    "an earlier protocol": (said("protocol", 1), "REPORT_MALFORMED"),
-    "a later protocol": (said("protocol", 3), "REPORT_MALFORMED"),
+    "an earlier protocol": (said("protocol", PROTOCOL - 1), "CODE"),
+    "a later protocol": (said("protocol", PROTOCOL + 1), "CODE"),
     "something held that is no digest": (said("holds", ["../../arrays"]), "REPORT_MALFORMED"),
     "another order": (said("order", "0" * 64), "STALE"),
     "another round": (said("round", 2), "STALE"),
