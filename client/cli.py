@@ -196,7 +196,7 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
 
     own = _site(kit, site)
     account = read_ledger(own.state / "ledger.sqlite")
-    most, spent = own.policy.most_exposures, len(account.exposures)
+    most, spent = own.policy.most_exposures, account.spent
     if as_json:
         limit = {"most": most, "left": max(0, most - spent) if most else None}
         _print_json({"spent": spent, **limit, "exposures": [asdict(e) for e in account.exposures]})

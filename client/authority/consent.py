@@ -159,7 +159,7 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())
     yield f"training orders in one run: {asked} ({counted})"
-    spent = len(read_ledger(site.state / "ledger.sqlite").exposures)
+    spent = read_ledger(site.state / "ledger.sqlite").spent
     most = site.policy.most_exposures
     if not most:
         yield f"limit: none (policy.most_exposures is 0); {spent} carried out so far"

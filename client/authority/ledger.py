@@ -1,7 +1,8 @@
 """What a site has taken, spent and answered: one SQLite file that no crash can set back.
 
     deliveries    numbers used once of delivered orders; closed when the answer was handed over
-    exposures     orders that trained on the site's participants, each once and for ever
+    exposures     orders that trained on the site's participants, or judged a model by them, each
+                  once and for ever
     answers       digest of the one answer that may leave for an order
     head          number and hash of the last receipt, so that missing receipts are noticed
 
@@ -26,6 +27,7 @@ from common.protocol.orders import Order
 from common.runtime.durable import storage_checked
 
 SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
+JUDGING: Final = "evaluate"  # tells about participants what the arrays of an order ask
 
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -51,6 +53,7 @@ SELECT time, study, study_name, run, kind, model, round, order_id,
        order_id IN (SELECT order_id FROM answers)
 FROM exposures ORDER BY number
 """
+_JUDGED: Final = "SELECT run FROM exposures WHERE kind = ? AND study = ? AND model = ?"
 
 
 class Head(NamedTuple):
@@ -65,7 +68,7 @@ NOTHING: Final = Head(0, "0" * 64)
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One order that trained on the site's participants; `answered` when its report was let out."""
+    """One order that trained on participants, or judged; `answered` when its report was let out."""
 
     time: str
     study: str
@@ -84,6 +87,11 @@ class Account:
 
     exposures: tuple[Exposure, ...]
     head: Head
+
+    @property
+    def spent(self) -> int:
+        """Training orders among them."""
+        return sum(each.kind != JUDGING for each in self.exposures)
 
 
 class Ledger:
@@ -152,20 +160,26 @@ class Ledger:
                 return False
             if most and _exposures(change) >= most:
                 raise Refusal("PRIVACY_SPENT", f"{most} training orders were carried out")
-            change.execute(
-                "INSERT INTO exposures (order_id, time, study, study_name, run, kind, model, round)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    order.id,
-                    datetime.now(UTC).isoformat(timespec="seconds"),
-                    order.study,
-                    study_name,
-                    order.run,
-                    order.kind,
-                    order.model,
-                    order.round,
-                ),
-            )
+            _enter(change, order, study_name)
+            return True
+
+    def judge(self, order: Order, study_name: str, most: int = 0) -> bool:
+        """Record that a model is judged, once and for ever; False if this very order was there.
+
+        A model of a run has one set of arrays: whoever may ask again with others asks about people.
+        `Refusal("PRIVACY_SPENT")` if this run's was judged by another order, or the study's by as
+        many as `most` (0: no cap).
+        """
+        with self._change() as change:
+            if _is_spent(change, order.id):
+                return False
+            where = (JUDGING, order.study, order.model)
+            earlier = [run for (run,) in change.execute(_JUDGED, where)]
+            if order.run in earlier:
+                raise Refusal("PRIVACY_SPENT", f"{order.model} of this run was judged already")
+            if most and len(earlier) >= most:
+                raise Refusal("PRIVACY_SPENT", f"{order.model} was judged in {most} runs")
+            _enter(change, order, study_name)
             return True
 
     def is_spent(self, order_id: str) -> bool:
@@ -181,8 +195,8 @@ class Ledger:
     def spent(self, study: str) -> int:
         """Training orders carried out for one study, by its digest."""
         with self._reading() as reading:
-            row = reading.execute("SELECT count(*) FROM exposures WHERE study = ?", (study,))
-            return int(row.fetchone()[0])
+            counted = "SELECT count(*) FROM exposures WHERE study = ? AND kind != ?"
+            return int(reading.execute(counted, (study, JUDGING)).fetchone()[0])
 
     def answered(self, order_id: str, digest: str) -> None:
         """Record the one answer that may leave for an order.
@@ -322,7 +336,25 @@ def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
 
 
 def _exposures(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
+    counted = "SELECT count(*) FROM exposures WHERE kind != ?"
+    return int(connection.execute(counted, (JUDGING,)).fetchone()[0])
+
+
+def _enter(change: sqlite3.Connection, order: Order, study_name: str) -> None:
+    change.execute(
+        "INSERT INTO exposures (order_id, time, study, study_name, run, kind, model, round)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            order.id,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            order.study,
+            study_name,
+            order.run,
+            order.kind,
+            order.model,
+            order.round,
+        ),
+    )
 
 
 def _head(connection: sqlite3.Connection) -> Head:
