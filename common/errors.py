@@ -86,7 +86,7 @@ SENTENCES: Final[dict[str, str]] = {
     "HOURS": "The site works for studies at other hours.",
     "REPORT_TOO_LARGE": "The report would be larger than the site's policy lets out.",
     "COHORT_TOO_SMALL": "Fewer participants are usable than the site's policy requires.",
-    "PRIVACY_SPENT": "The site's limit for learning from, or judging by, these participants is reached.",
+    "PRIVACY_SPENT": "The site's limit for learning from its participants, or judging, is reached.",
     "BUSY": "The site has as many orders waiting as it takes.",
     "NO_DATA": "The site has no usable data for this order.",
     "NEEDS_ARRAYS": "The site does not hold arrays that the order names without sending them.",

@@ -19,9 +19,12 @@ import numpy as np
 from client.answer import Answer, Measured
 from client.authority.admission import check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
+from client.authority.differencing import FILE as CENSUSES
+from client.authority.differencing import Censuses
 from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
+from client.data.splits import pseudonym, secret_of
 from client.learning.census import census, settle
 from client.learning.evaluation import Judge
 from client.learning.explanation import mean_map
@@ -221,13 +224,22 @@ class Agent:
         if order.kind in _TUNED:
             return self._tune(order, arrays)
         work = {
-            "census": lambda: census(self.study, self.site, self.cohort),
+            "census": self._census,
             "settle": lambda: self._settle(order, arrays),
             "train": lambda: self._train(order, arrays),
             "evaluate": lambda: self._evaluate(order, arrays),
             "linear": self._linear,
         }
         return work[order.kind]()
+
+    def _census(self) -> Answer:
+        if self.records is not None:  # else nothing leaves
+            secret, people = secret_of(self.site), set(self.cohort.participants)
+            Censuses(self.site.state / CENSUSES).admit(
+                frozenset(pseudonym(name, secret) for name in people),
+                self.site.policy.minimum_support,
+            )
+        return census(self.study, self.site, self.cohort)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:
         network, plan = _network(self.study)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from client.data import cohort as cohorts
 from client.data import prepare as preparing
 from client.data.check import check
-from client.data.cohort import Cohort, open_cohort, split_of
+from client.data.cohort import Cohort, open_cohort
+from client.data.splits import split_of
 from client.data.prepare import prepare
 from client.data.reader import Finding, Found, Prepared, find_sources
 from client.data.readers.features import FeaturesReader
@@ -167,6 +168,7 @@ def test_splits_share_out_people_and_never_scans(
         layout="table",
         findings=(),
         contents=("",) * n,
+        secrets=("",) * n,
     )
     parts = [cohort.indices(part, splits) for part in ("train", "validation", "test")]
     assert sorted(np.concatenate(parts).tolist()) == list(range(n))
@@ -177,11 +179,12 @@ def test_splits_share_out_people_and_never_scans(
 def test_splits_have_the_shares_that_the_study_asks_for() -> None:
     """Over 20,000 people within half a percent, independent between salts."""
     names = [f"sub-{n}" for n in range(20_000)]
-    counts = Counter(split_of(name, Splits()) for name in names)
+    counts = Counter(split_of(name, Splits(), "") for name in names)
     assert counts["test"] / 20_000 == pytest.approx(0.2, abs=0.01)
     assert counts["validation"] / 20_000 == pytest.approx(0.15, abs=0.01)
     both = sum(
-        split_of(name, Splits()) == split_of(name, Splits(salt="other")) == "test" for name in names
+        split_of(name, Splits(), "") == split_of(name, Splits(salt="other"), "") == "test"
+        for name in names
     )
     assert both / 20_000 == pytest.approx(0.04, abs=0.01)
 
@@ -190,8 +193,8 @@ def test_more_validation_takes_nobody_out_of_test() -> None:
     """Shares may be tuned without moving test participants into training."""
     names = [f"sub-{n}" for n in range(500)]
     for name in names:
-        if split_of(name, Splits()) == "test":
-            assert split_of(name, Splits(validation=0.4)) == "test"
+        if split_of(name, Splits(), "") == "test":
+            assert split_of(name, Splits(validation=0.4), "") == "test"
 
 
 def test_the_documented_example_of_splits_runs() -> None:
