@@ -56,5 +56,5 @@ def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torc
         arrays=total,
         expected=plan,
         behind=dict.fromkeys(total, people),
-        reveals=-(-sum(math.prod(rule.shape) for rule in plan.values()) // math.prod(study.shape)),
+        reveals=max(1, sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)),
     )
