@@ -66,6 +66,14 @@ class Censuses:
 
     path: Path
 
+    def without_newcomers(self, people: People, minimum: int) -> People:
+        """`people`, less those who came since an earlier census, while they are too few to join."""
+        for census in reversed(self._read()):
+            before = frozenset(census["people"])
+            if before < people and len(people - before) < minimum:
+                return before
+        return people
+
     def admit(self, people: People, minimum: int) -> None:
         """Enter a census of `people`, unless it differs by too few from an earlier one.
 

@@ -48,6 +48,30 @@ class Samples(Protocol):
     def __getitem__(self, chosen: Any, /) -> NDArray[Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some of `samples`, in the order of `indices`, read where they lie."""
+
+    samples: Samples
+    indices: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        return (len(self), *self.samples.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return self.samples.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: Any, /) -> NDArray[Any]:
+        return self.samples[self.indices[chosen]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
     """N samples of a site; every field runs along them.
@@ -94,16 +118,11 @@ class Cohort:
         return np.asarray(inside, dtype=np.int64)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Cohort:
-        """The cohort of these samples, in this order.
-
-        An unbroken ascending run stays mapped from disk; any other choice is copied to memory.
-        """
+        """The cohort of these samples, in this order; they stay where they are."""
         chosen = np.asarray(indices, dtype=np.int64)
-        unbroken = len(chosen) > 0 and bool(np.all(np.diff(chosen) == 1)) and chosen[0] >= 0
-        where = slice(int(chosen[0]), int(chosen[-1]) + 1) if unbroken else chosen
         return replace(
             self,
-            samples=self.samples[where],
+            samples=Chosen(self.samples, chosen),
             participants=tuple(self.participants[index] for index in chosen),
             scans=tuple(self.scans[index] for index in chosen),
             labels={name: values[chosen] for name, values in self.labels.items()},

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -53,13 +54,17 @@ def secret_of(site: Site) -> str:
     return site.secret or _kept(site.state / FILE)
 
 
-def pseudonym(participant: str, secret: str) -> str:
-    """A participant's name as the site's own records hold it; nobody else can make it.
+def pseudonyms(participants: Sequence[str], secret: str) -> list[str]:
+    """Participants' names as the site's own records hold them; nobody else can make these.
 
-    >>> pseudonym("sub-01", "example")[:12]
+    >>> pseudonyms(["sub-01"], "example")[0][:12]
     '3548c15e2edd'
     """
-    return hashlib.sha256(f"{secret}\0pseudonym\0{participant}".encode()).hexdigest()
+    of = {
+        name: hashlib.sha256(f"{secret}\0pseudonym\0{name}".encode()).hexdigest()
+        for name in set(participants)
+    }
+    return [of[name] for name in participants]
 
 
 def _kept(path: Path) -> str:

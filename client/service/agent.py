@@ -24,7 +24,7 @@ from client.authority.differencing import Censuses
 from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
-from client.data.splits import pseudonym, secret_of
+from client.data.splits import pseudonyms, secret_of
 from client.learning.census import census, settle
 from client.learning.evaluation import Judge
 from client.learning.explanation import mean_map
@@ -234,11 +234,9 @@ class Agent:
 
     def _census(self) -> Answer:
         if self.records is not None:  # else nothing leaves
-            secret, people = secret_of(self.site), set(self.cohort.participants)
-            Censuses(self.site.state / CENSUSES).admit(
-                frozenset(pseudonym(name, secret) for name in people),
-                self.site.policy.minimum_support,
-            )
+            people = frozenset(pseudonyms(self.cohort.participants, secret_of(self.site)))
+            censuses = Censuses(self.site.state / CENSUSES)
+            censuses.admit(people, self.site.policy.minimum_support)
         return census(self.study, self.site, self.cohort)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:

@@ -328,33 +328,50 @@ def test_who_trains_does_not_follow_from_names_and_salt(federation: Write) -> No
     )
 
 
-def add_people(file: Path, people: int) -> None:
-    """More rows like the first ones."""
+def add_people(file: Path, people: int, first: int = 0) -> None:
+    """More rows like the first ones, of people numbered from `first`."""
     with file.open() as stream:
         rows = list(csv.reader(stream))
     with file.open("a", newline="") as stream:
         csv.writer(stream).writerows(
-            [f"new-{number}", *map(str, np.random.default_rng(number).normal(size=4)),
+            [f"new-{first + number}", *map(str, np.random.default_rng(first + number).normal(size=4)),
              *rows[1 + number][5:]]
             for number in range(people)
         )  # fmt: skip
 
 
 def test_two_censuses_do_not_single_out_who_joined_between(federation: Write) -> None:
-    """The second census less the first was one person's diagnosis."""
+    """The second census less the first was one person's diagnosis; newcomers wait for others."""
     made = federation()
-    own = load_site(made.sites / "alpha" / "site.toml")
+    own, table = load_site(made.sites / "alpha" / "site.toml"), made.sites / "alpha" / "table.csv"
+    told: list[str] = []
+    with open_records(own) as records:
+
+        def counted(run: str) -> Report:
+            agent = open_agent(made.study, own, records=records, tell=told.append)
+            return Asked(agent)("census", run=run)[0]
+
+        first = counted(RUNS[0])
+        add_people(table, 3)
+        second = counted(RUNS[1])
+        assert second.participants == first.participants == {**first.participants, "scans": 40}
+        assert (second.support, second.cohort) == (first.support, first.cohort)
+        assert "3 participants have come" in told[-1]
+        add_people(table, 12, first=3)
+        assert counted(RUNS[2]).participants["scans"] == 55
+
+
+def test_nor_who_left(federation: Write) -> None:
+    """Whoever withdrew is gone at once; that she is gone is not told until others are, too."""
+    made = federation()
+    own, table = load_site(made.sites / "alpha" / "site.toml"), made.sites / "alpha" / "table.csv"
     with open_records(own) as records:
         assert not Asked(open_agent(made.study, own, records=records))("census")[0].refusal
-        add_people(made.sites / "alpha" / "table.csv", 3)
-        joined = open_agent(made.study, own, records=records)
-        assert len(joined.cohort) == 43
-        report, _ = Asked(joined)("census", run=RUNS[1])
-        assert report.refusal == "COHORT_TOO_SMALL"
-        assert report.support == {}
-        add_people(made.sites / "alpha" / "table.csv", 12)
-        more = open_agent(made.study, own, records=records)
-        assert not Asked(more)("census", run=RUNS[2])[0].refusal
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
+        fewer = open_agent(made.study, own, records=records)
+        assert len(fewer.cohort) == 39
+        report, _ = Asked(fewer)("census", run=RUNS[1])
+        assert (report.refusal, report.support) == ("COHORT_TOO_SMALL", {})
 
 
 def test_consent_warns_of_steps_that_are_nearly_somebodys_row(federation: Write) -> None:
