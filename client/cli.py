@@ -122,13 +122,14 @@ def approve(
     """Show what a study asks of this site, and approve it; without approval nothing is done."""
     from client.authority import approvals
     from client.authority.consent import consent
+    from client.data.reader import find_sources
     from common.explain import explain
     from common.network.buildable import check_buildable
     from common.study import load_study
 
     own, agreed = _site(kit, site), load_study(study)
     check_buildable(agreed, study)
-    asked = consent(own, agreed)
+    asked = consent(own, agreed, len(find_sources(agreed, own).sources))
     print("\n".join([explain(agreed), "", *asked.lines]))
     if not yes and not click.confirm(f"\nDoes {own.name} approve this?", default=False):
         say("not approved; orders of this study will be refused with STUDY_UNKNOWN")

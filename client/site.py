@@ -83,15 +83,25 @@ class Policy(Table):
         description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
-        0,
+        1000,
         description="Most training orders (train, finetune, linear) that it carries out, over all "
         "studies and runs; 0 sets no limit.",
+    )
+    most_judgements: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="How often each model of a study may be judged here, each time as another "
+        "run's; 0 sets no limit.",
     )
     largest_report_mb: Annotated[float, Field(gt=0)] = Field(
         1000.0, description="Largest report that leaves, in MB (1,000,000 bytes)."
     )
     largest_update_norm: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Largest Euclidean norm of a training report's update; 0 sets no limit."
+        1000.0, description="Largest Euclidean norm of a training report's update; 0 sets no limit."
+    )
+    largest_step: Annotated[float, Field(ge=0)] = Field(
+        30.0,
+        description="How many times as far as its own last update the shared arrays may have moved "
+        "since; 0 sets no limit.",
     )
     hours: tuple[Annotated[str, AfterValidator(check_window)], ...] = Field(
         (),
@@ -113,6 +123,12 @@ class Site(Table):
         description="train: contributes to weights. heldout: only judges."
     )
     folder: str = Field(".callosum", description="Where prepared data and cached reports are kept.")
+    secret: str = Field(
+        "",
+        description="Decides, with a study's salt, who of your participants trains, chooses and "
+        "tests; empty: drawn once and kept in the folder. Set it only where the same splits must "
+        "come about again elsewhere.",
+    )
     data: SerializeAsAny[BaseModel] = Field(description="Where the data are.")
     targets: dict[str, Column] = Field({}, description="How columns map to targets.")
     device: Device = Field(Device(), description="What it computes on.")

@@ -87,7 +87,7 @@ SENTENCES: Final[dict[str, str]] = {
     "REPORT_TOO_LARGE": "The report would be larger than the site's policy lets out.",
     "COHORT_TOO_SMALL": "Fewer participants are usable than the site's policy requires.",
     "BOOKS": "The site's books are not those that the coordinator last saw; a person must decide.",
-    "PRIVACY_SPENT": "The site's limit for training on these participants is reached.",
+    "PRIVACY_SPENT": "The site's limit for learning from its participants, or judging, is reached.",
     "BUSY": "The site has as many orders waiting as it takes.",
     "NO_DATA": "The site has no usable data for this order.",
     "NEEDS_ARRAYS": "The site does not hold arrays that the order names without sending them.",

@@ -1,14 +1,13 @@
-"""Metrics as sums and counts first, ratios last: what sites send adds up, and is divided once.
+"""Metrics: made where the labels are, rounded when they leave, put together by what they weigh.
 
-A prediction is summarised by a `Counts` vector whose entries add over scans, batches and sites.
-AUC adds up as two histograms of the predicted probability (512 bins: exact to about 1/1000); at a
-site, where scores are at hand, `exact` is. Intervals resample participants, never scans.
+Losses add up as sums and counts. What a site measures leaves with three figures: a site is asked
+often, and each exact number would be an equation about its people. Intervals resample participants,
+never scans.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -20,62 +19,13 @@ Counts = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]
 Repeats = NDArray[np.float64]
 
-_BINS: Final = 512
-
-
-def counts(target: Target, label: Floats, prediction: Floats) -> Counts:
-    """Sums over the labelled samples.
-
-    Parameters
-    ----------
-    label : (N,) NaN where missing
-    prediction : (N,) in the target's unit, (N,) probability of the positive class, or (N, K)
-
-    Returns
-    -------
-    regression: n, sums of |e|, e^2, y, y^2, p, p^2, y p with e = p - y
-    binary: histograms of the probability over negatives, then over positives
-    categorical: the K x K table of true (rows) against predicted (columns) class, flattened
-    """
-    known = ~np.isnan(label)
-    y, p = label[known].astype(np.float64), prediction[known].astype(np.float64)
-    if target.kind == "regression":
-        e = p - y
-        sums = [np.abs(e), e * e, y, y * y, p, p * p, y * p]
-        return np.array([float(len(y)), *(float(np.sum(values)) for values in sums)])
-    if target.kind == "binary":
-        place = np.clip((p * _BINS).astype(int), 0, _BINS - 1) + _BINS * (y > 0.5)
-        return np.bincount(place, minlength=2 * _BINS).astype(np.float64)
-    size = len(target.classes)
-    place = y.astype(int) * size + p.argmax(1)
-    return np.bincount(place, minlength=size * size).astype(np.float64)
-
-
-def sound(target: Target, sums: Sequence[float]) -> bool:
-    """Whether `sums` could be what `counts` gives for `target`; a site may send anything.
-
-    >>> age = Target(kind="regression")
-    >>> sound(age, [0.0] * 8), sound(age, [1.0]), sound(age, [-1.0, *[0.0] * 7])
-    (True, False, False)
-    """
-    none = np.empty((0, len(target.classes)) if target.kind == "categorical" else 0)
-    if len(sums) != len(counts(target, np.empty(0), none)):
-        return False
-    if target.kind == "regression":
-        n, absolute, squared, _, yy, _, pp, _ = sums
-        return n >= 0 and n == int(n) and min(absolute, squared, yy, pp) >= 0
-    return min(sums) >= 0
-
-
-def n_of(target: Target, sums: Counts) -> int:
-    """Labelled samples behind `sums`."""
-    return int(sums[0] if target.kind == "regression" else sums.sum())
+FIGURES: Final = 3  # of any metric that leaves a site
 
 
 def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, Counts]:
     """Sum over sites the named counts that start with `prefix`, by what follows it.
 
-    >>> merged([{"loss/age": (3.0, 2.0)}, {"loss/age": (1.0, 1.0), "label/sex": (4.0,)}], "loss/")
+    >>> merged([{"loss/age": (3.0, 2.0)}, {"loss/age": (1.0, 1.0), "other/sex": (4.0,)}], "loss/")
     {'age': array([4., 3.])}
     """
     total: dict[str, Counts] = {}
@@ -88,43 +38,46 @@ def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dic
     return total
 
 
-def ratios(target: Target, sums: Counts) -> dict[str, float]:
-    """The metrics of a target from its sums; only those that are defined."""
-    if n_of(target, sums) == 0:
-        return {}
-    if target.kind == "regression":
-        return _regression(sums)
-    if target.kind == "binary":
-        return _binary(sums[:_BINS], sums[_BINS:])
-    table = sums.reshape(len(target.classes), -1)
-    held = table.sum(1) > 0
-    found = {"accuracy": float(np.trace(table) / table.sum())}
-    if held.sum() > 1:
-        recall = np.diag(table)[held] / table.sum(1)[held]
-        found["balanced_accuracy"] = float(recall.mean())
+def figures(value: float, digits: int = FIGURES) -> float:
+    """A number as it leaves a site: so many significant figures, and no more.
+
+    A metric to thirteen digits is an equation about every label behind it.
+
+    >>> figures(12.3456), figures(0.00123456), figures(-98765.0), figures(0.0)
+    (12.3, 0.00123, -98800.0, 0.0)
+    """
+    return float(f"{value:.{digits - 1}e}")
+
+
+def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> float | None:
+    """A metric over several sites at once, from each site's own and what it weighs.
+
+    Means of errors and shares are then what one place would have found. An AUC, or a mean recall,
+    is the mean over sites: samples of two sites are never ranked against each other. A correlation
+    cannot be put together so.
+
+    >>> together("mae", [4.0, 6.0], [10, 30]), together("rmse", [3.0, 4.0], [1, 1]) ** 2
+    (5.5, 12.5)
+    """
+    if metric == "r" or not sum(weights):
+        return None
+    power = 2 if metric == "rmse" else 1
+    total = sum(weight * value**power for value, weight in zip(values, weights, strict=True))
+    found: float = (total / sum(weights)) ** (1 / power)
     return found
 
 
-def _regression(sums: Counts) -> dict[str, float]:
-    n, absolute, squared, y, yy, p, pp, yp = (float(value) for value in sums)
-    found = {"mae": absolute / n, "rmse": (squared / n) ** 0.5}
-    spread = (n * yy - y * y) * (n * pp - p * p)
-    if spread > 1e-9 * max(yy * pp, 1e-300):
-        found["r"] = (n * yp - y * p) / spread**0.5
-    return found
+def interval_together(
+    value: float, widths: Sequence[float], weights: Sequence[float]
+) -> tuple[float, float]:
+    """Normal interval of a weighted mean over sites, from the widths of the sites' intervals.
 
-
-def _binary(negatives: Counts, positives: Counts) -> dict[str, float]:
-    if not (positives.sum() and negatives.sum()):
-        return {}  # of one class alone nothing can be told apart
-    middle = _BINS // 2
-    recalls = positives[middle:].sum() / positives.sum(), negatives[:middle].sum() / negatives.sum()
-    below = np.concatenate([[0.0], np.cumsum(negatives)[:-1]])
-    wins = float((positives * (below + negatives / 2)).sum())
-    return {
-        "balanced_accuracy": float(np.mean(recalls)),
-        "auc": wins / float(positives.sum() * negatives.sum()),
-    }
+    >>> interval_together(5.0, [2.0, 2.0, 2.0, 2.0], [1, 1, 1, 1])
+    (4.5, 5.5)
+    """
+    shares = [weight / sum(weights) for weight in weights]
+    half = sum((share * width / 2) ** 2 for share, width in zip(shares, widths, strict=True)) ** 0.5
+    return value - half, value + half
 
 
 def exact(target: Target, label: Floats, prediction: Floats) -> dict[str, float]:
@@ -207,17 +160,6 @@ def _auc(y: Floats, p: Floats, weights_RN: Floats) -> Repeats:
     wins = (positive * (below + negative / 2)).sum(1)
     found: Repeats = wins / (positive.sum(1) * negative.sum(1))
     return found
-
-
-def mae_interval(sums: Counts, people: int, confidence: float) -> tuple[float, float]:
-    """Normal interval of a mean absolute error over `people`, from a regression target's sums.
-
-    As wide as if each participant had one scan: repeated scans say little that is new.
-    """
-    n, absolute, squared = (float(value) for value in sums[:3])
-    deviation = max(squared / n - (absolute / n) ** 2, 0.0) ** 0.5
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * deviation / max(people, 1) ** 0.5
-    return absolute / n - half, absolute / n + half
 
 
 def primary(target: Target) -> str:

@@ -127,6 +127,13 @@ class Study(Table):
         """Whether pretraining needs labels; an objective that does has a key `targets`."""
         return hasattr(self.objective, "targets")
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Names of the models that a run of the study may have."""
+        singles = self.sites.train if self.comparisons.single_site else ()
+        pooled = ("pooled", "pooled-linear") if self.comparisons.pooled else ()
+        return frozenset({"federated", *(f"single-{site}" for site in singles), *pooled})
+
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""
         single = [(shelf, getattr(self, key), name) for key, shelf, name in _SHELVES]

@@ -29,7 +29,7 @@ from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network.buildable import check_buildable
-from common.protocol.wire import array_record, pack_report, read_spooled, unpack_order
+from common.protocol.wire import array_record, pack_report, unpack_order
 from common.sections import RESERVED
 from common.study import Study, load_study, with_plugins
 from server.app import app
@@ -234,6 +234,7 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
         measures=_stacked_measures(cohorts),
         findings=(),
         contents=tuple(content for cohort in cohorts for content in cohort.contents),
+        secrets=tuple(secret for cohort in cohorts for secret in cohort.secrets),
     )
     site = training[0].site.model_copy(
         update={
@@ -287,12 +288,7 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
         if site.name not in outcome.reports:
             code = outcome.refused[site.name]
             raise DataError(f"{site.name} cannot judge: {code}: {SENTENCES[code]}")
-        training = {
-            name: read_spooled(folder / "census" / f"{name}.safetensors")
-            for name in run.study.sites.train
-            if (folder / "census" / f"{name}.safetensors").exists()
-        }
-        phases.judge([site.name], training | outcome.reports)
+        phases.judge([site.name], outcome.reports)
         write_results(run)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,48 +30,47 @@ def measurements(run: Run) -> list[Measurement]:
 
 
 def together(run: Run) -> list[Measurement]:
-    """Each model over all held-out sites at once, from their merged counts.
+    """Each model over all held-out sites at once: the mean of what they measured, by scans.
 
-    Scans of all sites are ranked together, so an AUC also pays for scores that differ by site.
-    The interval of a mean absolute error is normal, from its own sum of squares.
+    Over those that have the metric, which its n tells; its interval is normal, from the widths of
+    theirs.
     """
-    rows = []
+    found = []
     for folder in sorted((run.folder / "evaluation").glob("*")):
-        reports = [read_spooled(file) for file in sorted(folder.glob("*.safetensors"))]
-        if len(reports) < 2:
-            continue
-        merged = metrics.merged((report.counts for report in reports), "evaluation/")
-        for name, sums in merged.items():
-            people = sum(report.participants.get(f"evaluation/{name}", 0) for report in reports)
-            rows += _rows_together(run, name, folder.name, sums, people)
-    return rows
+        files = sorted(folder.glob("*.safetensors"))
+        by_metric: dict[tuple[str, str, str], list[Measurement]] = {}
+        for row in (row for file in files for row in read_spooled(file).measurements):
+            by_metric.setdefault((row.target, row.model, row.metric), []).append(row)
+        for rows in by_metric.values():
+            found += _together(rows)
+    return found
 
 
-def _rows_together(
-    run: Run, name: str, model: str, sums: metrics.Counts, people: int
-) -> list[Measurement]:
-    target = run.study.targets[name]
-    n = metrics.n_of(target, sums)
-    found = metrics.ratios(target, sums)
+def _together(rows: Sequence[Measurement]) -> list[Measurement]:
+    known = [row for row in rows if row.value is not None]
+    scans = [row.n_scans for row in known]
+    value = metrics.together(rows[0].metric, [float(row.value or 0.0) for row in known], scans)
+    if value is None or len(known) < 2 or not _is_of_all(rows[0]):
+        return []
     bounds: tuple[float | None, float | None] = (None, None)
-    if target.kind == "regression":
-        bounds = metrics.mae_interval(sums, people, run.study.evaluation.confidence)
-    return [
-        Measurement(
-            phase="evaluate",
-            target=name,
-            model=model,
-            site=TOGETHER,
-            role="heldout",
-            metric=metric,
-            value=value,
-            ci_low=bounds[0] if metric == "mae" else None,
-            ci_high=bounds[1] if metric == "mae" else None,
-            n_participants=people,
-            n_scans=n,
-        )
-        for metric, value in found.items()
-    ]
+    widths = [row.ci_high - row.ci_low for row in known if row.ci_high is not None
+              and row.ci_low is not None]  # fmt: skip
+    if len(widths) == len(known):
+        bounds = metrics.interval_together(value, widths, scans)
+    told = {
+        "site": TOGETHER,
+        "value": value,
+        "ci_low": bounds[0],
+        "ci_high": bounds[1],
+        "n_participants": sum(row.n_participants for row in known),
+        "n_scans": sum(scans),
+    }
+    return [rows[0].model_copy(update=told)]
+
+
+def _is_of_all(row: Measurement) -> bool:
+    """Whether a model is one and the same at all sites; heads of a site's own are not."""
+    return not row.model.startswith("site-") and not row.model.endswith("+head")
 
 
 def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:

@@ -135,6 +135,7 @@ def write_table_site(
     tables = {
         "name": name,
         "role": role,
+        "secret": "in the open",
         "data": {"kind": "features", "table": "table.csv"},
         "targets": {target: column for target, column in held.items() if target not in lacks},
         "device": {"kind": "cpu", "threads": 1},

@@ -59,6 +59,7 @@ class Admission:
         check_role(self.site, order)
         _check_place(self.site, study, order)
         check_kind(self.site, order)
+        check_model(study, order)
         self._check_policy(order, now)
         check_books(self.ledger, envelope.seen)
         self._check_privacy(order)
@@ -121,6 +122,12 @@ def check_start(site: Site, study: Study, fingerprint: str) -> None:
         return
     if site.name in start.contributors or fingerprint in start.cohorts:
         raise Refusal("ROLE", f"this held-out site is in the lineage of {start.study}")
+
+
+def check_model(study: Study, order: Order) -> None:
+    """Refuse a model that no run of the study has: each may be judged so often, and no more."""
+    if order.model not in study.models:
+        raise Refusal("ORDER_MALFORMED", f"{study.name} has no model {order.model}")
 
 
 def check_kind(site: Site, order: Order) -> None:

@@ -17,6 +17,9 @@ from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
 
+from client.authority.differencing import refuse_near_copy
+from client.data.reader import participants_of
+from client.data.splits import secret_of
 from client.site import Site
 from common.errors import FolderError, SettingError
 from common.runtime.durable import sync_folder, write_atomically
@@ -56,8 +59,21 @@ def approve(site: Site, study_file: Path, report_bytes: int) -> Approval:
 
     `report_bytes` is the size of the arrays in one training report; orders whose report would be
     too large are refused by it, before anything is built.
+
+    Raises
+    ------
+    SettingError
+        If the study differs from one that was approved before by a few of the site's people.
     """
     text, study = study_file.read_bytes(), load_study(study_file)
+    earlier = [other for other in _ever(site) if other.kind_name == study.kind_name]
+    refuse_near_copy(
+        study,
+        earlier,
+        lambda each: participants_of(each, site),
+        secret_of(site),
+        site.policy.minimum_support,
+    )
     approval = Approval(
         digest=study.digest,
         name=study.name,
@@ -106,6 +122,17 @@ def approval_of(site: Site, digest: str) -> Approval | None:
     """The record of this study's approval, if it is approved."""
     approval = _read(_folder(site) / f"{digest}.json")
     return approval if approval is not None and not approval.revoked else None
+
+
+def _ever(site: Site) -> list[Study]:
+    """Every study that was ever approved here: what is revoked was answered before."""
+    found = []
+    for path in sorted(_folder(site).glob("*.toml")):
+        try:
+            found.append(load_study(path))
+        except SettingError as error:  # of a version that this one does not read
+            _log.warning("%s is compared with nothing: %s", path, error)
+    return found
 
 
 def revoke(site: Site, study: str) -> Approval:

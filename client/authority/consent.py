@@ -27,8 +27,8 @@ class Consent:
     report_bytes: int
 
 
-def consent(site: Site, study: Study) -> Consent:
-    """Say what approving `study` means for `site`.
+def consent(site: Site, study: Study, scans: int = 0) -> Consent:
+    """Say what approving `study` means for `site`, which has so many `scans`, if that is known.
 
     Raises
     ------
@@ -48,8 +48,9 @@ def consent(site: Site, study: Study) -> Consent:
         )
     if site.role == "train":
         lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
+        lines += _risks(study, scans)
     else:
-        lines += _judging()
+        lines += [*_judging(), *_judgements(site, study)]
     lines += _refused(site, study, size, settled=bool(constants(network)))
     lines.append(
         "leaves with each report: how many seconds the work took, and which of the arrays that "
@@ -106,8 +107,8 @@ def _targets(site: Site, study: Study) -> Iterator[str]:
 
 def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterator[str]:
     yield (
-        "leaves once (census): how many scans, people and labels of each target there are, the "
-        "labels' sums, a fingerprint of all scans together"
+        "leaves once (census): how many scans, people and labels of each target there are, a "
+        "fingerprint of all scans together"
     )
     if settled:
         yield (
@@ -145,9 +146,36 @@ def _judging() -> Iterator[str]:
         "fingerprint of all scans together"
     )
     yield (
-        "leaves for each model (evaluate): metrics with their intervals and the sums they are made "
-        "of, no arrays"
+        "leaves for each model (evaluate): metrics with their intervals, in three figures; no "
+        "arrays"
     )
+
+
+def _judgements(site: Site, study: Study) -> Iterator[str]:
+    """How many numbers about the same people there can be in the end."""
+    most, models = site.policy.most_judgements, len(study.models)
+    if not most:
+        yield "limit: none (policy.most_judgements is 0)"
+        return
+    yield (
+        f"limit: each of {models} models in {most} runs, {most * models} orders at most "
+        "(policy.most_judgements)"
+    )
+
+
+def _risks(study: Study, scans: int) -> Iterator[str]:
+    """Steps so small, or so large, that an update is nearly somebody's row."""
+    size = study.pretraining.batch_size
+    if size == 1:
+        yield (
+            "WARNING: steps of one scan each; what is trained here then holds single people's "
+            "scans, and only differential privacy or secure sums would hide them"
+        )
+    if scans and size >= scans:
+        yield (
+            f"WARNING: a step takes {size} scans and this site has {scans}; one step over all of "
+            "them is a sum that crafted arrays can take apart, person by person"
+        )
 
 
 def _exposures(site: Site, study: Study) -> Iterator[str]:

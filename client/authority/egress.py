@@ -2,8 +2,8 @@
 
 Arrays must be the ones that the order's answer may hold, in name, shape and type, and finite; an
 update must not be longer, nor a report larger than the site's policy says. Numbers must be finite,
-and have enough people behind them: a measurement with too few loses its value, counts stay, and
-sums and maps are not sent at all. People are counted, never samples.
+and each must have enough people behind it, not their total: a measurement loses its value, a count
+and a group's support stay, sums and maps are not sent at all. People are counted, never samples.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answer import Answer, Measured
 from client.site import Policy
 from common.arrays import norm_of_difference
 from common.errors import Refusal
 from common.network.plan import Plan
 from common.protocol.orders import Measurement, Order, Report
+from common.seams import SHARED
 
-_COUNT_PREFIXES: Final = ("loss/", "validation/", "validation-loss/", "label/", "evaluation/")
+_COUNT_PREFIXES: Final = ("loss/", "validation-loss/")
 _WITH_ARRAYS: Final = ("settle", "train", "explain", "send", "linear")
-_OF_PEOPLE: Final = ("settle", "explain")  # kinds whose arrays are sums or means over people
 
 
 def inspect(
     order: Order,
-    expected: Plan,
     policy: Policy,
     report: Report,
-    arrays: Mapping[str, NDArray[Any]],
+    answer: Answer,
     received: Mapping[str, NDArray[Any]],
 ) -> Report:
-    """The report as it may leave.
+    """The report of `answer` as it may leave; its arrays are the answer's.
 
     Parameters
     ----------
-    expected : the arrays that may leave with it
+    report : who answers what; its numbers come from `answer`
     received : the arrays that came with the order
 
     Raises
@@ -45,29 +45,28 @@ def inspect(
     Refusal
         EGRESS, COHORT_TOO_SMALL or REPORT_TOO_LARGE, with the reason for the site's own log.
     """
-    for name, array in arrays.items():
-        linear = order.kind == "linear" and name.startswith("linear/")
-        if not linear and (order.kind not in _WITH_ARRAYS or name not in expected):
+    for name, array in answer.arrays.items():
+        if order.kind not in _WITH_ARRAYS or name not in answer.expected:
             raise Refusal("EGRESS", f"array {name} may not leave in a report of {order.kind}")
-        _fits(name, array, expected)
-    _not_too_long(order, policy, arrays, received)
-    for name, sums in report.counts.items():
+        _fits(name, array, answer.expected)
+    _not_too_long(order, policy, answer.arrays, received)
+    for name, sums in answer.counts.items():
         if not name.startswith(_COUNT_PREFIXES) or not np.all(np.isfinite(sums)):
             raise Refusal("EGRESS", f"count {name} may not leave")
-    minimum, people = policy.minimum_support, report.participants
-    if order.kind in _OF_PEOPLE and arrays and people.get(order.kind, 0) < minimum:
-        behind = people.get(order.kind, 0)
-        raise Refusal("COHORT_TOO_SMALL", f"{behind} people stand behind what would leave")
-    withheld = {name for name in report.counts if people.get(name, 0) < minimum}
-    rows = tuple(_withhold(row, minimum) for row in report.measurements)
+    minimum, people = policy.minimum_support, answer.participants
+    _enough_behind(order, minimum, answer)
+    few = {name for name, n in people.items() if n < minimum}
+    counts = {n: sums for n, sums in answer.counts.items() if n in people and n not in few}
+    kept = {n: behind for n, behind in people.items() if n in counts or n in answer.support}
     inspected = report.model_copy(
         update={
-            "counts": {n: sums for n, sums in report.counts.items() if n not in withheld},
-            "participants": {name: n for name, n in people.items() if name not in withheld},
-            "measurements": rows,
+            "support": {n: 0 if n in few else held for n, held in answer.support.items()},
+            "participants": {n: 0 if n in few else behind for n, behind in kept.items()},
+            "counts": counts,
+            "measurements": tuple(_withhold(one, minimum) for one in answer.measured),
         }
     )
-    size = size_of(inspected, arrays)
+    size = size_of(inspected, answer.arrays)
     if size > policy.largest_report_bytes:
         most = policy.largest_report_bytes
         raise Refusal("REPORT_TOO_LARGE", f"it has {size:,} bytes, the policy allows {most:,}")
@@ -105,8 +104,24 @@ def _not_too_long(
         raise Refusal("EGRESS", f"the update's norm is {norm:g}, policy.largest_update_norm {most}")
 
 
-def _withhold(row: Measurement, minimum: int) -> Measurement:
-    if row.n_participants >= minimum:
+def _enough_behind(order: Order, minimum: int, answer: Answer) -> None:
+    """Raise `Refusal` unless far more people stand behind arrays than these could tell apart."""
+    if order.kind == "train" and answer.participants.get(SHARED, 0) < minimum:
+        raise Refusal("COHORT_TOO_SMALL", f"{answer.participants.get(SHARED, 0)} people trained")
+    needed = minimum * answer.reveals
+    for name in answer.arrays if answer.behind else ():
+        behind = answer.behind.get(name, 0)
+        if behind < needed:
+            raise Refusal(
+                "COHORT_TOO_SMALL",
+                f"{behind} people stand behind {name}, {needed} are needed: policy.minimum_support "
+                f"for each of the {answer.reveals} numbers that it tells of each of theirs",
+            )
+
+
+def _withhold(one: Measured, minimum: int) -> Measurement:
+    row = one.row
+    if row.n_participants >= minimum and (one.people >= minimum or row.value is None):
         return row
     withheld = {"value": None, "ci_low": None, "ci_high": None, "n_participants": 0, "n_scans": 0}
     return row.model_copy(update=withheld)

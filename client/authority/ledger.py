@@ -26,12 +26,14 @@ from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
 
 SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
+JUDGING: Final = "evaluate"  # tells about participants what the arrays of an order ask
 
 _EXPOSURES: Final = """
 SELECT time, study, study_name, run, kind, model, round, order_id,
        order_id IN (SELECT order_id FROM answers)
 FROM exposures ORDER BY number
 """
+_JUDGED: Final = "SELECT run FROM exposures WHERE kind = ? AND study = ? AND model = ?"
 
 
 class Head(NamedTuple):
@@ -46,7 +48,7 @@ NOTHING: Final = Head(0, "0" * 64)
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """One order that trained on the site's participants; `answered` when its report was let out."""
+    """One order that trained on participants, or judged; `answered` when its report was let out."""
 
     time: str
     study: str
@@ -87,8 +89,8 @@ class Account:
 
     @property
     def spent(self) -> int:
-        """All exposures that count, over all studies and runs."""
-        return len(self.exposures) + self.taken_over
+        """All exposures that count, over all studies and runs; judging has a cap of its own."""
+        return sum(each.kind != JUDGING for each in self.exposures) + self.taken_over
 
 
 class Ledger:
@@ -157,20 +159,26 @@ class Ledger:
                 return False
             if most and _exposures(change) >= most:
                 raise Refusal("PRIVACY_SPENT", f"{most} training orders were carried out")
-            change.execute(
-                "INSERT INTO exposures (order_id, time, study, study_name, run, kind, model, round)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    order.id,
-                    _now(),
-                    order.study,
-                    study_name,
-                    order.run,
-                    order.kind,
-                    order.model,
-                    order.round,
-                ),
-            )
+            _enter(change, order, study_name)
+            return True
+
+    def judge(self, order: Order, study_name: str, most: int = 0) -> bool:
+        """Record that a model is judged, once and for ever; False if this very order was there.
+
+        A model of a run has one set of arrays: whoever may ask again with others asks about people.
+        `Refusal("PRIVACY_SPENT")` if this run's was judged by another order, or the study's by as
+        many as `most` (0: no cap).
+        """
+        with self._change() as change:
+            if _is_spent(change, order.id):
+                return False
+            where = (JUDGING, order.study, order.model)
+            earlier = [run for (run,) in change.execute(_JUDGED, where)]
+            if order.run in earlier:
+                raise Refusal("PRIVACY_SPENT", f"{order.model} of this run was judged already")
+            if most and len(earlier) >= most:
+                raise Refusal("PRIVACY_SPENT", f"{order.model} was judged in {most} runs")
+            _enter(change, order, study_name)
             return True
 
     def is_spent(self, order_id: str) -> bool:
@@ -186,8 +194,8 @@ class Ledger:
     def spent(self, study: str) -> int:
         """Training orders carried out for one study, by its digest."""
         with self._reading() as reading:
-            row = reading.execute("SELECT count(*) FROM exposures WHERE study = ?", (study,))
-            return int(row.fetchone()[0])
+            counted = "SELECT count(*) FROM exposures WHERE study = ? AND kind != ?"
+            return int(reading.execute(counted, (study, JUDGING)).fetchone()[0])
 
     def answered(self, order_id: str, digest: str) -> None:
         """Record the one answer that may leave for an order.
@@ -376,7 +384,8 @@ def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
 
 
 def _exposures(connection: sqlite3.Connection) -> int:
-    held = int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
+    counted = "SELECT count(*) FROM exposures WHERE kind != ?"
+    held = int(connection.execute(counted, (JUDGING,)).fetchone()[0])
     return held + _taken_over(connection)
 
 
@@ -401,6 +410,23 @@ def _books(connection: sqlite3.Connection) -> Books:
 def _stop(connection: sqlite3.Connection) -> Stop | None:
     row = connection.execute("SELECT time, why, seen FROM stop").fetchone()
     return Stop(row[0], row[1], Books.model_validate_json(row[2])) if row is not None else None
+
+
+def _enter(change: sqlite3.Connection, order: Order, study_name: str) -> None:
+    change.execute(
+        "INSERT INTO exposures (order_id, time, study, study_name, run, kind, model, round)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            order.id,
+            _now(),
+            order.study,
+            study_name,
+            order.run,
+            order.kind,
+            order.model,
+            order.round,
+        ),
+    )
 
 
 def _head(connection: sqlite3.Connection) -> Head:

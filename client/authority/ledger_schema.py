@@ -1,7 +1,8 @@
 """The tables of a ledger, and how a ledger of an earlier version gets those that it lacks.
 
 deliveries    numbers used once of delivered orders; closed when the answer was handed over
-exposures     orders that trained on the site's participants, each once and for ever
+exposures     orders that trained on the site's participants, or judged by them, each once and for
+              ever
 answers       digest of the one answer that may leave for an order
 head          number and hash of the last receipt, so that missing receipts are noticed
 state         id of this state folder, drawn at random; a copy of the folder has it, too

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from client.authority import receipts
-from client.authority.ledger import SPENDING, Ledger
+from client.authority.ledger import JUDGING, SPENDING, Ledger
 from client.authority.receipts import Receipts
-from client.site import Site
+from client.site import Policy, Site
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.protocol.orders import Order, Report, digest_of
@@ -33,14 +33,16 @@ class Records:
     def __exit__(self, *_: object) -> None:
         self.ledger.shut()
 
-    def spend(self, order: Order, study_name: str, most: int) -> None:
+    def spend(self, order: Order, study_name: str, policy: Policy) -> None:
         """Record what `order` costs before it is worked on, if it costs anything.
 
-        `Refusal("PRIVACY_SPENT")` if the cap `most` is reached and this order is not among those.
+        `Refusal("PRIVACY_SPENT")` if the policy's cap is reached and this order is not among those.
         """
         self._check_books()
         if order.kind in SPENDING:
-            self.ledger.spend(order, study_name, most)
+            self.ledger.spend(order, study_name, policy.most_exposures)
+        elif order.kind == JUDGING:
+            self.ledger.judge(order, study_name, policy.most_judgements)
 
     def depart(self, order: Order, study_name: str, report: Report, arrays: Arrays) -> Report:
         """Enter an answer; what this returns may leave: the same, with the books as they stand.

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,12 @@ from client.data.reader import (
     is_lazy,
     reader_of,
 )
+from client.data.splits import Split, secret_of, split_of
 from client.site import Site
 from common.errors import DataError
 from common.seams import Layout
 from common.sections import Splits
 from common.study import Study, canonical
-
-Split = Literal["train", "validation", "test"]
 
 
 class Samples(Protocol):
@@ -47,6 +46,30 @@ class Samples(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, chosen: Any, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some of `samples`, in the order of `indices`, read where they lie."""
+
+    samples: Samples
+    indices: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        return (len(self), *self.samples.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the numbers."""
+        return self.samples.dtype
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: Any, /) -> NDArray[Any]:
+        return self.samples[self.indices[chosen]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +84,8 @@ class Cohort:
     measures: (N, R) floating numbers for the linear model, prepared or from a table of the site's,
         NaN rows where missing; None without any.
     contents: SHA-256 of the content of each sample's scan.
+    secrets: (N,) the secret of the site that each sample is of, which with a study's salt decides
+        who trains.
     """
 
     samples: Samples
@@ -71,6 +96,7 @@ class Cohort:
     measures: NDArray[np.floating[Any]] | None
     findings: tuple[Finding, ...]
     contents: tuple[str, ...]
+    secrets: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.participants)
@@ -86,48 +112,28 @@ class Cohort:
 
     def indices(self, split: Split, splits: Splits) -> NDArray[np.int64]:
         """Positions of the samples whose participant is in `split`, ascending."""
-        of = {name: split_of(name, splits) for name in set(self.participants)}
-        inside = [index for index, name in enumerate(self.participants) if of[name] == split]
+        whose = list(zip(self.participants, self.secrets, strict=True))
+        of = {(name, secret): split_of(name, splits, secret) for name, secret in set(whose)}
+        inside = [index for index, key in enumerate(whose) if of[key] == split]
         return np.asarray(inside, dtype=np.int64)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Cohort:
-        """The cohort of these samples, in this order.
-
-        An unbroken ascending run stays mapped from disk; any other choice is copied to memory.
-        """
+        """The cohort of these samples, in this order; they stay where they are."""
         chosen = np.asarray(indices, dtype=np.int64)
-        unbroken = len(chosen) > 0 and bool(np.all(np.diff(chosen) == 1)) and chosen[0] >= 0
-        where = slice(int(chosen[0]), int(chosen[-1]) + 1) if unbroken else chosen
         return replace(
             self,
-            samples=self.samples[where],
+            samples=Chosen(self.samples, chosen),
             participants=tuple(self.participants[index] for index in chosen),
             scans=tuple(self.scans[index] for index in chosen),
             labels={name: values[chosen] for name, values in self.labels.items()},
             measures=None if self.measures is None else self.measures[chosen],
             contents=tuple(self.contents[index] for index in chosen),
+            secrets=tuple(self.secrets[index] for index in chosen),
         )
 
     def labelled(self) -> dict[str, int]:
         """Number of samples with a label, by target."""
         return {name: int(np.isfinite(values).sum()) for name, values in self.labels.items()}
-
-
-def split_of(participant: str, splits: Splits) -> Split:
-    """Which split a participant is in, wherever and whenever the question is asked.
-
-    The first 8 bytes of SHA-256(salt, 0, participant) are read as a fraction of 2**64: below
-    `test` is test, below `test + validation` is validation, the rest is train. No one else's
-    presence matters, so a participant stays where they are as a site grows.
-
-    >>> [split_of(f"sub-{n:02d}", Splits()) for n in (1, 3, 23)]
-    ['test', 'train', 'validation']
-    """
-    digest = hashlib.sha256(f"{splits.salt}\0{participant}".encode()).digest()
-    fraction = int.from_bytes(digest[:8], "big") / 2**64
-    if fraction < splits.test:
-        return "test"
-    return "validation" if fraction < splits.test + splits.validation else "train"
 
 
 def open_cohort(study: Study, site: Site) -> Cohort:
@@ -157,6 +163,7 @@ def empty_cohort(study: Study) -> Cohort:
         measures=None,
         findings=(),
         contents=(),
+        secrets=(),
     )
 
 
@@ -184,6 +191,7 @@ def _open(study: Study, site: Site) -> Cohort:
             *labels.findings,
         ),
         contents=_repeated((record.sha256 for record, _ in kept), kept),
+        secrets=(secret_of(site),) * len(scans),
     )
 
 
@@ -207,6 +215,7 @@ def _unprepared(study: Study, site: Site) -> Cohort:
         findings=(*found.findings, *odd, *labels.findings),
         contents=tuple(stamp for stamp, source in zip(stamps, usable, strict=True)
                        for _ in range(source.n)),
+        secrets=(secret_of(site),) * len(scans),
     )  # fmt: skip
 
 

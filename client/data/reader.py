@@ -116,6 +116,11 @@ def find_sources(study: Study, site: Site) -> Found:
     return reader_of(study.kind_name).find(study.data, site.data, site.root)
 
 
+def participants_of(study: Study, site: Site) -> frozenset[str]:
+    """Everyone of whom the site has something for a study."""
+    return frozenset(source.participant for source in find_sources(study, site).sources)
+
+
 def is_lazy(study: Study) -> bool:
     """Whether samples are made whenever they are needed, and never kept on disk."""
     return bool(getattr(reader_of(study.kind_name), "lazy", False))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
+from client.answer import Answer
 from client.data.cohort import Cohort
-from client.data.loading import batches, person_codes, split_evenly
-from client.learning.answer import Answer, support_of
+from client.data.loading import batches, split_evenly
+from client.learning.support import people_among, support_of
 from client.learning.training import lay_out
 from client.site import Site
 from common.arrays import Arrays
@@ -22,27 +24,19 @@ _AT_ONCE = 256  # samples
 
 
 def census(study: Study, site: Site, cohort: Cohort) -> Answer:
-    """Counts of scans, people and labels; of a site that trains also its labels' sums.
+    """Counts of scans, people and labels; nothing of what the labels are.
 
     Raises
     ------
     Refusal
         NO_DATA if a training site has nothing to train on.
     """
-    everyone = np.arange(len(cohort))
-    support, participants = support_of(cohort, everyone, HELD, study.targets)
-    counts: dict[str, tuple[float, ...]] = {}
     if site.role == "train":
         training = cohort.indices("train", study.splits)
         if len(training) < 2:
             raise Refusal("NO_DATA", f"{len(training)} training samples")
-        people = person_codes(cohort.participants)
-        for name in study.targets:
-            labelled = training[~np.isnan(cohort.labels[name][training])]
-            known = cohort.labels[name][labelled].astype(np.float64)
-            counts[f"label/{name}"] = (float(len(known)), float(known.sum()))
-            participants[f"label/{name}"] = len(np.unique(people[labelled]))
-    return Answer(support=support, participants=participants, counts=counts)
+    support, participants = support_of(cohort, np.arange(len(cohort)), HELD, study.targets)
+    return Answer(support=support, participants=participants)
 
 
 def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torch.device) -> Answer:
@@ -56,9 +50,11 @@ def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torc
             sums = sums_of(modules, batch.x, batch.labels, number)
             total = added([total, {name: value.cpu().numpy() for name, value in sums.items()}])
     network.to("cpu")
-    people = person_codes(cohort.participants)[training]
+    plan = sums_plan(study, modules, number)
+    people = people_among(cohort, training)
     return Answer(
         arrays=total,
-        expected=sums_plan(study, modules, number),
-        participants={"settle": len(np.unique(people))},
+        expected=plan,
+        behind=dict.fromkeys(total, people),
+        reveals=max(1, sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)),
     )

@@ -1,6 +1,6 @@
 """A held-out site judges a model: as it is, and with a head of the site's own, on its own scans.
 
-Beside the model stand those that know nothing: the training sites' mean and the site's own. What
+Beside the model stand those that know nothing: the study's constant and the site's own mean. What
 the model predicted is kept at the site, so that the next is compared on the same participants.
 """
 
@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answer import Answer, Measured
 from client.data.cohort import Cohort
-from client.data.loading import person_codes
-from client.learning.answer import Answer
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import difference, measure
 from client.learning.prediction import features_of, predict, reestimate_statistics
 from client.learning.training import choose_device, tell
 from client.site import Site
-from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.network.building import forget_own_heads
-from common.protocol.orders import Measurement, Order
+from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
 from common.sections import Target
 from common.seeding import seed_of
@@ -61,14 +59,14 @@ class Judge:
         answer = self._predictions(
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )
-        rows = list(answer.measurements)
+        rows = list(answer.measured)
         if self.order.model == "federated":
             rows += _baselines(study, self.site, cohort, self.order)
         if study.evaluation.head and self.order.model in _WITH_HEAD:
             features = features_of(network, cohort, device)
             name = f"{self.order.model}+head"
             rows += _own_head(study, self.site, cohort, self.order, features, name)
-        return replace(answer, measurements=tuple(rows))
+        return replace(answer, measured=tuple(rows))
 
     def linear(self, arrays: Arrays) -> Answer:
         """Judge linear models on this site's regional measures."""
@@ -79,7 +77,7 @@ class Judge:
             if f"linear/{name}/centre" not in arrays:
                 continue
             model = LinearModel.from_arrays(name, target, arrays)
-            if len(model.centre) != features.shape[1]:
+            if not model.takes(features.shape[1]):
                 raise Refusal("NO_DATA", "this site's regional measures are not the model's")
             predicted[name] = model.predict(features, everyone)
         return self._predictions(predicted)
@@ -88,9 +86,7 @@ class Judge:
         """Measure predictions of all samples, alone and against rivals; keep them for the next."""
         kept = {name: values.astype(np.float32) for name, values in predicted.items()}
         write_arrays(self.folder / "predictions" / f"{self.order.model}.safetensors", kept, {})
-        rows: list[Measurement] = []
-        counts: dict[str, tuple[float, ...]] = {}
-        people: dict[str, int] = {}
+        rows: list[Measured] = []
         for name, values in predicted.items():
             labelled = np.flatnonzero(~np.isnan(self.cohort.labels[name]))
             if len(labelled) < 2:
@@ -101,26 +97,23 @@ class Judge:
                 theirs = _kept(self.folder, rival, name)
                 if theirs is not None and theirs.shape == values.shape:
                     rows += difference(*found, values[labelled], theirs[labelled], rival)
-            sums = metrics.counts(self.study.targets[name], self.cohort.labels[name], values)
-            counts[f"evaluation/{name}"] = tuple(sums.tolist())
-            whose = person_codes(self.cohort.participants)[labelled]
-            people[f"evaluation/{name}"] = len(np.unique(whose))
-        return Answer(measurements=tuple(rows), counts=counts, participants=people)
+        return Answer(measured=tuple(rows))
 
 
-def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measurement]:
-    """The training sites' mean, this site's own mean, and a linear model of this site's own."""
-    rows: list[Measurement] = []
+def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measured]:
+    """The study's constant, this site's own mean, and a linear model of this site's own.
+
+    The constant is the study's and never the order's: a mean absolute error has a kink at each
+    label, and whoever may choose the constant anew each time finds them all.
+    """
+    rows: list[Measured] = []
     for name, target in study.pretraining_targets.items():
         labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
         if target.kind != "regression" or len(labelled) < 2:
             continue
         label = cohort.labels[name][labelled].astype(np.float64)
-        if name in order.constants:
-            constant = np.full(len(labelled), order.constants[name])
-            rows += measure(
-                study, site, cohort, order, name, labelled, constant, model="training-mean"
-            )
+        constant = np.full(len(labelled), target.centre)
+        rows += measure(study, site, cohort, order, name, labelled, constant, model="constant")
         others = _mean_of_others(label, [cohort.participants[i] for i in labelled])
         if others is not None:
             rows += measure(study, site, cohort, order, name, labelled, others, model="site-mean")
@@ -145,13 +138,13 @@ def _mean_of_others(
 
 def _own_head(
     study: Study, site: Site, cohort: Cohort, order: Order, features: Features, model: str
-) -> list[Measurement]:
+) -> list[Measured]:
     """Cross-fitted linear heads: every participant is predicted by a head that never saw her.
 
     Also for targets that pretraining knew nothing of: what a fine-tuning task is about, or
     everything where learning went without labels.
     """
-    rows: list[Measurement] = []
+    rows: list[Measured] = []
     for name, target in study.targets.items():
         labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
         predicted = _cross_fitted(study, site, cohort, name, target, features, labelled)

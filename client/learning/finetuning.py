@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.answer import Measured
 from client.data.cohort import Cohort
 from client.data.loading import person_codes
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import Floats, measure
 from client.learning.prediction import features_of, losses, predict
 from client.learning.pretraining import loader_of
+from client.learning.support import people_among
 from client.learning.training import Recipe, Tally, choose_device, tell, train
 from client.learning.tuned_models import Cell, Passage, TunedModel, TunedModels
 from client.site import Site
@@ -29,7 +31,7 @@ from common.arrays import Arrays
 from common.errors import Refusal
 from common.network.building import arrays_of, build, carried_over, load_arrays
 from common.network.tuning import CLOSED_FORM, Task, build_for, task_of, tune, tuned_arrays
-from common.protocol.orders import Measurement, Order
+from common.protocol.orders import Order
 from common.runtime.progress import track
 from common.seeding import seed_of
 from common.study import Study
@@ -61,7 +63,7 @@ class Tuning:
     arrays: Arrays
     models: TunedModels
 
-    def finetune(self) -> list[Measurement]:
+    def finetune(self) -> list[Measured]:
         """Learn the order's task by its method, and measure it on the test participants.
 
         Raises
@@ -70,7 +72,7 @@ class Tuning:
             ORDER_MALFORMED if the study asks for no such thing, NO_DATA if the site lacks labels.
         """
         task = self.task
-        rows: list[Measurement] = []
+        rows: list[Measured] = []
         learnt = 0
         for repeat in range(self._repeats):
             split = self._split(repeat)
@@ -83,9 +85,9 @@ class Tuning:
             raise Refusal("NO_DATA", f"training participants hold one class of {task.target_name}")
         return rows
 
-    def judge(self) -> list[Measurement]:
+    def judge(self) -> list[Measured]:
         """Measure the kept models anew, on the test participants that there are now."""
-        rows: list[Measurement] = []
+        rows: list[Measured] = []
         for repeat in range(self._repeats):
             split = self._split(repeat)
             model = self.models.find(self.order, repeat)
@@ -95,6 +97,11 @@ class Tuning:
         if not rows:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
         return rows
+
+    def learnt_from(self, repeat: int) -> int:
+        """How many people a model was trained on."""
+        split = self._split(repeat)
+        return people_among(self.cohort, split.train) if split is not None else 0
 
     @property
     def task(self) -> Task:
@@ -134,14 +141,14 @@ class Tuning:
 
     def _measured(
         self, task: Task, test: Indices, predicted: Floats, repeat: int
-    ) -> list[Measurement]:
+    ) -> list[Measured]:
         rows = measure(
             self.study, self.site, self.cohort, self.order, task.target_name, test, predicted,
             task.name,
         )  # fmt: skip
         order = self.order
         told = {"init": order.init, "method": order.method, "k": order.k, "repeat": repeat}
-        return [row.model_copy(update=told) for row in rows]
+        return [Measured(one.row.model_copy(update=told), one.people) for one in rows]
 
     def _split(self, repeat: int) -> Split | None:
         """The labelled samples of each part; None if the people drawn show nothing to learn.

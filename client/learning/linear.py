@@ -47,6 +47,15 @@ class LinearModel:
     coefficients: Features
     intercepts: Features
 
+    def takes(self, features: int) -> bool:
+        """Whether the arrays are of a model for so many features; they may be anybody's."""
+        outputs = self.target.outputs
+        return (
+            self.centre.shape == self.scale.shape == (features,)
+            and self.coefficients.shape == (features, outputs)
+            and self.intercepts.shape == (outputs,)
+        )
+
     def predict(self, features: Features, indices: Indices) -> NDArray[np.float64]:
         """Values in the target's unit (N,), probabilities (N,) or (N, K)."""
         x = (features[indices] - self.centre) / self.scale

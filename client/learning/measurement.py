@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.answer import Measured
 from client.data.cohort import Cohort
 from client.site import Site
 from common import metrics
@@ -28,30 +29,36 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     predicted: Floats,
     task: str = "",
     model: str | None = None,
-) -> list[Measurement]:
+    *,
+    intervals: bool = True,
+) -> list[Measured]:
     """Every metric of `name` for the samples `indices`, all labelled, and their predictions.
 
     A primary metric that is not defined, since all samples are of one class, has no value.
     """
     target, label = study.targets[name], cohort.labels[name][indices]
     people = tuple(cohort.participants[i] for i in indices)
-
-    weights = _weights(study, site, name, people)
-    drawn = metrics.resampled(target, label, predicted, weights)
+    drawn: dict[str, metrics.Repeats] = {}
+    if intervals:
+        drawn = metrics.resampled(target, label, predicted, _weights(study, site, name, people))
     values = metrics.exact(target, label, predicted)
+    fewest = _fewest(target, label, people)
     return [
-        row(
-            site,
-            order,
-            people,
-            task=task,
-            target=name,
-            model=model or order.model,
-            metric=metric,
-            value=value if np.isfinite(value) else None,
-            bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence)
-            if np.isfinite(value)
-            else None,
+        Measured(
+            row(
+                site,
+                order,
+                people,
+                task=task,
+                target=name,
+                model=model or order.model,
+                metric=metric,
+                value=value if np.isfinite(value) else None,
+                bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence)
+                if np.isfinite(value) and intervals
+                else None,
+            ),
+            fewest,
         )
         for metric, value in values.items()
         if (np.isfinite(value) or metric == metrics.primary(target))
@@ -69,7 +76,7 @@ def difference(  # noqa: PLR0913, PLR0917
     ours: Floats,
     theirs: Floats,
     rival: str,
-) -> list[Measurement]:
+) -> list[Measured]:
     """Primary metric of this order's model minus `rival`'s, with a paired interval."""
     target, label = study.targets[name], cohort.labels[name][indices]
     people = tuple(cohort.participants[i] for i in indices)
@@ -80,19 +87,18 @@ def difference(  # noqa: PLR0913, PLR0917
     drawn = _primary(target, label, ours, weights) - _primary(target, label, theirs, weights)
     if not np.isfinite(value[0]):
         return []
-    return [
-        row(
-            site,
-            order,
-            people,
-            task="",
-            target=name,
-            model=order.model,
-            metric=f"{metric}_minus_{rival}",
-            value=float(value[0]),
-            bounds=metrics.percentiles(drawn, study.evaluation.confidence),
-        )
-    ]
+    found = row(
+        site,
+        order,
+        people,
+        task="",
+        target=name,
+        model=order.model,
+        metric=f"{metric}_minus_{rival}",
+        value=float(value[0]),
+        bounds=metrics.percentiles(drawn, study.evaluation.confidence),
+    )
+    return [Measured(found, _fewest(target, label, people))]
 
 
 def row(
@@ -104,18 +110,26 @@ def row(
     value: float | None,
     **names: str,
 ) -> Measurement:
-    """One row of results.csv."""
+    """One row of results.csv, in the figures that may leave."""
     return Measurement(
         phase=order.kind,
         site=site.name,
         role=site.role,
-        value=value,
-        ci_low=bounds[0] if bounds else None,
-        ci_high=bounds[1] if bounds else None,
+        value=None if value is None else metrics.figures(value),
+        ci_low=metrics.figures(bounds[0]) if bounds else None,
+        ci_high=metrics.figures(bounds[1]) if bounds else None,
         n_participants=len(set(people)),
         n_scans=len(people),
         **names,
     )
+
+
+def _fewest(target: Target, label: Floats, people: tuple[str, ...]) -> int:
+    """People behind the measurement, or in the rarest class that it tells apart."""
+    if target.kind == "regression":
+        return len(set(people))
+    whose = np.asarray(people)
+    return min(len(set(whose[label == one].tolist())) for one in np.unique(label))
 
 
 def _primary(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data.cohort import Cohort
-from client.data.loading import batches, person_codes, split_evenly
+from client.data.loading import batches, split_evenly
 from client.learning.training import Tally, autocast, labels_for, lay_out, seeded
-from common import metrics
 from common.normalisation import start_statistics_afresh
-from common.sections import Target
 
 Indices = NDArray[np.int64]
 Features = NDArray[np.float64]
@@ -39,24 +36,6 @@ def predict(
             for name, values in output.items():
                 found.setdefault(name, []).append(values.float().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def validation_counts(
-    network: Any,
-    cohort: Cohort,
-    indices: Indices,
-    targets: Mapping[str, Target],
-    device: torch.device,
-) -> tuple[dict[str, tuple[float, ...]], dict[str, int]]:
-    """Mergeable counts of the network's predictions on validation samples, and people behind."""
-    people = person_codes(cohort.participants)
-    counts: dict[str, tuple[float, ...]] = {}
-    participants: dict[str, int] = {}
-    for name, values in predict(network, cohort, indices, device).items():
-        label = cohort.labels[name][indices]
-        counts[f"validation/{name}"] = tuple(metrics.counts(targets[name], label, values).tolist())
-        participants[f"validation/{name}"] = len(np.unique(people[indices[~np.isnan(label)]]))
-    return counts, participants
 
 
 def losses(

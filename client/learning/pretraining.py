@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from client.answer import Answer, Measured
 from client.data.cohort import Cohort
 from client.data.loading import Loader
-from client.learning.answer import Answer, support_of
-from client.learning.prediction import losses, validation_counts
+from client.learning.measurement import measure
+from client.learning.prediction import losses, predict
+from client.learning.support import support_of, without_rare_labels
 from client.learning.training import Recipe, choose_device, tell, train
 from client.site import Site
 from common.arrays import Arrays
@@ -54,12 +57,14 @@ def train_round(
         NO_DATA if no sample entered a loss: such a site has no update to send.
     """
     settings = study.pretraining
+    training = cohort.indices("train", study.splits)
+    cohort = without_rare_labels(cohort, training, site.policy.minimum_support)
     first, of = (order.round - 1) * settings.local_epochs, settings.rounds * settings.local_epochs
     load_arrays(network, arrays)
     device = choose_device(site.device.kind)
     validation = cohort.indices("validation", study.splits)
     tell(network, first, of)
-    counts, people = validation_counts(network, cohort, validation, study.targets, device)
+    measured = _validated(study, site, cohort, order, network, validation, device)
     judged = losses(
         network, cohort, validation, device,
         seed=seed_of(study.seed, "validation", site.name), batch_size=settings.batch_size,
@@ -77,26 +82,47 @@ def train_round(
         loader=loader_of(study, site, cohort, seed),
         moments=moments if settings.optimiser_state == "kept" else None,
     )
-    training = cohort.indices("train", study.splits)
     done = train(network, cohort, training, recipe, device)
     trained, entered = arrays_of(network), done.tally.entered()
     if not len(entered):
         raise Refusal("NO_DATA", "no training sample entered a loss: no label that is learnt")
     support, behind = support_of(cohort, entered, SHARED, study.pretraining_targets)
     groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
-    tallies = {"loss": done.tally, "validation-loss": judged}
-    for name, tally in tallies.items():
+    counts: dict[str, tuple[float, ...]] = {}
+    people: dict[str, int] = {}
+    for name, tally in {"loss": done.tally, "validation-loss": judged}.items():
         counts |= tally.counts(name)
         people |= tally.participants(name)
     answer = Answer(
         support={group: n for group, n in support.items() if group in groups},
         participants={group: n for group, n in behind.items() if group in groups} | people,
         counts=counts,
+        measured=tuple(measured),
         arrays={name: trained[name] for name, rule in plan.items() if rule.travels},
         expected={name: rule for name, rule in plan.items() if rule.travels},
     )
     own = {name: trained[name] for name, rule in plan.items() if rule.kept}
     return Round(answer, own, done.moments if settings.optimiser_state == "kept" else {})
+
+
+def _validated(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    network: Any,
+    indices: NDArray[np.int64],
+    device: torch.device,
+) -> list[Measured]:
+    """Every metric of the arrays as they came, on validation participants; without intervals."""
+    rows: list[Measured] = []
+    for name, values in predict(network, cohort, indices, device).items():
+        known = ~np.isnan(cohort.labels[name][indices])
+        if known.any():
+            rows += measure(
+                study, site, cohort, order, name, indices[known], values[known], intervals=False
+            )
+    return rows
 
 
 def loader_of(study: Study, site: Site, cohort: Cohort, seed: int) -> Loader:

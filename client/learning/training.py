@@ -25,6 +25,7 @@ from client.learning.optimisers import Stepper, trained
 from client.learning.sampling import epoch as epoch_of
 from common.arrays import Arrays
 from common.errors import SettingError
+from common.metrics import figures
 from common.network.building import rest_frozen_layers
 from common.seams import Terms
 from common.sections import Steps
@@ -76,11 +77,11 @@ class Tally:
             self._entered[row, indices] |= term.counted
 
     def counts(self, prefix: str) -> dict[str, tuple[float, ...]]:
-        """(sum, count) by ``"PREFIX/TERM"``."""
+        """(sum, count) by ``"PREFIX/TERM"``; the sum in the figures that may leave."""
         if self._totals is None:
             return {}
-        rows = self._totals.tolist()
-        return {f"{prefix}/{name}": tuple(row) for name, row in zip(self._names, rows, strict=True)}
+        rows = zip(self._names, self._totals.tolist(), strict=True)
+        return {f"{prefix}/{name}": (figures(total), n) for name, (total, n) in rows}
 
     def participants(self, prefix: str) -> dict[str, int]:
         """How many people stand behind each of `counts`."""

@@ -16,24 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from client.authority.admission import check_kind, check_role, check_start
+from client.answer import Answer, Measured
+from client.authority.admission import check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
+from client.authority.differencing import FILE as CENSUSES
+from client.authority.differencing import Censuses
 from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
-from client.learning.answer import Answer
+from client.data.splits import pseudonyms, secret_of
 from client.learning.census import census, settle
 from client.learning.evaluation import Judge
 from client.learning.explanation import mean_map
 from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
 from client.learning.pretraining import train_round
+from client.learning.support import people_among
 from client.learning.training import choose_device
 from client.learning.tuned_models import TunedModels
 from client.service.array_store import ArrayStore
+from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
-from common.arrays import Arrays
+from common.arrays import Arrays, norm_of_difference
 from common.errors import Refusal, StorageError
 from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.plan import Plan, Rule
@@ -46,6 +51,7 @@ from common.study import Study
 
 _log = getLogger("callosum.site")
 _TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models
+_LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
 
 
 @lru_cache(maxsize=2)
@@ -80,7 +86,7 @@ class Agent:
             else:  # the policy may have become stricter since
                 report, sent = earlier
                 received = self._assembled(order, arrays) if order.kind == "train" else {}
-                report = inspect(order, _rules(sent), self.site.policy, report, sent, received)
+                report = inspect(order, self.site.policy, report, _kept(report, sent), received)
             return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
@@ -93,7 +99,7 @@ class Agent:
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
         if self.records is not None:
-            self.records.spend(order, self.study.name, self.site.policy.most_exposures)
+            self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
         answer = self._work(order, arrays)
         report = Report(
@@ -101,17 +107,16 @@ class Agent:
             site=self.site.name,
             kind=order.kind,
             round=order.round,
-            support=answer.support,
-            participants=answer.participants,
-            counts=answer.counts,
-            measurements=answer.measurements,
             cohort=self.cohort.fingerprint if order.kind == "census" else "",
             holds=self._held(order),
             seconds=time.monotonic() - began,
         )
-        report = inspect(order, answer.expected, self.site.policy, report, answer.arrays, arrays)
-        if self.keeps_training or order.kind != "train":
+        report = inspect(order, self.site.policy, report, answer, arrays)
+        if order.kind != "train":
             self._cache(order).keep(order, report, answer.arrays)
+        elif self.keeps_training:
+            moved = norm_of_difference(answer.arrays, arrays)
+            self._cache(order).keep(order, report, answer.arrays, moved)
         return report, answer.arrays
 
     def _enter(self, order: Order, report: Report, sent: Arrays) -> Report:
@@ -139,9 +144,12 @@ class Agent:
             raise Refusal("STUDY_UNKNOWN")
         check_role(self.site, order)
         check_kind(self.site, order)
+        check_model(self.study, order)
         people = len(set(self.cohort.participants))
         if people == 0:
             raise Refusal("NO_DATA")
+        if order.kind in _LEARNT:  # what leaves is of those alone who trained
+            people = people_among(self.cohort, self.cohort.indices("train", self.study.splits))
         if people < self.site.policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
@@ -168,8 +176,8 @@ class Agent:
         from_nothing = order.kind in _TUNED and order.init != "pretrained"
         if of_network and not from_nothing and set(whole) != set(plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
-        if order.kind == "train" and order.round == 1:
-            self._check_beginning(whole)
+        if order.kind == "train" or order.init == "pretrained":
+            self._check_origin(order, whole)
         return whole
 
     def _set(self, digest: str, sent: Arrays, *, keep: bool) -> Arrays:
@@ -184,11 +192,20 @@ class Agent:
             raise Refusal("NEEDS_ARRAYS", f"no arrays {digest[:12]} are held here")
         return held
 
-    def _check_beginning(self, arrays: Arrays) -> None:
-        """Refuse a first round that begins from something else than the study says."""
-        start = self.study.start
-        if start is not None and digest_of(taken(start, arrays)) != start.arrays:
-            raise Refusal("ORDER_MALFORMED", "the first round's arrays are not the study's start")
+    def _check_origin(self, order: Order, arrays: Arrays) -> None:
+        """Refuse arrays that the study, or the rounds before, cannot have led to."""
+        start, first = self.study.start, order.kind == "train" and order.round == 1
+        if first:
+            if start is not None and digest_of(taken(start, arrays)) != start.arrays:
+                raise Refusal("ORDER_MALFORMED", "the first arrays are not the study's start")
+            check_first(self.study, arrays)
+            return
+        before = order.round if order.kind == "train" else self.study.pretraining.rounds + 1
+        trained = self._cache(order).trained(order.model, before)
+        if trained is not None:
+            check_follows(order, arrays, trained, self.site.policy)
+        elif order.kind == "train" and self.keeps_training:
+            check_joined(self.study, order, arrays, self.site.policy)
 
     def _held(self, order: Order) -> tuple[str, ...]:
         """Which of the order's sets need not come again; what else is held is not told."""
@@ -206,13 +223,20 @@ class Agent:
         if order.kind in _TUNED:
             return self._tune(order, arrays)
         work = {
-            "census": lambda: census(self.study, self.site, self.cohort),
+            "census": self._census,
             "settle": lambda: self._settle(order, arrays),
             "train": lambda: self._train(order, arrays),
             "evaluate": lambda: self._evaluate(order, arrays),
-            "linear": lambda: Answer(arrays=self._linear()),
+            "linear": self._linear,
         }
         return work[order.kind]()
+
+    def _census(self) -> Answer:
+        if self.records is not None:  # else nothing leaves
+            people = frozenset(pseudonyms(self.cohort.participants, secret_of(self.site)))
+            censuses = Censuses(self.site.state / CENSUSES)
+            censuses.admit(people, self.site.policy.minimum_support)
+        return census(self.study, self.site, self.cohort)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:
         network, plan = _network(self.study)
@@ -253,7 +277,7 @@ class Agent:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
         if order.kind in ("finetune", "judge"):
             rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
-            return Answer(measurements=tuple(rows))
+            return Answer(measured=tuple(rows))
         return (
             self._explain(order, tuning) if order.kind == "explain" else self._send(order, tuning)
         )
@@ -268,7 +292,7 @@ class Agent:
             network, self.cohort, test, name, choose_device(self.site.device.kind)
         )
         maps = {"map": found}
-        return Answer(arrays=maps, expected=_rules(maps), participants={"explain": people})
+        return Answer(arrays=maps, expected=_rules(maps), behind={"map": people})
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""
@@ -276,7 +300,12 @@ class Agent:
         state = arrays_of(network)
         sent = {name: state[name] for name in tuned_arrays(network)}
         rules = plan_of(network, self.study.aggregation.normalisation)
-        return Answer(arrays=sent, expected={name: rules[name] for name in sent})
+        people = tuning.learnt_from(order.repeat)
+        return Answer(
+            arrays=sent,
+            expected={name: rules[name] for name in sent},
+            behind=dict.fromkeys(sent, people),
+        )
 
     def _tuned(self, order: Order, tuning: Tuning) -> Any:
         """The tuned network that an order is about."""
@@ -285,10 +314,12 @@ class Agent:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
         return tuning.network(model, order.repeat)
 
-    def _linear(self) -> Arrays:
+    def _linear(self) -> Answer:
         """Penalised linear models of all pretraining targets; validation participants choose."""
         study, features = self.study, regional_features(self.cohort)
         sent: Arrays = {}
+        behind: dict[str, int] = {}
+        outputs = 1
         for name, target in study.pretraining_targets.items():
             label = self.cohort.labels[name]
             parts = [self.cohort.indices(split, study.splits) for split in ("train", "validation")]
@@ -296,12 +327,28 @@ class Agent:
             if len(fitted) < 2 or (target.kind != "regression" and len(set(label[fitted])) < 2):
                 continue
             strength = choose(target, features, label, [(fitted, held)]) if len(held) else 1.0
-            sent |= fit(target, features, label, fitted, strength).arrays(name)
-        return sent
+            arrays = fit(target, features, label, fitted, strength).arrays(name)
+            sent |= arrays
+            behind |= dict.fromkeys(arrays, people_among(self.cohort, fitted))
+            outputs = max(outputs, target.outputs)
+        # of each feature its mean, its spread and the weights
+        return Answer(arrays=sent, expected=_rules(sent), behind=behind, reveals=2 + outputs)
+
+
+def _kept(report: Report, sent: Arrays) -> Answer:
+    """An answer that was let out before, as far as its report tells who stands behind it."""
+    return Answer(
+        support=dict(report.support),
+        participants=dict(report.participants),
+        counts=dict(report.counts),
+        measured=tuple(Measured(row, row.n_participants) for row in report.measurements),
+        arrays=sent,
+        expected=_rules(sent),
+    )
 
 
 def _rules(arrays: Arrays) -> Plan:
-    """What was let out before may leave again."""
+    """Rules that allow just these arrays."""
     return {
         name: Rule(
             shape=array.shape, dtype=str(array.dtype), group=SHARED, role="statistic", kept=False

@@ -12,10 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from client.authority.differencing import FILE, Censuses
 from client.authority.records import Records
-from client.data.cohort import empty_cohort, open_cohort
+from client.data.cohort import Cohort, empty_cohort, open_cohort
 from client.data.prepare import current_generation, prepare, prepared_folder
 from client.data.reader import find_sources, is_lazy
+from client.data.splits import pseudonyms, secret_of
 from client.service.agent import Agent
 from client.site import Site
 from common.errors import DataError
@@ -48,11 +50,31 @@ def open_agent(
         return Agent(
             site, study, empty_cohort(study), keeps_training=keeps_training, records=records
         )
+    if records is not None:  # else nothing leaves
+        cohort = _without_newcomers(site, cohort, tell)
     left_out = [finding for finding in cohort.findings if finding.left_out]
     if left_out:
         tell(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
              f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
     return Agent(site, study, cohort, keeps_training=keeps_training, records=records)
+
+
+def _without_newcomers(site: Site, cohort: Cohort, tell: Callable[[str], None]) -> Cohort:
+    """The cohort without people who have come since the last census, until they are enough.
+
+    A census with them less the one before would be about them; a site that could not answer for
+    every newcomer would take part in nothing.
+    """
+    names = pseudonyms(cohort.participants, secret_of(site))
+    censuses, minimum = Censuses(site.state / FILE), site.policy.minimum_support
+    counted = censuses.without_newcomers(frozenset(names), minimum)
+    inside = [index for index, name in enumerate(names) if name in counted]
+    if len(inside) < len(cohort):
+        tell(
+            f"{site.name}: {len(set(names)) - len(counted)} participants have come since the last "
+            f"census; they take part once there are {minimum} (policy.minimum_support)"
+        )
+    return cohort if len(inside) == len(cohort) else cohort.subset(inside)
 
 
 class AgentPool:

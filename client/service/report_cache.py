@@ -14,9 +14,18 @@ from pathlib import Path
 from common.arrays import Arrays
 from common.errors import FolderError, Refusal
 from common.protocol.orders import Order, Report, read_report
-from common.protocol.wire import open_arrays, spool, write_arrays
+from common.protocol.wire import open_arrays, write_arrays
 
 _ROUNDS_KEPT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the site sent of one round, and how far that was from what it had been given."""
+
+    round: int
+    arrays: Arrays
+    moved: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +46,25 @@ class ReportCache:
             return None  # damaged: work again; the same seed gives the same bits
         return (report, arrays) if report.order == order.id else None
 
-    def keep(self, order: Order, report: Report, arrays: Arrays) -> None:
-        """Keep an answer, and let go of those from rounds that can no longer be asked again."""
-        spool(self._report_path(order), report, arrays)
+    def keep(self, order: Order, report: Report, arrays: Arrays, moved: float = 0.0) -> None:
+        """Keep an answer, and let go of those from rounds that can no longer be asked again.
+
+        `moved` is how far a training report's arrays are from those that came with the order.
+        """
+        texts = {"report": report.model_dump_json(), "moved": repr(moved)}
+        write_arrays(self._report_path(order), arrays, texts)
         self._forget(order, "report")
+
+    def trained(self, model: str, before: int = 10_001) -> Trained | None:
+        """What the site sent of the last round earlier than `before`, if it is kept."""
+        rounds = [path for path in self._rounds(model, "report") if _round_of(path) < before]
+        for path in reversed(rounds):
+            try:
+                with open_arrays(path) as file:
+                    return Trained(_round_of(path), file.all(), float(file.text("moved")))
+            except (FolderError, ValueError):
+                continue  # damaged: the round before tells as well
+        return None
 
     def own_arrays(self, model: str, before: int = 10_001) -> Arrays:
         """The site's own arrays after the last round earlier than `before`."""

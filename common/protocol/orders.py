@@ -42,7 +42,7 @@ class Order(Table):
     finetune: learn `task` by one method; the report holds measurements, the site keeps the models.
     judge, explain, send: measure a tuned model anew, map what it looks at, hand it over.
     linear: fit penalised linear models to regional measures; the report holds their coefficients.
-    evaluate: judge the given arrays as `model`; the report holds measurements and mergeable counts.
+    evaluate: judge the given arrays as `model`; the report holds measurements.
     """
 
     protocol: Literal[3] = PROTOCOL
@@ -59,7 +59,6 @@ class Order(Table):
     repeat: Count = Field(0, description="Which of the kept models is meant.")
     lineage: tuple[Name, ...] = Field((), description="Sites that contributed to the arrays.")
     against: tuple[Model, ...] = Field((), description="Models judged earlier, to compare with.")
-    constants: dict[Label, float] = Field({}, description="Training sites' mean of each target.")
     arrays: Hex = Field(description="Digest of the arrays that the order is about.")
     base: Hex | Literal[""] = Field(
         "", description="Digest of those besides that no site ever sends: they travel once."
@@ -115,7 +114,9 @@ class Report(Table):
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     refusal: str = Field("", description="A code of `common.errors.SENTENCES`, or nothing.")
     support: dict[Label, Count] = Field(
-        {}, description="Scans behind the arrays, by group; in a census, all that are held."
+        {},
+        description="Scans behind the arrays, by group; in a census, all that are held. 0 where "
+        "too few people hold them.",
     )
     participants: dict[Label, Count] = Field(
         {}, description="People behind each group of `support` and each entry of `counts`."

@@ -1,11 +1,10 @@
-"""What the sites hold, as the coordinator may know it: counts and sums, never anyone's data."""
+"""What the sites hold, as the coordinator may know it: counts, never anyone's data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
-from common import metrics
 from common.protocol.orders import Report
 from common.study import Study
 
@@ -29,16 +28,3 @@ def summarise(
             "participants": people,
         }
     return lines
-
-
-def constants(study: Study, reports: Sequence[Report]) -> dict[str, float]:
-    """Mean label of every target over the training sites: the model that knows nothing.
-
-    For a binary target it is the share of positives, for a regression target the mean.
-    """
-    found = {}
-    merged = metrics.merged((report.counts for report in reports), "label/")
-    for name, (n, total, *_) in merged.items():
-        if name in study.targets and n:
-            found[name] = float(total / n)
-    return found

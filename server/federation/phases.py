@@ -20,7 +20,7 @@ from common.protocol.wire import Stored, open_arrays
 from common.runtime.progress import say
 from common.sections import FineTuning
 from common.study import Study
-from server.federation.census import POOLED, constants, summarise
+from server.federation.census import POOLED, summarise
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import NOTHING, Parcel, parcel_of
 from server.federation.report_validation import Sound
@@ -65,7 +65,6 @@ class Phases:
             If a site, or its very scans under another name, took part in training.
         """
         study = self.run.study
-        training = [census[site] for site in study.sites.train if site in census]
         for branch in self.run.branches():
             if not branch.final.exists():
                 continue
@@ -73,12 +72,12 @@ class Phases:
             for site in sites:
                 took_no_part(site, census[site], final.contributors, final.cohorts, branch.model)
             parcel = parcel_of(final.arrays, branch.plan(study))
-            self._judge_one(branch.model, parcel, final.contributors, sites, training)
+            self._judge_one(branch.model, parcel, final.contributors, sites)
         linear = self.run.linear / f"{POOLED}.safetensors"
         if linear.exists():
             with open_arrays(linear) as file:
                 parcel = parcel_of(file.all(), {})
-            self._judge_one(f"{POOLED}-linear", parcel, study.sites.train, sites, training)
+            self._judge_one(f"{POOLED}-linear", parcel, study.sites.train, sites)
 
     def _judge_one(
         self,
@@ -86,7 +85,6 @@ class Phases:
         parcel: Parcel,
         lineage: Sequence[str],
         sites: Sequence[str],
-        training: Sequence[Report],
     ) -> None:
         orders = self._orders(
             "evaluate",
@@ -95,7 +93,6 @@ class Phases:
             lineage=tuple(lineage),
             model=model,
             against=() if model == "federated" else ("federated",),
-            constants=constants(self.run.study, training),
         )
         folder = self.run.folder / "evaluation" / model
         self._ask(orders, parcel, folder, {}, f"evaluating {model}: sites")

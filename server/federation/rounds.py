@@ -176,16 +176,19 @@ def means(reports: Iterable[Report], prefix: str) -> dict[str, float]:
 
 
 def validation(study: Study, reports: Iterable[Report]) -> dict[str, dict[str, float]]:
-    """The global model's metrics on the sites' validation participants, by target."""
-    merged = metrics.merged((report.counts for report in reports), "validation/")
-    return {
-        name: {
-            "n": metrics.n_of(study.targets[name], sums),
-            **metrics.ratios(study.targets[name], sums),
-        }
-        for name, sums in merged.items()
-        if name in study.targets
-    }
+    """The global model's metrics on the sites' validation participants, by target.
+
+    Each is a mean over sites by scans, of what the sites measured.
+    """
+    rows = [row for report in reports for row in report.measurements if row.value is not None]
+    found: dict[str, dict[str, float]] = {}
+    for target, metric in sorted({(row.target, row.metric) for row in rows}):
+        these = [row for row in rows if (row.target, row.metric) == (target, metric)]
+        scans = [row.n_scans for row in these]
+        value = metrics.together(metric, [float(row.value or 0.0) for row in these], scans)
+        if value is not None and target in study.targets:
+            found.setdefault(target, {"n": sum(scans)})[metric] = value
+    return found
 
 
 def _by_rows(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, Rows]:

@@ -212,7 +212,7 @@ def _against_singles(alone: Sequence[Line], comparison: Comparison) -> str:
 
 def _for_scale(comparison: Comparison, digits: int) -> list[str]:
     """Values that put the others into proportion; they have no paired interval."""
-    wanted = ("training-mean", "site-linear")
+    wanted = ("constant", "site-linear")
     lines = {line.model: line for line in comparison.lines if line.cell.value is not None}
     parts = [
         f"{lines[model].title} gives {sentence(lines[model].cell, digits)}"

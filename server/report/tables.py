@@ -328,7 +328,7 @@ def _is_single(model: str) -> bool:
 def _title(model: str, site: str) -> str:
     known = {
         "pooled-linear": "pooled linear model",
-        "training-mean": "training sites' mean",
+        "constant": "the study's constant",
         "site-mean": f"{site}'s own mean",
         "site-linear": f"{site}'s own linear model",
     }
@@ -340,7 +340,7 @@ def _title(model: str, site: str) -> str:
 
 
 def _group(model: str) -> Group:
-    if model == "training-mean":
+    if model == "constant":
         return "scan unseen"
     if model in ("site-mean", "site-linear") or model.endswith("+head"):
         return "site's labels"

@@ -88,6 +88,7 @@ def cohort(site: str) -> Cohort:
         layout="volume",
         findings=(),
         contents=people,
+        secrets=("",) * len(people),
     )
 
 

@@ -58,6 +58,7 @@ def _cohort(scans: int) -> Cohort:
         layout="volume",
         findings=(),
         contents=people,
+        secrets=("",) * len(people),
     )
 
 

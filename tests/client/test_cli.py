@@ -170,7 +170,7 @@ def test_the_policys_consequences_are_said(run, hospital):
         hours=["Mon-Fri 19:00-07:00"],
     )
     with open_records(hospital.site) as records:
-        records.spend(hospital.order(kind="train", round=9), "earlier", 0)
+        records.spend(hospital.order(kind="train", round=9), "earlier", Policy(most_exposures=0))
     code, text = run("approve", hospital.study, "--site", hospital.file, "--yes")
     assert code == 0
     assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
@@ -378,7 +378,7 @@ def test_what_is_left_of_a_limit_is_shown(run, hospital):
     """The number that decides whether the next study is possible."""
     hospital.edit(most_exposures=3)
     with open_records(hospital.site) as records:
-        records.spend(hospital.order(kind="train"), "tiny", 3)
+        records.spend(hospital.order(kind="train"), "tiny", Policy(most_exposures=3))
     assert "2 of 3 left" in run("ledger", "--site", hospital.file)[1]
     told = json.loads(run("ledger", "--site", hospital.file, "--json")[1])
     assert (told["most"], told["left"]) == (3, 2)

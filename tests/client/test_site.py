@@ -124,14 +124,17 @@ def test_paths_start_from_the_site_file(tmp_path: Path) -> None:
 
 
 def test_limits_and_hours_are_read_as_they_are_written(tmp_path: Path) -> None:
-    """Without them nothing is limited; with them, all of them are."""
+    """A hospital that says nothing is not without limits; one that does has its own."""
     plain = load(tmp_path, TEXT).policy
-    assert (plain.most_exposures, plain.largest_update_norm, plain.hours) == (0, 0.0, ())
+    assert (plain.most_exposures, plain.most_judgements, plain.hours) == (1000, 3, ())
+    assert (plain.largest_update_norm, plain.largest_step) == (1000.0, 30.0)
     text = TEXT + (
         "most_exposures = 40\nlargest_report_mb = 12.5\nlargest_update_norm = 3.0\n"
+        "most_judgements = 1\nlargest_step = 0.0\n"
         'hours = ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]\n'
     )
     policy = load(tmp_path, text).policy
     assert (policy.most_exposures, policy.largest_report_mb) == (40, 12.5)
+    assert (policy.most_judgements, policy.largest_step) == (1, 0.0)
     assert policy.largest_update_norm == 3.0
     assert policy.hours == ("Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00")

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and SciPy, and the sums that make them add up over sites."""
+"""Metrics against scikit-learn and SciPy, as they are made, rounded, and put together over sites."""
 
 from __future__ import annotations
 
@@ -71,49 +71,102 @@ def test_exact_metrics_are_those_of_scikit_learn(target: Target, levels: int, se
     assert found == pytest.approx(expected(target, label, predicted), rel=1e-6)
 
 
-@TARGETS
-def test_metrics_from_sums_are_those_of_scikit_learn(target: Target) -> None:
-    """What the server divides is what the site would have computed; AUC to its 512 bins."""
-    label, predicted = sample(target, 400, 1)
-    found = metrics.ratios(target, metrics.counts(target, label, predicted))
-    whole = expected(target, label, predicted)
-    assert found.pop("auc", 0.0) == pytest.approx(whole.pop("auc", 0.0), abs=1e-3)
-    assert found == pytest.approx(whole, rel=1e-6)
-    assert metrics.n_of(target, metrics.counts(target, label, predicted)) == 400
+def as_parts(n: int, seed: int, cuts: list[int]) -> list[Any]:
+    """Positions of `n` samples, shuffled and shared out to sites; none is without one."""
+    order = np.random.default_rng(seed + 1).permutation(n)
+    return [part for part in np.split(order, sorted(cuts)) if len(part)]
 
 
-@TARGETS
+@pytest.mark.parametrize(
+    ("target", "metric"), [(AGE, "mae"), (AGE, "rmse"), (STATE, "accuracy")], ids=str
+)
 @given(seed=seeds, cuts=st.lists(st.integers(0, 60), max_size=4))
 @quick
-def test_counts_of_parts_add_up_to_counts_of_the_whole(
-    target: Target, seed: int, cuts: list[int]
+def test_means_of_parts_are_together_those_of_the_whole(
+    target: Target, metric: str, seed: int, cuts: list[int]
 ) -> None:
     """An average of sites' averages would weigh a scan by the size of its site."""
     label, predicted = sample(target, 60, seed, levels=7)
-    label[np.random.default_rng(seed).random(60) < 0.3] = np.nan
-    order = np.random.default_rng(seed + 1).permutation(60)
-    parts = np.split(order, sorted(cuts))
-    merged = sum(metrics.counts(target, label[part], predicted[part]) for part in parts)
-    whole = metrics.counts(target, label, predicted)
-    assert np.allclose(merged, whole, rtol=1e-12, atol=1e-9)
-    assert metrics.ratios(target, merged) == pytest.approx(metrics.ratios(target, whole))
+    parts = as_parts(60, seed, cuts)
+    values = [metrics.exact(target, label[part], predicted[part])[metric] for part in parts]
+    found = metrics.together(metric, values, [len(part) for part in parts])
+    assert found == pytest.approx(expected(target, label, predicted)[metric], rel=1e-6)
 
 
-@TARGETS
-@given(seed=seeds, padding=st.integers(0, 20), value=st.sampled_from([0.0, 1.0, 1e9, -1e9]))
+@pytest.mark.parametrize("metric", ["mae", "rmse", "auc", "balanced_accuracy", "accuracy"])
+@given(
+    sites=st.lists(st.tuples(st.floats(0.01, 100), st.integers(1, 500)), min_size=1, max_size=6),
+    seed=seeds,
+)
 @quick
-def test_unlabelled_samples_change_nothing(
-    target: Target, seed: int, padding: int, value: float
+def test_sites_together_lie_among_the_sites_whatever_their_order(
+    metric: str, sites: list[tuple[float, int]], seed: int
 ) -> None:
-    """Batches are padded and labels are missing; neither may move a metric by a bit."""
-    label, predicted = sample(target, 30, seed)
-    value = float(np.clip(value, 0, 1)) if target.kind != "regression" else value
-    blanks = np.full(padding, np.nan, np.float32)
-    filler = np.full((padding, *predicted.shape[1:]), value, np.float32)
-    padded = metrics.counts(
-        target, np.concatenate([label, blanks]), np.concatenate([predicted, filler])
-    )
-    assert np.array_equal(padded, metrics.counts(target, label, predicted))
+    """Whoever is asked first is worth no more, and one site alone is itself."""
+    values, weights = zip(*sites, strict=True)
+    found = metrics.together(metric, values, weights)
+    assert found is not None
+    assert min(values) * (1 - 1e-9) <= found <= max(values) * (1 + 1e-9)
+    order = np.random.default_rng(seed).permutation(len(sites))
+    again = metrics.together(metric, [values[i] for i in order], [weights[i] for i in order])
+    assert again == pytest.approx(found, rel=1e-9)
+
+
+def test_scans_of_two_sites_are_never_ranked_against_each_other() -> None:
+    """Scanners shift scores: of two sites that rank perfectly, the pooled ranking is mixed."""
+    label = np.array([0.0, 0.0, 1.0, 1.0])
+    here, there = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.5, 0.6, 0.7, 0.8])
+    own = [metrics.exact(SEX, label, scores)["auc"] for scores in (here, there)]
+    pooled = oracle.roc_auc_score(np.tile(label, 2), np.concatenate([here, there]))
+    assert metrics.together("auc", own, [4, 4]) == 1.0 != pooled
+
+
+def test_what_cannot_be_put_together_is_left_out() -> None:
+    """A correlation of two sites follows from nothing that they sent; nor does nobody's error."""
+    assert metrics.together("r", [0.5, 0.6], [10, 10]) is None
+    assert metrics.together("mae", [], []) is None
+    assert metrics.together("mae", [4.0], [0]) is None
+
+
+@given(
+    widths=st.lists(st.floats(0.01, 50), min_size=1, max_size=6), seed=seeds, value=st.floats(0, 90)
+)
+@quick
+def test_the_interval_together_is_that_of_a_sum_of_independent_sites(
+    widths: list[float], seed: int, value: float
+) -> None:
+    """Variances of independent means add by their shares squared; SciPy's normal says the rest."""
+    weights = np.random.default_rng(seed).integers(1, 300, len(widths)).tolist()
+    low, high = metrics.interval_together(value, widths, weights)
+    spreads = np.array(widths) / (2 * stats.norm.ppf(0.975))
+    shares = np.array(weights) / sum(weights)
+    wanted = stats.norm(value, np.sqrt(((shares * spreads) ** 2).sum())).interval(0.95)
+    assert (low, high) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+    assert high - low <= max(widths) * (1 + 1e-9)
+
+
+@given(value=st.floats(-1e300, 1e300), digits=st.integers(1, 6))
+@quick
+def test_figures_are_as_many_as_are_said(value: float, digits: int) -> None:
+    """A metric to thirteen digits is an equation about everyone behind it; to three it is not."""
+    found = metrics.figures(value, digits)
+    assert metrics.figures(found, digits) == found
+    assert float(f"{found:.{digits - 1}e}") == found
+    assert abs(found - value) <= 0.5 * 10 ** (1 - digits) * abs(value) * (1 + 1e-9) + 5e-324
+
+
+def test_three_figures_leave_by_default() -> None:
+    """Sites and coordinator round alike: a report's numbers are found again in results.csv."""
+    values = (4.5678, -0.0123456, 98765.4, 0.0, 0.99951)
+    assert [metrics.figures(v) for v in values] == [4.57, -0.0123, 98800.0, 0.0, 1.0]
+
+
+@given(st.permutations([{"loss/a": (1.5, 2.0)}, {"loss/a": (0.25, 1.0), "b/a": (9.0,)}, {}]))
+@quick
+def test_sums_merge_in_any_order_and_by_their_prefix(by_site: list[dict[str, Any]]) -> None:
+    """What is summed under one name is of one kind, from whichever site it came first."""
+    [(name, sums)] = metrics.merged(by_site, "loss/").items()
+    assert (name, sums.tolist()) == ("a", [1.75, 3.0])
 
 
 @TARGETS
@@ -144,44 +197,10 @@ def test_weighted_metrics_are_those_of_scikit_learn(target: Target) -> None:
         )
 
 
-@given(seed=seeds, n=st.integers(20, 300), sharp=st.floats(0.2, 6))
-@quick
-def test_the_histogram_auc_is_within_its_resolution(seed: int, n: int, sharp: float) -> None:
-    """512 bins: off by at most half the share of pairs that fall into one bin."""
-    chance = np.random.default_rng(seed)
-    label = (np.arange(n) % 2).astype(np.float32)
-    score = (1 / (1 + np.exp(-chance.normal(sharp * (label - 0.5), 1)))).astype(np.float32)
-    sums = metrics.counts(SEX, label, score)
-    half = len(sums) // 2
-    together = float((sums[:half] * sums[half:]).sum()) / (sums[:half].sum() * sums[half:].sum())
-    found = metrics.ratios(SEX, sums)["auc"]
-    assert abs(found - oracle.roc_auc_score(label, score)) <= together / 2 + 1e-12
-
-
-def test_the_histogram_resolves_a_thousandth_of_auc() -> None:
-    """Smooth scores fill the bins; sites are ranked by differences of a hundredth."""
-    label, score = sample(SEX, 4000, 2)
-    sums = metrics.counts(SEX, label, score)
-    half = len(sums) // 2
-    together = float((sums[:half] * sums[half:]).sum()) / (sums[:half].sum() * sums[half:].sum())
-    assert together / 2 < 1.5e-3
-
-
 def test_probabilities_at_the_ends_are_counted() -> None:
     """A sigmoid saturates to exactly 0 and 1 in float32; 0.5 is a positive prediction."""
     label, score = np.array([0, 1, 1, 0], np.float32), np.array([0, 1, 0.5, 0.4999], np.float32)
-    found = metrics.ratios(SEX, metrics.counts(SEX, label, score))
-    assert found == {"auc": 1.0, "balanced_accuracy": 1.0}
     assert metrics.exact(SEX, label, score) == {"auc": 1.0, "balanced_accuracy": 1.0}
-
-
-@TARGETS
-def test_no_labels_give_no_metrics(target: Target) -> None:
-    """Nothing divided by nothing is not zero."""
-    label, predicted = sample(target, 5, 0)
-    sums = metrics.counts(target, np.full_like(label, np.nan), predicted)
-    assert metrics.n_of(target, sums) == 0
-    assert metrics.ratios(target, sums) == {}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +218,6 @@ def test_a_metric_without_meaning_is_left_out(
 ) -> None:
     """A constant has no correlation, one class no ranking; neither is 0 and neither is 0.5."""
     y, p = np.array(label, np.float32), np.array(predicted, np.float32)
-    assert absent not in metrics.ratios(target, metrics.counts(target, y, p))
     assert np.isnan(metrics.exact(target, y, p).get(absent, np.nan))
 
 

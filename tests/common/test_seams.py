@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from client.data.cohort import Cohort, split_of
+from client.data.cohort import Cohort
+from client.data.splits import split_of
 from client.learning.training import Recipe, train
 from common import catalogue
 from common.arrays import Arrays
@@ -264,7 +265,7 @@ def training_features(site: str) -> np.ndarray[Any, Any]:
     chosen = [
         samples
         for person, samples in numbers(site, SITES[site]).items()
-        if split_of(person, Splits()) == "train"
+        if split_of(person, Splits(), SECRET) == "train"
     ]
     return GAIN * np.concatenate(chosen).astype(np.float64)
 
@@ -509,6 +510,7 @@ def table_cohort(rows: int) -> Cohort:
         layout="table",
         findings=(),
         contents=people,
+        secrets=("",) * len(people),
     )
 
 

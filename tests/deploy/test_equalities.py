@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import hmac
 from collections.abc import Sequence
 from math import cos, pi
 from pathlib import Path
@@ -33,9 +34,9 @@ def final_arrays(run: Any) -> dict[str, np.ndarray]:
         return {name.removeprefix("model/"): array for name, array in file.all().items()}
 
 
-def split_of(participant: str) -> str:
-    """The documented split: a fraction of 2**64 from SHA-256(salt, 0, participant)."""
-    digest = hashlib.sha256(f"callosum\0{participant}".encode()).digest()
+def split_of(participant: str, secret: str) -> str:
+    """The documented split: a fraction of 2**64 from HMAC-SHA-256(secret, salt 0 participant)."""
+    digest = hmac.digest(secret.encode(), f"callosum\0{participant}".encode(), "sha256")
     fraction = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if fraction < 0.2 else "validation" if fraction < 0.35 else "train"
 
@@ -116,7 +117,9 @@ def test_one_site_of_tables_is_its_own_training_bit_for_bit(federation):
         "age": np.array([float(row["age"]) for row in rows], np.float32),
         "sex": np.array([float(row["sex"] == "male") for row in rows], np.float32),
     }
-    training = [i for i, row in enumerate(rows) if split_of(row["participant_id"]) == "train"]
+    training = [
+        i for i, row in enumerate(rows) if split_of(row["participant_id"], "in the open") == "train"
+    ]
     network = build(study, seed=seed_of(study.seed, "initial"))
     columns = x[training].astype(np.float64)
     mean = columns.sum(0) / len(columns)
@@ -136,7 +139,9 @@ def test_one_site_of_brains_is_its_own_training_bit_for_bit(brains):
     cohort = made.agent("amber").cohort
     x = np.asarray(cohort.samples, dtype=np.float32)
     labels = {name: cohort.labels[name] for name in study.targets}
-    training = [i for i, who in enumerate(cohort.participants) if split_of(who) == "train"]
+    training = [
+        i for i, who in enumerate(cohort.participants) if split_of(who, "synthetic") == "train"
+    ]
     network = build(study, seed=seed_of(study.seed, "initial"))
     network.to(memory_format=torch.channels_last_3d)  # other layouts round differently
     naive_training(study, "amber", network, x, labels, training)

@@ -191,6 +191,13 @@ def test_an_order_for_another_site_is_refused(asking, admit):
     assert refusal(admit, with_order(asking, site="beta")) == "ORDER_MALFORMED"
 
 
+def test_a_model_that_no_run_of_the_study_has_is_refused(asking, admit):
+    """Caps are by model: one name more would be as many askings more."""
+    for model in ("single-alpha", "pooled", "pooled-linear", "other"):
+        assert refusal(admit, with_order(asking, model=model)) == "ORDER_MALFORMED"
+    admit(with_order(asking, model="federated"))
+
+
 @pytest.mark.parametrize("kind", OF_TRAINING)
 def test_a_held_out_site_contributes_to_nothing(asking, admit, kind):
     """Neither by its own word nor by the study's, whichever is stricter."""

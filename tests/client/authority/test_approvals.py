@@ -132,6 +132,37 @@ def test_what_cannot_be_revoked_is_said(made, site):
         revoke(site, "tiny")
 
 
+def near_copy(made: Any, validation: float, name: str = "near") -> Path:
+    """The same study with another share of validation, and another name."""
+    text = made.study_file.read_text().replace('name = "tiny"', f'name = "{name}"', 1)
+    path = made.folder / f"{name}.toml"
+    path.write_text(f"{text}\n[splits]\nvalidation = {validation}\n")
+    return path
+
+
+def test_a_study_that_differs_by_a_few_people_is_not_approved(made, site):
+    """Two models, one of which was trained on one person more: their difference is hers."""
+    approve(site, made.study_file, HUNDRED)
+    with pytest.raises(SettingError, match="near and tiny .*differ by [1-9] of this site's people"):
+        approve(site, near_copy(made, 0.2), HUNDRED)
+    assert len(approved(site)) == 1
+    assert not list((site.state / "studies").glob("*near*"))
+    far = approve(site, near_copy(made, 0.6, "far"), HUNDRED)  # twenty others: a group of people
+    assert study_of(site, far.digest) is not None
+    lenient = site.model_copy(
+        update={"policy": site.policy.model_copy(update={"minimum_support": 1})}
+    )
+    approve(lenient, near_copy(made, 0.2), HUNDRED)
+
+
+def test_a_revoked_study_is_still_compared_with(made, site):
+    """It was answered before it was revoked; taking it back takes no answer back."""
+    approve(site, made.study_file, HUNDRED)
+    revoke(site, made.study.digest)
+    with pytest.raises(SettingError, match="near and tiny"):
+        approve(site, near_copy(made, 0.2), HUNDRED)
+
+
 def test_a_pause_lasts_over_restarts_until_it_is_ended(site):
     """Whoever pauses a site has a reason, and whoever resumes it must see it."""
     assert paused(site) is None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.answer import Answer, Measured
 from client.authority.egress import inspect
 from client.site import Policy
 from common.errors import Refusal
@@ -31,7 +32,11 @@ def plan(study):
 
 @pytest.fixture
 def let_out(study, plan):
-    """Send a report of `kind` with these contents to the door of one site."""
+    """Send an answer to an order of `kind` to the door of one site; what is `expected` may leave.
+
+    Behind a training report stand 20 people, and what it sends is what it was given, unless the
+    test says otherwise.
+    """
 
     def send(
         kind: str,
@@ -45,10 +50,13 @@ def let_out(study, plan):
             "kind": kind, "study": study.digest, "run": "0" * 64, "site": "alpha",
             "arrays": "0" * 64,
         })  # fmt: skip
-        report = Report.model_validate(
-            {"order": order.id, "site": "alpha", "kind": kind, **contents}
-        )
-        return inspect(order, expected, policy, report, arrays or {}, received or {})
+        report = Report(order=order.id, site="alpha", kind=order.kind)
+        if kind == "train":
+            people = contents.get("participants", {})
+            contents = {**contents, "participants": {"shared": 20, **people}}
+        answer = Answer(arrays=arrays or {}, expected=expected, **contents)
+        given = answer.arrays if received is None else received
+        return inspect(order, policy, report, answer, given)
 
     return send
 
@@ -73,16 +81,22 @@ def code_of(send: Any, *things: Any, **more: Any) -> str:
     return refusal.value.code
 
 
+def too_few(send: Any, *things: Any, **more: Any) -> bool:
+    return code_of(send, *things, **more) == "COHORT_TOO_SMALL"
+
+
 def refused(send: Any, *things: Any, **more: Any) -> bool:
     return code_of(send, *things, **more) == "EGRESS"
 
 
-def row(people: int, scans: int | None = None, **more: Any) -> dict[str, Any]:
-    return Measurement.model_validate({
+def row(people: int, scans: int | None = None, rarest: int | None = None, **more: Any) -> Measured:
+    """A measurement of so many people, of whom so many are in its rarest class."""
+    measured = Measurement.model_validate({
         "phase": "evaluate", "target": "age", "model": "federated", "site": "alpha",
         "role": "heldout", "metric": "mae", "value": 4.5, "ci_low": 4.0, "ci_high": 5.0,
         "n_participants": people, "n_scans": scans or people, **more,
-    }).model_dump()  # fmt: skip
+    })  # fmt: skip
+    return Measured(measured, people if rarest is None else rarest)
 
 
 def test_agreed_arrays_may_leave(let_out, trained):
@@ -117,39 +131,67 @@ def test_a_census_sends_no_arrays(let_out, trained, sums):
     found, agreed = sums
     let_out("census", support={"scans": 40}, participants={"scans": 40})
     assert refused(let_out, "census", trained)
-    assert refused(let_out, "census", found, expected=agreed, participants={"settle": 40})
+    behind = dict.fromkeys(found, 40)
+    assert refused(let_out, "census", found, expected=agreed, behind=behind)
 
 
 def test_settling_sends_the_networks_sums_only(let_out, trained, sums):
     """Rows, or weights, beside the sums would leave before anybody had trained."""
     found, agreed = sums
-    people = {"settle": 10}
-    assert let_out("settle", found, expected=agreed, participants=people).participants == people
+    assert let_out("settle", found, expected=agreed, behind=dict.fromkeys(found, 10)).refusal == ""
     for strange in ({"backbone.standardise/all": np.ones((40, 4))}, trained):
-        assert refused(
-            let_out, "settle", {**found, **strange}, expected=agreed, participants=people
-        )
+        whole = {**found, **strange}
+        behind = dict.fromkeys(whole, 10)
+        assert refused(let_out, "settle", whole, expected=agreed, behind=behind)
     for name in found:
         longer = {**found, name: np.ones(9)}
-        assert refused(let_out, "settle", longer, expected=agreed, participants=people)
+        assert refused(let_out, "settle", longer, expected=agreed, behind=dict.fromkeys(found, 10))
 
 
-@pytest.mark.parametrize("kind", ["settle", "explain"])
-@pytest.mark.parametrize("people", [{}, {"other": 99}, 0, 1, 9, 10])
+@pytest.mark.parametrize("kind", ["settle", "explain", "send", "linear"])
+@pytest.mark.parametrize("people", [0, 1, 9, 10])
 def test_arrays_over_too_few_people_stay(let_out, sums, kind, people):
     """The sums of one person are her own row; a mean map of two people is nearly a map of each."""
     found, agreed = sums
-    behind = people if isinstance(people, dict) else {kind: people}
+    behind = dict.fromkeys(found, people)
     if people == 10:
-        assert let_out(kind, found, expected=agreed, participants=behind).refusal == ""
+        assert let_out(kind, found, expected=agreed, behind=behind).refusal == ""
     else:
-        assert code_of(let_out, kind, found, expected=agreed, participants=behind) == (
-            "COHORT_TOO_SMALL"
-        )
+        assert too_few(let_out, kind, found, expected=agreed, behind=behind)
     strict = Policy(minimum_support=11)
-    assert code_of(let_out, kind, found, strict, expected=agreed, participants=behind) == (
-        "COHORT_TOO_SMALL"
-    )
+    assert too_few(let_out, kind, found, strict, expected=agreed, behind=behind)
+
+
+@pytest.mark.parametrize("lacking", [{}, {"other": 99}])
+def test_each_array_has_its_own_people(let_out, sums, lacking):
+    """Forty people behind one array must not carry out another of one person's beside it."""
+    found, agreed = sums
+    [first, *others] = found
+    behind = {**dict.fromkeys(others, 40), **lacking}
+    assert too_few(let_out, "settle", found, expected=agreed, behind=behind)
+    behind[first] = 9
+    assert too_few(let_out, "settle", found, expected=agreed, behind=behind)
+    behind[first] = 10
+    let_out("settle", found, expected=agreed, behind=behind)
+
+
+def test_more_people_are_asked_for_as_more_of_each_is_told(let_out, sums):
+    """Ten people's sums and sums of squares are twenty equations: as many as their numbers."""
+    found, agreed = sums
+    for reveals in (2, 3):
+        enough = dict.fromkeys(found, 10 * reveals)
+        let_out("settle", found, expected=agreed, behind=enough, reveals=reveals)
+        few = dict.fromkeys(found, 10 * reveals - 1)
+        assert too_few(let_out, "settle", found, expected=agreed, behind=few, reveals=reveals)
+
+
+@pytest.mark.parametrize("people", [{"shared": 0}, {"shared": 1}, {"shared": 9}])
+def test_an_update_of_too_few_people_stays(let_out, trained, people):
+    """One person's update is her row, whatever number of scans the round took it from."""
+    held = {"support": {"shared": 400}, "participants": people}
+    assert too_few(let_out, "train", trained, **held)
+    lenient = Policy(minimum_support=1)
+    assert people == {"shared": 0} or let_out("train", trained, lenient, **held).refusal == ""
 
 
 def test_array_of_another_form_stays(let_out, trained):
@@ -174,18 +216,16 @@ def test_count_of_another_name_stays(let_out, name):
     assert refused(let_out, "census", counts=counts, participants=people)
 
 
-def test_count_that_is_not_finite_stays(let_out, study):
+def test_count_that_is_not_finite_stays(let_out):
     """Reports refuse NaN when they are read; one that was built inside must not get out either."""
-    order = Order(kind="train", study=study.digest, run="0" * 64, site="alpha", arrays="0" * 64)
-    report = Report(order=order.id, site="alpha", kind="train")
-    report = report.model_copy(update={"counts": {"loss/age": (float("nan"), 40.0)}})
-    with pytest.raises(Refusal, match="EGRESS"):
-        inspect(order, {}, POLICY, report, {}, {})
+    for sums in ((float("nan"), 40.0), (float("inf"), 40.0), (9.0, float("nan"))):
+        counts, people = {"loss/age": sums}, {"loss/age": 40}
+        assert refused(let_out, "train", counts=counts, participants=people)
 
 
 def test_measurement_of_too_few_people_loses_its_value(let_out):
     """The mean error of two people is nearly their ages, and even "two" is a small cell."""
-    report = let_out("evaluate", measurements=[row(9), row(10)])
+    report = let_out("evaluate", measured=(row(9), row(10)))
     few, enough = report.measurements
     assert (few.value, few.ci_low, few.ci_high) == (None, None, None)
     assert (few.n_participants, few.n_scans, few.metric) == (0, 0, "mae")
@@ -194,42 +234,50 @@ def test_measurement_of_too_few_people_loses_its_value(let_out):
 
 def test_people_count_and_not_their_scans(let_out):
     """Forty scans of three people are three people."""
-    [few] = let_out("evaluate", measurements=[row(3, 40)]).measurements
+    [few] = let_out("evaluate", measured=(row(3, 40),)).measurements
     assert few.value is None
+
+
+@pytest.mark.parametrize("rarest", [0, 1, 9, 10])
+def test_people_of_the_rarest_class_count(let_out, rarest):
+    """An AUC of a hundred people with a single patient among them is her rank."""
+    [found] = let_out("evaluate", measured=(row(100, rarest=rarest, metric="auc"),)).measurements
+    assert (found.value is None) == (rarest < 10)
+    assert (found.n_participants, found.n_scans) == ((0, 0) if rarest < 10 else (100, 100))
+
+
+def test_a_measurement_without_meaning_still_says_how_many_it_is_of(let_out):
+    """A site of one class has no AUC; that it has a hundred scans tells of nobody."""
+    one_class = row(100, rarest=1, value=None, ci_low=None, ci_high=None)
+    [found] = let_out("evaluate", measured=(one_class,)).measurements
+    assert (found.value, found.n_participants) == (None, 100)
 
 
 def test_site_may_ask_for_more_people(let_out):
     """The hospital's own number decides, above whatever is usual."""
     strict = Policy(minimum_support=50)
-    [few] = let_out("evaluate", policy=strict, measurements=[row(49)]).measurements
+    [few] = let_out("evaluate", policy=strict, measured=(row(49),)).measurements
     assert few.value is None
 
 
-COUNTS = [
-    ("census", "label/age", (12.0, 600.0)),
-    ("train", "loss/age", (3.6, 12.0)),
-    ("train", "validation-loss/age", (3.6, 12.0)),
-    ("train", "validation/age", (12.0, *[12.0] * 7)),
-    ("train", "validation/sex", (12.0, *[0.0] * 1023)),
-    ("evaluate", "evaluation/age", (12.0, *[12.0] * 7)),
-]
+COUNTS = [("train", "loss/age", (3.6, 12.0)), ("train", "validation-loss/age", (3.6, 12.0))]
 
 
 @pytest.mark.parametrize("people", [0, 2, 9, 10])
 @pytest.mark.parametrize(("kind", "name", "sums"), COUNTS)
 def test_sums_over_too_few_people_stay(let_out, kind, name, sums, people):
-    """A sum of ages and a sum of their squares, of two people, is two ages."""
-    participants = {name: people, "scans": 40}
-    report = let_out(kind, counts={name: sums}, participants=participants)
+    """A sum of losses and one a round later, of two people, are what was learnt of two people."""
+    held = {"support": {"shared": 40}, "participants": {name: people, "shared": 40}}
+    report = let_out(kind, counts={name: sums}, **held)
     assert (name in report.counts) == (people >= 10)
     assert (name in report.participants) == (people >= 10)  # "two" is a small cell, too
-    assert report.participants["scans"] == 40
+    assert report.participants["shared"] == 40
 
 
 @pytest.mark.parametrize(("kind", "name", "sums"), COUNTS)
 def test_twelve_volumes_of_one_person_are_one_person(let_out, kind, name, sums):
     """A run of a scanner gives hundreds of samples; each of them is hers."""
-    group = {"support": {"shared": 12}, "participants": {"shared": 1, name: 1}}
+    group = {"support": {"shared": 12}, "participants": {"shared": 20, name: 1}}
     assert let_out(kind, counts={name: sums}, **group).counts == {}
     alone = let_out(kind, policy=Policy(minimum_support=1), counts={name: sums}, **group)
     assert alone.counts == {name: sums}  # what the site's own number allows
@@ -241,17 +289,55 @@ def test_sums_that_nobody_is_said_to_stand_behind_stay(let_out, kind, name, sums
     assert let_out(kind, counts={name: sums}, participants={"shared": 12}).counts == {}
 
 
+@pytest.mark.parametrize("name", ["label/age", "validation/age", "evaluation/age"])
+def test_sums_of_what_the_labels_are_stay(let_out, name):
+    """Sums of ages, and histograms of scores, were asked for again and again and taken apart."""
+    for kind in ("census", "train", "evaluate"):
+        assert refused(let_out, kind, counts={name: (40.0, 2000.0)}, participants={name: 40})
+
+
+@pytest.mark.parametrize("kind", ["census", "train"])
+def test_a_group_of_too_few_people_counts_as_none(let_out, kind):
+    """ "23 have an age, and one a diagnosis" singles her out before anything was learnt."""
+    report = let_out(
+        kind,
+        support={"shared": 60, "labels/age": 40, "labels/diagnosis": 12},
+        participants={"shared": 23, "labels/age": 10, "labels/diagnosis": 1},
+    )
+    assert report.support == {"shared": 60, "labels/age": 40, "labels/diagnosis": 0}
+    assert report.participants == {"shared": 23, "labels/age": 10, "labels/diagnosis": 0}
+
+
+def test_people_of_what_does_not_leave_stay_too(let_out):
+    """A number of people is a number about people; without what it belongs to it has no use."""
+    assert let_out("census", participants={"left-handed": 40}).participants == {}
+
+
+def test_numbers_leave_only_from_the_answer(let_out, study):
+    """A report that was filled in beside the gate would carry out what the gate never saw."""
+    order = Order(kind="train", study=study.digest, run="0" * 64, site="alpha", arrays="0" * 64)
+    filled = Report(
+        order=order.id, site="alpha", kind="train", support={"label/sub-01": 7},
+        participants={"label/sub-01": 7}, counts={"loss/sub-01": (64.0, 1.0)},
+        measurements=(row(1).row,),
+    )  # fmt: skip
+    left = inspect(order, POLICY, filled, Answer(participants={"shared": 20}), {})
+    assert (left.support, left.participants, left.counts, left.measurements) == ({}, {}, {}, ())
+
+
 def test_inspected_twice_is_inspected_once(let_out, trained):
     """An answer from disk goes through the same door again; it must come out as it was."""
     contents = {
         "counts": {"loss/age": (3.0, 30.0), "loss/sex": (1.0, 20.0)},
-        "participants": {"shared": 30, "loss/age": 30, "loss/sex": 2},
-        "support": {"shared": 40},
+        "participants": {"shared": 30, "labels/sex": 4, "loss/age": 30, "loss/sex": 2},
+        "support": {"shared": 40, "labels/sex": 9},
     }
-    report = let_out("train", trained, **contents)
+    measured = (row(9), row(100, rarest=2), row(100))
+    report = let_out("train", trained, measured=measured, **contents)
     assert list(report.counts) == ["loss/age"]
     kept = {name: getattr(report, name) for name in contents}
-    assert let_out("train", trained, **kept) == report
+    again = tuple(Measured(row, row.n_participants) for row in report.measurements)
+    assert let_out("train", trained, measured=again, **kept) == report
 
 
 @pytest.fixture
@@ -297,7 +383,7 @@ def test_a_report_larger_than_the_site_allows_stays(let_out, trained):
 
 def test_numbers_count_towards_the_size_of_a_report(let_out):
     """Measurements are text, and text carries data as well as arrays do."""
-    rows = [row(40, metric=f"m{number}") for number in range(50)]
-    let_out("evaluate", measurements=rows)
+    rows = tuple(row(40, metric=f"m{number}") for number in range(50))
+    let_out("evaluate", measured=rows)
     with pytest.raises(Refusal, match="REPORT_TOO_LARGE"):
-        let_out("evaluate", policy=Policy(largest_report_mb=0.001), measurements=rows)
+        let_out("evaluate", policy=Policy(largest_report_mb=0.001), measured=rows)

@@ -86,6 +86,51 @@ def test_the_cap_holds_over_studies_and_lets_spent_orders_pass(path):
         assert ledger.exposures() == 2
 
 
+def judgement(run: int = 0, study: int = 0, model: str = "federated", arrays: str = "d") -> Order:
+    return order(0, study, "evaluate").model_copy(
+        update={"run": f"{run:064x}", "model": model, "arrays": arrays * 64}
+    )
+
+
+def test_a_model_of_a_run_is_judged_by_one_order(path):
+    """A hundred orders with other arrays each would be a hundred questions about the same people."""
+    with Ledger(path) as ledger:
+        assert ledger.judge(judgement(), "tiny") is True
+        assert ledger.judge(judgement(), "tiny") is False  # the same, asked again
+        assert code(ledger.judge, judgement(arrays="e"), "tiny") == "PRIVACY_SPENT"
+        assert ledger.judge(judgement(model="single-alpha"), "tiny") is True
+        assert ledger.judge(judgement(run=1), "tiny") is True
+    with Ledger(path) as ledger:
+        assert code(ledger.judge, judgement(arrays="e"), "tiny") == "PRIVACY_SPENT"
+        assert ledger.judge(judgement(), "tiny") is False
+
+
+def test_a_model_of_a_study_is_judged_in_so_many_runs(path):
+    """Runs are free to open; the cap is by study and model, and what was judged stays answered."""
+    with Ledger(path) as ledger:
+        for run in range(2):
+            assert ledger.judge(judgement(run), "tiny", most=2) is True
+        assert code(ledger.judge, judgement(2), "tiny", 2) == "PRIVACY_SPENT"
+        assert ledger.judge(judgement(1), "tiny", most=2) is False
+        assert ledger.judge(judgement(2, study=1), "other", most=2) is True
+        assert ledger.judge(judgement(2, model="pooled"), "tiny", most=2) is True
+        assert ledger.judge(judgement(2), "tiny", most=0) is True  # 0: no cap
+
+
+def test_judging_and_training_are_counted_apart(path):
+    """A limit on training orders must not run out because a site judged, nor the other way."""
+    with Ledger(path) as ledger:
+        ledger.judge(judgement(), "tiny")
+        assert (ledger.exposures(), ledger.spent(STUDIES[0])) == (0, 0)
+        assert ledger.spend(order(1), "tiny", most=1) is True
+        assert code(ledger.spend, order(2), "tiny", 1) == "PRIVACY_SPENT"
+        assert ledger.judge(judgement(1), "tiny", most=2) is True
+        assert (ledger.exposures(), ledger.spent(STUDIES[0])) == (1, 1)
+        account = read_ledger(path)
+    assert account.spent == 1
+    assert [each.kind for each in account.exposures] == ["evaluate", "train", "evaluate"]
+
+
 def test_one_order_has_one_answer(path):
     """The difference of two answers tells what neither does; two noises would average out."""
     with Ledger(path) as ledger:
@@ -324,6 +369,8 @@ class Deliveries(RuleBasedStateMachine):
         self.presented: dict[int, int] = {}
         self.closed: set[int] = set()
         self.spent: list[str] = []
+        self.judged: dict[tuple[int, int], str] = {}  # order by study and run
+        self.rows: list[str] = []
         self.answers: dict[int, int] = {}
         self.head = NOTHING
 
@@ -352,6 +399,20 @@ class Deliveries(RuleBasedStateMachine):
         else:
             assert self.ledger.spend(asked, "tiny", most) is True
             self.spent.append(asked.id)
+            self.rows.append(asked.id)
+
+    @rule(run=names, study=st.integers(0, 1), arrays=st.sampled_from("de"), most=st.integers(0, 3))
+    def judge(self, run: int, study: int, arrays: str, most: int) -> None:
+        asked = judgement(run, study, arrays=arrays)
+        earlier = {r: each for (s, r), each in self.judged.items() if s == study}
+        if asked.id in earlier.values():
+            assert self.ledger.judge(asked, "tiny", most) is False
+        elif run in earlier or (most and len(earlier) >= most):
+            assert code(self.ledger.judge, asked, "tiny", most) == "PRIVACY_SPENT"
+        else:
+            assert self.ledger.judge(asked, "tiny", most) is True
+            self.judged[study, run] = asked.id
+            self.rows.append(asked.id)
 
     @rule(about=names, digest=st.integers(0, 1))
     def answered(self, about: int, digest: int) -> None:
@@ -373,7 +434,7 @@ class Deliveries(RuleBasedStateMachine):
     @invariant()
     def counts_are_those_of_the_sets(self) -> None:
         assert self.ledger.exposures() == len(self.spent)
-        assert [each.order for each in self.ledger.rows()] == self.spent
+        assert [each.order for each in self.ledger.rows()] == self.rows
         assert self.ledger.head() == self.head
 
     def teardown(self) -> None:

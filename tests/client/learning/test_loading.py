@@ -35,6 +35,7 @@ def cohort_of(n: int = 23) -> Cohort:
         layout="volume",
         findings=(),
         contents=names,
+        secrets=("",) * len(names),
     )
 
 
@@ -195,6 +196,7 @@ def federation_cohort(n: int) -> Cohort:
         layout="table",
         findings=(),
         contents=names,
+        secrets=("",) * len(names),
     )
 
 

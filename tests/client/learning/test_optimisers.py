@@ -40,6 +40,7 @@ def cohort_of(n: int) -> Cohort:
         layout="table",
         findings=(),
         contents=names,
+        secrets=("",) * len(names),
     )
 
 

@@ -33,6 +33,7 @@ def cohort_of(participants: list[str], label: list[float] | None = None) -> Coho
         layout="table",
         findings=(),
         contents=tuple(map(str, range(n))),
+        secrets=("",) * n,
     )
 
 

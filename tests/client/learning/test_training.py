@@ -228,6 +228,7 @@ def _cohort_of(study: Study, n: int) -> Any:
         layout="table",
         findings=(),
         contents=tuple(f"c{i}" for i in range(n)),
+        secrets=("",) * n,
     )
 
 

@@ -223,7 +223,7 @@ class Honest(RuleBasedStateMachine):
     def work(self, which: int, leaves: bool) -> None:
         run, asked, seen = self.sealed.pop(which % len(self.sealed))
         check_books(self.records.ledger, seen)
-        self.records.spend(asked, "tiny", 0)
+        self.records.spend(asked, "tiny", Policy(most_exposures=0))
         answer = self.records.depart(asked, "tiny", report(asked, None), {})
         if leaves:
             self.sent = [one for one in self.sent if one[1].id != asked.id]
