@@ -200,6 +200,13 @@ class Ledger:
                     "and may not leave",
                 )
 
+    def answer(self, order_id: str) -> str | None:
+        """Digest of the answer that was recorded for an order, if one was."""
+        with self._reading() as reading:
+            found = reading.execute("SELECT digest FROM answers WHERE order_id = ?", (order_id,))
+            row = found.fetchone()
+            return None if row is None else str(row[0])
+
     def head(self) -> Head:
         """The last receipt that was written."""
         with self._reading() as reading:

@@ -49,6 +49,11 @@ class Records:
         self.ledger.answered(order.id, digest)
         self.receipts.append(receipts.departure(order, study_name, report, arrays, digest))
 
+    def contradict(self, order: Order, report: Report, arrays: Arrays) -> bool:
+        """Whether another answer than this was entered for `order`."""
+        entered = self.ledger.answer(order.id)
+        return entered is not None and entered != digest_of_answer(report, arrays)
+
     def decline(self, order: Order, study_name: str, report: Report) -> None:
         """Enter a refusal; it is no answer, so the same order may be answered later."""
         self.receipts.append(receipts.departure(order, study_name, report, {}, ""))

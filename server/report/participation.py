@@ -131,10 +131,7 @@ def census(run: Run) -> dict[str, dict[str, Any]]:
 
 def records(branch: Branch) -> list[dict[str, Any]]:
     """Records of a model's finished rounds, or `FolderError`."""
-    try:
-        return branch.records()
-    except (OSError, ValueError) as error:
-        raise FolderError(f"a record of {branch.folder} cannot be read: {error}") from None
+    return branch.records()
 
 
 def read_json(path: Path) -> dict[str, Any]:
