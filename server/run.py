@@ -290,6 +290,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_refused(path: Path) -> dict[str, str]:
+    """Who declined the orders of a folder, and with which code."""
+    found = read_json(path)
+    if not all(isinstance(code, str) for code in found.values()):
+        raise DamagedError(f"{path} cannot be read: it holds something else than codes")
+    return found
+
+
 def write_sealed(path: Path, table: Mapping[str, Any]) -> None:
     """Write a JSON table with the digest of its content, for `read_sealed`."""
     plain = {name: value for name, value in table.items() if name != _SEAL}

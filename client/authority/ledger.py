@@ -301,7 +301,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours; each names the file and the remedy."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: SQLite's own words rot, too
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise StorageError(f"{path} cannot be written: {error}; free space there") from error
@@ -334,8 +334,16 @@ def _exposures(connection: sqlite3.Connection) -> int:
 
 def _head(connection: sqlite3.Connection) -> Head:
     row = connection.execute("SELECT number, hash FROM head").fetchone()
-    return Head(*row) if row is not None else NOTHING
+    if row is None:
+        return NOTHING
+    if not (isinstance(row[0], int) and isinstance(row[1], str)):
+        raise sqlite3.DatabaseError("the head of its receipts makes no sense")
+    return Head(*row)
 
 
 def _rows(connection: sqlite3.Connection) -> list[Exposure]:
-    return [Exposure(*(*row, bool(said))) for *row, said in connection.execute(_EXPOSURES)]
+    rows = list(connection.execute(_EXPOSURES))
+    for *texts, round_, order, _ in rows:  # a column's type is no promise once its bytes rot
+        if not isinstance(round_, int) or not all(isinstance(t, str) for t in (*texts, order)):
+            raise sqlite3.DatabaseError("an exposure makes no sense")
+    return [Exposure(*(*row, bool(said))) for *row, said in rows]

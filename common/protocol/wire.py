@@ -126,22 +126,27 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return b"".join(npy_parts(array))
 
 
-def view_npy(data: bytes) -> NDArray[Any]:
+def view_npy(data: bytes, code: str = "REPORT_MALFORMED") -> NDArray[Any]:
     """Received npy bytes as an array, read-only and without a copy.
 
     Raises
     ------
-    ValueError
-        If the header promises more than was sent, or objects; nothing has been made of it then.
+    Refusal
+        With `code`, if the header promises more than was sent, or objects, or cannot be read;
+        nothing has been made of it then.
     """
+    try:
+        return _viewed(data)
+    except Exception as error:  # noqa: BLE001  NumPy's parser has exceptions of its own
+        raise Refusal(code, f"npy bytes cannot be read: {error}") from None
+
+
+def _viewed(data: bytes) -> NDArray[Any]:
     stream = BytesIO(data[:_LONGEST_HEADER])
     # version 1.0 is what NumPy writes for every type that may travel
     if read_magic(stream) != (1, 0):
         raise ValueError("another format than NumPy's npy 1.0")
-    try:
-        shape, fortran, dtype = read_array_header_1_0(stream)
-    except Exception as error:  # noqa: BLE001  NumPy's tokenizer has exceptions of its own
-        raise ValueError(f"its header cannot be read: {error}") from None
+    shape, fortran, dtype = read_array_header_1_0(stream)
     start = stream.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its header says {dtype}{shape}, it has {len(data)} bytes")
@@ -379,12 +384,9 @@ def _arrays(content: RecordDict, code: str) -> Arrays:
 
 
 def _array(name: str, array: Array, code: str) -> NDArray[Any]:
-    try:
-        if array.stype != "numpy.ndarray":
-            raise ValueError(f"it is {array.stype}, not NumPy's")
-        found = view_npy(array.data)
-    except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
-        raise Refusal(code, f"array {name!r} cannot be read: {error}") from None
+    if array.stype != "numpy.ndarray":
+        raise Refusal(code, f"array {name!r} is {array.stype}, not NumPy's")
+    found = view_npy(array.data, code)
     if str(found.dtype) not in _TYPES:
         raise Refusal("ARRAYS_MISTYPED", f"array {name!r} is {found.dtype}")
     return found

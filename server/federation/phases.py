@@ -30,7 +30,7 @@ from server.run import (
     Checkpoint,
     Run,
     load_checkpoint,
-    read_json,
+    read_refused,
     start_arrays,
     write_json,
 )
@@ -293,7 +293,7 @@ class Phases:
 
     def _refusals(self, phase: str) -> dict[str, str]:
         path = self.run.folder / phase / REFUSED
-        return read_json(path) if path.exists() else {}
+        return read_refused(path) if path.exists() else {}
 
     def _orders(
         self, kind: str, sites: Sequence[str], parcel: Parcel, **more: object

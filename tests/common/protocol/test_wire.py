@@ -913,7 +913,7 @@ def test_npy_bytes_are_those_of_numpy_and_are_read_without_a_copy(arrays: Arrays
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_npy_bytes_that_are_no_array_are_a_value_error(name: str) -> None:
+def test_npy_bytes_that_are_no_array_are_refused(name: str) -> None:
     """The courier looks at each array that the agent sends, and must know what to expect."""
-    with pytest.raises(ValueError):
+    with pytest.raises(Refusal, match="REPORT_MALFORMED: npy bytes cannot be read"):
         view_npy(ARRAYS[name])
