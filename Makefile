@@ -5,7 +5,11 @@ READY := $(VENV)/.ready
 PYTHON ?= python3
 OUT ?= demo
 
-.PHONY: demo test slow check bench format clean federation loading averaging wire deployment
+# a finding is repeated by: make fuzz FUZZ="--border npy --at 4711"
+FUZZ ?= --count 1000000
+CHAOS ?=
+
+.PHONY: demo test slow check bench fuzz chaos format clean federation loading averaging wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -28,6 +32,12 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):
 	@:
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -5,7 +5,8 @@ CallosumError                 exit 1    anything below; the message is for peopl
 ├── DataError                 exit 4    a site's scans, tables or labels cannot be used
 │   └── ScanError                       one scan cannot be used; the others go on
 ├── FolderError               exit 5    a run, site or output folder belongs to something else
-│   └── RunBusyError                    another process is working in it; the same call later works
+│   ├── RunBusyError                    another process is working in it; the same call later works
+│   └── DamagedError                    a file of ours is no longer what was written
 ├── QuorumError               exit 6    too few sites answered a round
 ├── StorageError              exit 7    the disk is full or cannot be written
 ├── LineageError              exit 8    a site took part in what it should judge
@@ -50,6 +51,10 @@ class FolderError(CallosumError):
 
 class RunBusyError(FolderError):
     """Another process holds the folder; trying later is all that it takes."""
+
+
+class DamagedError(FolderError):
+    """A file of ours is no longer what was written: a disk that rots, or somebody's hand."""
 
 
 class QuorumError(CallosumError):

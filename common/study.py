@@ -114,6 +114,9 @@ class Study(Table):
         tasks = {task.target for task in self.finetuning}
         # sorted: the file's order of tables is not part of the digest, so it must change no bit
         names = listed or sorted(name for name in self.targets if name not in tasks)
+        # a resolved study's objective is not checked again
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("objective.targets must be a list of names")
         unknown = [name for name in names if name not in self.targets]
         if unknown:
             raise ValueError(
@@ -213,9 +216,13 @@ def read_resolved(table: dict[str, Any], path: Path) -> Study:
 
     What a coordinator's server needs: it has the same digest, but says nothing of a sample's shape.
     """
-    plugged = {key: Unchecked.model_validate(table[key]) for key, *_ in _SHELVES if key in table}
+    plugged = {
+        key: checked(Unchecked, table[key], file=path, at=key)
+        for key, *_ in _SHELVES
+        if key in table
+    }
     listed = {
-        key: tuple(Unchecked.model_validate(one) for one in table.get(key, ()))
+        key: tuple(checked(Unchecked, one, file=path, at=key) for one in _tables(table, key, path))
         for key, *_ in _LISTS
     }
     _held_out_sites_took_no_part(table, path)
@@ -235,13 +242,9 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
         if section in resolved:
             resolved[section] = _plugged(resolved[section], section, shelf, key, path)
     for section, shelf, key in _LISTS:
-        tables = resolved.get(section, [])
-        if not isinstance(tables, list | tuple):
-            where = f"({path}{line_of(path, section)})"
-            raise SettingError(f"{section} is a list of tables, [[{section}]] {where}")
         resolved[section] = tuple(
             _plugged(table, f"{section}.{number}", shelf, key, path)
-            for number, table in enumerate(tables)
+            for number, table in enumerate(_tables(resolved, section, path))
         )
     study = checked(Study, resolved, file=path)
     try:
@@ -249,6 +252,15 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
     except (ValueError, AttributeError) as error:
         raise SettingError(f"data: {error} ({path}{line_of(path, 'data')})") from None
     return study
+
+
+def _tables(table: Mapping[str, Any], section: str, path: Path) -> list[Any] | tuple[Any, ...]:
+    """The entries of [[section]]."""
+    tables = table.get(section, [])
+    if not isinstance(tables, list | tuple):
+        where = f"({path}{line_of(path, section)})"
+        raise SettingError(f"{section} is a list of tables, [[{section}]] {where}")
+    return tables
 
 
 def _held_out_sites_took_no_part(table: Mapping[str, Any], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +72,7 @@ def show_keys() -> None:
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
     from server.report.live_view import present_of, row_of
-    from server.run import read_run
+    from server.run import read_refused, read_run
     from server.run_state import read_state_file, state_of
 
     run = read_run(folder)
@@ -85,7 +84,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
             table.add_row(*row_of(record, run.study.pretraining.rounds))
         console.print(table)
     for path in sorted(folder.rglob("refused.json")):
-        for site, code in json.loads(path.read_text()).items():
+        for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
     state = state_of(folder)

@@ -13,13 +13,16 @@ RUN/
   linear/, finetuning/, judge/, explain/, send/, evaluation/   reports of those orders
   results.csv, report.html
 
-Every file is written whole or not at all. A round is finished once its checkpoint stands; until
-then the same command takes it up from its replies, which are removed two rounds later.
+Every file is written whole or not at all, and holds a digest of what was written where a run reads
+it again. A round is finished once its checkpoint stands; until then the same command takes it up
+from its replies, which are removed two rounds later. A damaged checkpoint, the final one too, is
+set aside as `NAME.damaged`, and made again from the one before and those replies.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -31,19 +34,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from common.arrays import Arrays
-from common.errors import FolderError, RunBusyError, SettingError
-from common.network.plan import Plan, plan_from_json
+from common.errors import DamagedError, FolderError, RunBusyError, SettingError
+from common.network.plan import Plan, Rule
 from common.network.starting import taken
 from common.protocol.orders import digest_of
-from common.protocol.wire import Stored, open_arrays, write_arrays
+from common.protocol.wire import Stored, write_arrays
 from common.runtime.durable import write_atomically
+from common.runtime.progress import say
+from common.settings import Table
 from common.study import Study, read_resolved
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
 _START: Final = "start.safetensors"
+_SEAL: Final = "sha256"  # in a JSON table: the digest of all its other entries
 _VERSIONS: Final = ("callosum", "flwr", "torch", "numpy", "safetensors", "pydantic")
 
 
@@ -56,6 +63,19 @@ class Checkpoint:
     state: Mapping[str, NDArray[Any]]
     contributors: tuple[str, ...]
     cohorts: tuple[str, ...]
+
+
+class About(Table):
+    """What a checkpoint says of itself."""
+
+    format: int
+    study: str
+    name: str
+    model: str
+    round: int
+    contributors: tuple[str, ...]
+    cohorts: tuple[str, ...]
+    plan: dict[str, Rule]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +96,7 @@ class Branch:
 
     def records(self) -> list[dict[str, Any]]:
         """Records of all finished rounds, first to last."""
-        found = sorted(self.folder.glob("rounds/*/record.json"))
-        return [json.loads(path.read_text()) for path in found]
+        return [read_sealed(path) for path in sorted(self.folder.glob("rounds/*/record.json"))]
 
     def save(self, checkpoint: Checkpoint, study: Study, plan: Plan, *, last: bool) -> None:
         """Write a checkpoint; the last one becomes `final.safetensors`, without optimiser state."""
@@ -92,16 +111,36 @@ class Branch:
             reply.unlink()
 
     def latest(self, study: Study) -> Checkpoint | None:
-        """The newest checkpoint, or None before the first round."""
-        if self.final.exists():
-            return load_checkpoint(self.final, study)
-        numbered = self._numbered()
-        return load_checkpoint(numbered[-1], study) if numbered else None
+        """The newest checkpoint that is what was written, or None before the first round.
+
+        A damaged one is set aside, and said to be: the rounds after the one before it are averaged
+        again from their replies, to the same bits. For the process that works in the folder.
+
+        Raises
+        ------
+        DamagedError
+            If there are checkpoints, and all are damaged.
+        """
+        found = self._newest_first()
+        for path in found:
+            try:
+                return load_checkpoint(path, study)
+            except DamagedError as error:
+                say(f"{error}; it is set aside, and the checkpoint before it is taken")
+                path.replace(path.with_suffix(".damaged"))
+        if found:
+            raise DamagedError(
+                f"all checkpoints in {found[0].parent} were damaged and are set aside; look after "
+                f"the disk. The same command then trains {self.model} again from its first round"
+            )
+        return None
 
     def plan(self, study: Study) -> Plan:
         """The rules of the model's arrays, as its newest checkpoint holds them."""
-        path = self.final if self.final.exists() else self._numbered()[-1]
-        return plan_from_json(_about(path, study)["plan"])
+        return about_checkpoint(self._newest_first()[0], study).plan
+
+    def _newest_first(self) -> list[Path]:
+        return [*([self.final] if self.final.exists() else ()), *reversed(self._numbered())]
 
     def _path(self, number: int) -> Path:
         return self.folder / "checkpoints" / f"{number:04d}.safetensors"
@@ -159,6 +198,8 @@ def open_run(folder: Path, study: Study, source: Path | None = None) -> Iterator
             _create(folder, study, source)
         run = read_run(folder)
         _same_study(run, study)
+        if source is not None:
+            _mend_start(run, study, source)
         yield run
 
 
@@ -180,53 +221,111 @@ def create_run(folder: Path, study: Study, source: Path) -> Run:
 
 def read_run(folder: Path) -> Run:
     """Open a run folder for reading."""
-    try:
-        provenance = json.loads((folder / "provenance.json").read_text())
-        table = json.loads((folder / "study.json").read_text())
-    except FileNotFoundError as error:
-        raise FolderError(f"{folder} is not a run: {error.filename} is missing") from None
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{folder} cannot be read as a run: {error}") from None
-    found = provenance.get("format")
+    path, file = folder / "provenance.json", folder / "study.json"
+    provenance = read_json(path)
+    found, run = provenance.get("format"), provenance.get("run")
     if found != FORMAT:
+        versions = provenance.get("versions")
+        version = versions.get("callosum", "?") if isinstance(versions, dict) else "?"
         raise FolderError(
             f"{folder} is a run of format {found}, this version reads {FORMAT}; "
-            f"use callosum {provenance.get('versions', {}).get('callosum', '?')} or a new folder"
+            f"use callosum {version} or a new folder"
         )
-    return Run(
-        folder=folder, id=provenance["run"], study=read_resolved(table, folder / "study.json")
-    )
+    _check_seal(provenance, path)
+    study = read_resolved(read_json(file), file)
+    if study.digest != provenance.get("study") or not isinstance(run, str):
+        raise DamagedError(
+            f"{file} is no longer the study that the run was started with; put it back from a "
+            "backup, or give a new --out"
+        )
+    return Run(folder=folder, id=run, study=study)
 
 
 def load_checkpoint(path: Path, study: Study) -> Checkpoint:
-    """Read a checkpoint of `study`; another study's is refused.
+    """Read a checkpoint of `study` whose arrays are all what was written.
 
     Raises
     ------
+    DamagedError
+        If the file is damaged; the run's own command makes it again.
     FolderError
-        If the file is damaged or belongs to another study.
+        If it belongs to another study.
     """
-    about = _about(path, study)
+    about = about_checkpoint(path, study)
     return Checkpoint(
-        round=about["round"],
-        arrays=Stored(path, "model/"),
-        state=Stored(path, "state/"),
-        contributors=tuple(about["contributors"]),
-        cohorts=tuple(about["cohorts"]),
+        round=about.round,
+        arrays=Stored(path, "model/").check(),
+        state=Stored(path, "state/").check(),
+        contributors=about.contributors,
+        cohorts=about.cohorts,
     )
 
 
-def _about(path: Path, study: Study) -> dict[str, Any]:
-    with open_arrays(path) as file:
-        about: dict[str, Any] = json.loads(file.text("checkpoint"))
-    if about["study"] != study.digest:
-        raise FolderError(f"{path} belongs to another study ({about['name']})")
+def about_checkpoint(path: Path, study: Study | None = None) -> About:
+    """What a checkpoint says of itself, without a look at its arrays."""
+    try:
+        about = About.model_validate_json(Stored(path).text("checkpoint"))
+    except ValidationError:
+        raise DamagedError(f"{path} is damaged or not Callosum's: it is no checkpoint") from None
+    if study is not None and about.study != study.digest:
+        raise FolderError(f"{path} belongs to another study ({about.name})")
     return about
 
 
 def write_json(path: Path, value: object) -> None:
     """Write readable JSON, whole or not at all."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table of a run folder; `DamagedError` if the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FolderError(f"{path.parent} is not a run: {path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path} cannot be read: it holds no table")
+    return found
+
+
+def read_refused(path: Path) -> dict[str, str]:
+    """Who declined the orders of a folder, and with which code."""
+    found = read_json(path)
+    if not all(isinstance(code, str) for code in found.values()):
+        raise DamagedError(f"{path} cannot be read: it holds something else than codes")
+    return found
+
+
+def write_sealed(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a JSON table with the digest of its content, for `read_sealed`."""
+    plain = {name: value for name, value in table.items() if name != _SEAL}
+    write_json(path, {**plain, _SEAL: _seal(plain)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A table that `write_sealed` wrote, as it was written.
+
+    Raises
+    ------
+    DamagedError
+        If it was changed since.
+    """
+    found = read_json(path)
+    _check_seal(found, path)
+    return found
+
+
+def _check_seal(table: dict[str, Any], path: Path) -> None:
+    if table.pop(_SEAL, None) != _seal(table):
+        raise DamagedError(
+            f"{path} is no longer what was written; put it back from a backup, or give a new --out"
+        )
+
+
+def _seal(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(checkpoint: Checkpoint, study: Study, plan: Plan, model: str) -> dict[str, str]:
@@ -253,7 +352,7 @@ def _create(folder: Path, study: Study, source: Path | None) -> None:
     if source is not None:
         write_atomically(folder / "study.toml", source.read_bytes())
     versions = {name: _version(name) for name in _VERSIONS} | {"python": platform.python_version()}
-    write_json(
+    write_sealed(
         folder / "provenance.json",
         {
             "format": FORMAT,
@@ -262,6 +361,18 @@ def _create(folder: Path, study: Study, source: Path | None) -> None:
             "versions": versions,
         },
     )
+
+
+def _mend_start(run: Run, study: Study, source: Path) -> None:
+    """Take the arrays of the study's checkpoint again where the run's own copy is damaged."""
+    if study.start is None:
+        return
+    path = run.folder / _START
+    try:
+        Stored(path).check()
+    except DamagedError as error:
+        say(f"{error}; its arrays are taken again from start.file")
+        write_arrays(path, _begin(study, source), {})
 
 
 def start_arrays(run: Run) -> Mapping[str, NDArray[Any]]:

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pydantic import BaseModel, ValidationError
+
 from server.run import write_json
 
 Wanted = Literal["running", "stopped"]
@@ -19,6 +21,16 @@ State = Literal["waiting", "running", "finished", "failed", "stopped"]
 _WANTED: Final = "wanted.json"
 _STATE: Final = "state.json"
 _FAILURE: Final = "failure.json"
+
+
+class _Stands(BaseModel):
+    """What `state.json` holds."""
+
+    state: str = ""
+    attempts: int = 0
+    error: str = ""
+    since: float = 0.0
+    wanted: str | None = None
 
 
 def want(folder: Path, wanted: Wanted) -> None:
@@ -47,7 +59,12 @@ def note_state(folder: Path, state: State, *, attempts: int, error: str = "") ->
 
 def state_of(folder: Path) -> dict[str, Any]:
     """How the hub says the run stands: state, attempts, error, since; empty before it said."""
-    return read_state_file(folder / _STATE)
+    found = read_state_file(folder / _STATE)
+    try:
+        _Stands.model_validate(found, strict=True)
+    except ValidationError:
+        return {}
+    return found
 
 
 def note_failure(folder: Path, error: str) -> None:
@@ -69,6 +86,6 @@ def read_state_file(path: Path) -> dict[str, Any]:
     """A small JSON table; empty if it is not there or damaged."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -213,6 +213,13 @@ class Ledger:
                     "and may not leave",
                 )
 
+    def answer(self, order_id: str) -> str | None:
+        """Digest of the answer that was recorded for an order, if one was."""
+        with self._reading() as reading:
+            found = reading.execute("SELECT digest FROM answers WHERE order_id = ?", (order_id,))
+            row = found.fetchone()
+            return None if row is None else str(row[0])
+
     def head(self) -> Head:
         """The last receipt that was written."""
         with self._reading() as reading:
@@ -369,7 +376,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into ours; each names the file and the remedy."""
     try:
         yield
-    except (sqlite3.Error, ValidationError) as error:
+    except (sqlite3.Error, ValidationError, UnicodeDecodeError) as error:  # SQLite's own words rot
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
             raise StorageError(f"{path} cannot be written: {error}; free space there") from error
@@ -431,11 +438,19 @@ def _enter(change: sqlite3.Connection, order: Order, study_name: str) -> None:
 
 def _head(connection: sqlite3.Connection) -> Head:
     row = connection.execute("SELECT number, hash FROM head").fetchone()
-    return Head(*row) if row is not None else NOTHING
+    if row is None:
+        return NOTHING
+    if not (isinstance(row[0], int) and isinstance(row[1], str)):
+        raise sqlite3.DatabaseError("the head of its receipts makes no sense")
+    return Head(*row)
 
 
 def _rows(connection: sqlite3.Connection) -> list[Exposure]:
-    return [Exposure(*(*row, bool(said))) for *row, said in connection.execute(_EXPOSURES)]
+    rows = list(connection.execute(_EXPOSURES))
+    for *texts, round_, order, _ in rows:  # a column's type is no promise once its bytes rot
+        if not isinstance(round_, int) or not all(isinstance(t, str) for t in (*texts, order)):
+            raise sqlite3.DatabaseError("an exposure makes no sense")
+    return [Exposure(*(*row, bool(said))) for *row, said in rows]
 
 
 def _now() -> str:

@@ -56,6 +56,11 @@ class Records:
         books = self.receipts.tell(receipts.departure(order, study_name, bare, arrays, digest))
         return report.model_copy(update={"books": books})
 
+    def contradict(self, order: Order, report: Report, arrays: Arrays) -> bool:
+        """Whether another answer than this was entered for `order`."""
+        entered = self.ledger.answer(order.id)
+        return entered is not None and entered != digest_of_answer(report, arrays)
+
     def decline(self, order: Order, study_name: str, report: Report) -> None:
         """Enter a refusal; it is no answer, so the same order may be answered later."""
         self.receipts.append(receipts.departure(order, study_name, report, {}, ""))

@@ -13,7 +13,8 @@
 
 A record is written after its samples, so whatever moment a process dies at, the complete lines of
 the index describe samples that are there; what is beyond them is cut off on resuming. Hashes in the
-records say whether the bytes are still what was written, should a machine lose power.
+records say whether the bytes are still what was written, and one in each line whether the record
+is: all are compared when the data are opened, and what a disk has changed is prepared again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -39,6 +41,9 @@ from common.runtime.durable import storage_checked, sync_folder, write_atomicall
 from common.study import Study, canonical
 
 _VERSION: Final = 2  # of the files below and of what preparing means; a change prepares anew
+
+_log = getLogger("callosum.site")
+_SEAL: Final = "sealed"  # in a line of the index: SHA-256 of its other entries
 
 SAMPLES: Final = "samples.bin"
 MEASURES: Final = "measures.bin"
@@ -102,7 +107,12 @@ def prepare(
         current = current_generation(folder)
         records = read_index(current) if current else []
         same = [record.key for record in records] == keys
-        if current is None or not same or _recovered(study, found.sources, records, workers):
+        if (
+            current is None
+            or not same
+            or not _sound(current, records, _row(study))
+            or _recovered(study, found.sources, records, workers)
+        ):
             current = _build(study, found.sources, folder, workers, advance)
             records = read_index(current)
         elif advance:
@@ -142,10 +152,39 @@ def read_index(generation: Path) -> list[Record]:
     for line in lines:
         try:
             fields = json.loads(line)
+            if fields.pop(_SEAL) != _seal(fields):
+                break
             records.append(Record(**{**fields, "notes": tuple(fields["notes"])}))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             break
     return records
+
+
+def _line(record: Record) -> bytes:
+    fields = asdict(record)
+    return json.dumps({**fields, _SEAL: _seal(fields)}, ensure_ascii=False).encode() + b"\n"
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(fields)).hexdigest()
+
+
+def _row(study: Study) -> int:
+    """Bytes of one sample."""
+    row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
+    return row
+
+
+def _sound(generation: Path, records: Sequence[Record], row: int) -> bool:
+    """Whether all samples and measures of a generation are what was written, and nothing else."""
+    intact = _intact_records(generation, row)
+    sizes = [(generation / name).stat().st_size for name in (SAMPLES, MEASURES)] if intact else []
+    wanted = [sum(r.n for r in records) * row, sum(_measured(r) for r in records)]
+    if records and (len(intact) != len(records) or sizes != wanted):
+        _log.error("%s is no longer what was written; what has changed is prepared again",
+                   generation)  # fmt: skip
+        return False
+    return True
 
 
 @contextmanager
@@ -219,7 +258,7 @@ class _Growing:
         self.study = study
         self.folder = folder
         self.building = folder / "building"
-        self._row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
+        self._row = _row(study)
         self._ready: dict[str, str] = {}  # content -> scan
         self.done = self._resume(sources)
         self._lent: dict[tuple[str, str, str], tuple[Record, Path, int, int]] = {}
@@ -250,7 +289,7 @@ class _Growing:
             content = measures = b""
         elif record.status == "ready":
             self._ready[record.sha256] = record.scan
-        line = json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n"
+        line = _line(record)
         with storage_checked(self.building):
             _write(self._samples, content)
             _write(self._measures, measures)
@@ -286,7 +325,7 @@ class _Growing:
     def _resume(self, sources: Sequence[Source]) -> int:
         """Keep the intact beginning of `building` if it is that of `sources`; return its length."""
         self.building.mkdir(exist_ok=True)
-        records = self._intact_records(self.building)
+        records = _intact_records(self.building, self._row)
         keys = [(source.participant, source.scan, source.stamp) for source in sources]
         retried = [record.status == "failed" for record in records]
         if any(retried) or [record.key for record in records] != keys[: len(records)]:
@@ -308,20 +347,6 @@ class _Growing:
             samples += record.n * self._row
             measures += _measured(record)
 
-    def _intact_records(self, generation: Path) -> list[Record]:
-        """The longest beginning of an index whose samples are all there, byte for byte."""
-        records: list[Record] = []
-        if not ((generation / SAMPLES).is_file() and (generation / MEASURES).is_file()):
-            return records
-        samples, measures = (generation / name for name in (SAMPLES, MEASURES))
-        with samples.open("rb") as first, measures.open("rb") as second:
-            for record in read_index(generation):
-                content, measured = first.read(record.n * self._row), second.read(_measured(record))
-                if not _intact(record, content, measured):
-                    break
-                records.append(record)
-        return records
-
     def _bytes_of(self, records: Sequence[Record]) -> int:
         return sum(record.n for record in records) * self._row
 
@@ -332,6 +357,21 @@ class _Growing:
             return 0
         lines = path.read_bytes().split(b"\n")[: len(records)]
         return sum(len(line) + 1 for line in lines)
+
+
+def _intact_records(generation: Path, row: int) -> list[Record]:
+    """The longest beginning of an index whose samples are all there, byte for byte."""
+    records: list[Record] = []
+    if not ((generation / SAMPLES).is_file() and (generation / MEASURES).is_file()):
+        return records
+    samples, measures = (generation / name for name in (SAMPLES, MEASURES))
+    with samples.open("rb") as first, measures.open("rb") as second:
+        for record in read_index(generation):
+            content, measured = first.read(record.n * row), second.read(_measured(record))
+            if not _intact(record, content, measured):
+                break
+            records.append(record)
+    return records
 
 
 def _intact(record: Record, content: bytes, measures: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,15 @@ from client.learning.tuned_models import Cell, Passage, TunedModel, TunedModels
 from client.site import Site
 from common import metrics
 from common.arrays import Arrays
-from common.errors import Refusal
+from common.errors import DamagedError, Refusal
 from common.network.building import arrays_of, build, carried_over, load_arrays
 from common.network.tuning import CLOSED_FORM, Task, build_for, task_of, tune, tuned_arrays
 from common.protocol.orders import Order
 from common.runtime.progress import track
 from common.seeding import seed_of
 from common.study import Study
+
+_log = getLogger("callosum.site")
 
 Indices = NDArray[np.int64]
 
@@ -186,7 +189,11 @@ class Tuning:
 
     def _model(self, split: Split, repeat: int) -> TunedModel:
         """The model of this order, as it is kept, or trained and kept now."""
-        kept = self.models.find(self.order, repeat)
+        try:
+            kept = self.models.find(self.order, repeat)
+        except DamagedError as error:
+            _log.error("%s; it is trained again, to the same bits", error)
+            kept = None
         if kept is not None and kept.order == self.order.id:
             return kept
         closed = self.order.method in CLOSED_FORM

@@ -6,12 +6,15 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
+
+from pydantic import Field, ValidationError
 
 from common.arrays import Arrays
-from common.errors import FolderError
+from common.errors import DamagedError
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
+from common.settings import Table
 
 _CLOSED: Final = "closed"  # folder of models without a start
 
@@ -56,6 +59,15 @@ class TunedModel:
         return self.grid[self.chosen] if self.chosen is not None else None
 
 
+class _Told(Table):
+    """What stands beside the arrays."""
+
+    order: str
+    metric: str
+    grid: tuple[Cell, ...]
+    chosen: Annotated[int, Field(ge=0)] | None
+
+
 @dataclass(frozen=True, slots=True)
 class TunedModels:
     """One run's tuned models at one site, below `folder`."""
@@ -70,15 +82,15 @@ class TunedModels:
         write_arrays(self._path(order, repeat), model.arrays, {"model": text})
 
     def find(self, order: Order, repeat: int) -> TunedModel | None:
-        """The model of a task, start, method and number of people; None if there is none."""
+        """The model of a task, start, method and number of people; None if there is none.
+
+        `DamagedError` if it is no longer what was kept; the order that it is of trains it again.
+        """
         path = self._path(order, repeat)
         if not path.exists():
             return None
-        try:
-            with open_arrays(path) as file:
-                return _model(file.text("model"), file.all())
-        except (FolderError, ValueError, TypeError, KeyError):
-            return None  # damaged: trained again, to the same bits
+        with open_arrays(path) as file:
+            return _model(file.text("model"), file.all())
 
     def _path(self, order: Order, repeat: int) -> Path:
         name = f"k{order.k}-repeat{repeat}.safetensors"
@@ -118,7 +130,7 @@ def kept_models(runs: Path) -> list[KeptModel]:
         try:
             with open_arrays(path) as file:
                 model = _model(file.text("model"), {})
-        except (FolderError, ValueError, TypeError, KeyError):
+        except DamagedError:
             continue  # damaged: the next order that asks for it trains it again
         if named is not None:
             k, repeat = map(int, named.groups())
@@ -130,12 +142,12 @@ def kept_models(runs: Path) -> list[KeptModel]:
 
 
 def _model(text: str, arrays: Arrays) -> TunedModel:
-    about = json.loads(text)
-    return TunedModel(**{**about, "grid": _grid(about["grid"]), "arrays": arrays})
-
-
-def _grid(cells: list[dict[str, Any]]) -> tuple[Cell, ...]:
-    return tuple(
-        Cell(**{**cell, "history": tuple(Passage(**one) for one in cell["history"])})
-        for cell in cells
+    try:
+        told = _Told.model_validate_json(text)
+    except ValidationError as error:
+        raise DamagedError(f"a tuned model is not Callosum's: {error}") from None
+    if told.chosen is not None and told.chosen >= len(told.grid):
+        raise DamagedError("a tuned model is not Callosum's: it chose a cell that it lacks")
+    return TunedModel(
+        order=told.order, metric=told.metric, grid=told.grid, chosen=told.chosen, arrays=arrays
     )

@@ -80,7 +80,7 @@ class Agent:
         """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
         try:
             self._check(order)
-            earlier = self._cache(order).report(order)
+            earlier = self._earlier(order)
             if earlier is None:
                 report, sent = self._worked(order, self._assembled(order, arrays))
             else:  # the policy may have become stricter since
@@ -95,6 +95,15 @@ class Agent:
             else:
                 _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}
+
+    def _earlier(self, order: Order) -> tuple[Report, Arrays] | None:
+        """The answer that was kept, unless it is another than the one that may leave."""
+        kept = self._cache(order).report(order)
+        if kept is not None and self.records is not None and self.records.contradict(order, *kept):
+            _log.error("the report kept for order %s is not the one that the ledger knows; the "
+                       "order is worked on again", order.id)  # fmt: skip
+            return None
+        return kept
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""

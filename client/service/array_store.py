@@ -15,7 +15,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from common.arrays import Arrays
-from common.errors import FolderError
+from common.errors import DamagedError
 from common.protocol.orders import digest_of
 from common.protocol.wire import open_arrays, write_arrays
 
@@ -49,7 +49,7 @@ class ArrayStore:
         try:
             with open_arrays(path) as file:
                 arrays = file.all()
-        except FolderError:
+        except DamagedError:
             arrays = None
         if arrays is None or digest_of(arrays) != digest:
             path.unlink(missing_ok=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 from common.arrays import Arrays
-from common.errors import FolderError, Refusal
+from common.errors import DamagedError, Refusal
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.wire import open_arrays, write_arrays
 
+_log = getLogger("callosum.site")
 _ROUNDS_KEPT = 2
 
 
@@ -42,8 +44,9 @@ class ReportCache:
         try:
             with open_arrays(path) as file:
                 report, arrays = read_report(file.text("report")), file.all()
-        except (FolderError, Refusal):
-            return None  # damaged: work again; the same seed gives the same bits
+        except (DamagedError, Refusal) as error:
+            _log.error("%s; the order is worked on again, to the same bits", error)
+            return None
         return (report, arrays) if report.order == order.id else None
 
     def keep(self, order: Order, report: Report, arrays: Arrays, moved: float = 0.0) -> None:
@@ -67,7 +70,10 @@ class ReportCache:
         return None
 
     def own_arrays(self, model: str, before: int = 10_001) -> Arrays:
-        """The site's own arrays after the last round earlier than `before`."""
+        """The site's own arrays after the last round earlier than `before`.
+
+        `DamagedError` if they are no longer what was written: nobody else ever had them.
+        """
         return self._carried(model, "own", before)
 
     def keep_own(self, order: Order, arrays: Arrays) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -44,8 +43,3 @@ class Rule:
 
 
 Plan = dict[str, Rule]
-
-
-def plan_from_json(table: Mapping[str, Any]) -> Plan:
-    """The plan that `as_json` wrote, rule by rule."""
-    return {name: Rule(**{**rule, "shape": tuple(rule["shape"])}) for name, rule in table.items()}

@@ -6,9 +6,11 @@ fault is a `Refusal` with a code. Arrays are plain numbers in C order; no pickle
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -25,10 +27,9 @@ from numpy.lib.format import (
     write_array_header_1_0,
 )
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from common.arrays import Arrays, Rows
-from common.errors import FolderError, Refusal
+from common.errors import DamagedError, Refusal
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.signing import Sealed, read_envelope
 from common.runtime.durable import write_atomically
@@ -47,6 +48,9 @@ _CODES: Final = {  # in the order in which safetensors lays them out: the widest
 }
 _NAMES: Final = {code: name for name, code in _CODES.items()}
 _TYPES: Final = frozenset(_CODES)
+_BLANK: Final = "0" * 64  # where the header's own digest stands, while that is made
+_BEGINNING: Final = b'{"__metadata__":{"json":"{\\"sha256\\":\\"'  # the digest comes next
+_BLOCK: Final = 1 << 20  # bytes
 
 
 def array_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -114,7 +118,7 @@ def npy_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
     plain = np.asarray(array, order="C")
     stream = BytesIO()
     write_array_header_1_0(stream, header_data_from_array_1_0(plain))
-    return stream.getvalue(), plain.reshape(-1).view(np.uint8).data
+    return stream.getvalue(), _memory(plain)
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -122,22 +126,27 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return b"".join(npy_parts(array))
 
 
-def view_npy(data: bytes) -> NDArray[Any]:
+def view_npy(data: bytes, code: str = "REPORT_MALFORMED") -> NDArray[Any]:
     """Received npy bytes as an array, read-only and without a copy.
 
     Raises
     ------
-    ValueError
-        If the header promises more than was sent, or objects; nothing has been made of it then.
+    Refusal
+        With `code`, if the header promises more than was sent, or objects, or cannot be read;
+        nothing has been made of it then.
     """
+    try:
+        return _viewed(data)
+    except Exception as error:  # noqa: BLE001  NumPy's parser has exceptions of its own
+        raise Refusal(code, f"npy bytes cannot be read: {error}") from None
+
+
+def _viewed(data: bytes) -> NDArray[Any]:
     stream = BytesIO(data[:_LONGEST_HEADER])
     # version 1.0 is what NumPy writes for every type that may travel
     if read_magic(stream) != (1, 0):
         raise ValueError("another format than NumPy's npy 1.0")
-    try:
-        shape, fortran, dtype = read_array_header_1_0(stream)
-    except Exception as error:  # noqa: BLE001  NumPy's tokenizer has exceptions of its own
-        raise ValueError(f"its header cannot be read: {error}") from None
+    shape, fortran, dtype = read_array_header_1_0(stream)
     start = stream.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its header says {dtype}{shape}, it has {len(data)} bytes")
@@ -151,9 +160,8 @@ def spool(path: Path, report: Report, arrays: Mapping[str, NDArray[Any]]) -> Non
 
 
 def read_spooled(path: Path) -> Report:
-    """The report of a spooled file; its arrays are read one by one through `open_arrays`."""
-    with open_arrays(path) as file:
-        return read_report(file.text("report"))
+    """The report of a spooled file whose arrays are all what was written; they are not kept."""
+    return read_report(Stored(path).check().text("report"))
 
 
 def write_arrays(
@@ -162,116 +170,57 @@ def write_arrays(
     """Named arrays and text as safetensors: the same content gives the same bytes.
 
     Byte for byte what `safetensors.numpy.save` makes, without its copies of all arrays: a lazy
-    mapping is asked for one array at a time.
+    mapping is asked for one array at a time, twice. The metadata hold the SHA-256 of each array,
+    and begin with that of the whole header, so that a reader notices any bit that changed.
     """
-    about = {name: (str(array.dtype), array.shape, array.nbytes) for name, array in arrays.items()}
+    about = {name: _described(array) for name, array in arrays.items()}
     ranks = list(_CODES)
     ordered = sorted(about, key=lambda name: (ranks.index(about[name][0]), name))
+    digests = [about[name][3] for name in ordered]
     # one metadata entry: safetensors writes several in an order that differs from run to run
-    text = json.dumps(dict(metadata), sort_keys=True)
-    header: dict[str, Any] = {"__metadata__": {"json": text}}
+    told = {"sha256": _BLANK, "arrays": digests, "texts": dict(sorted(metadata.items()))}
+    header: dict[str, Any] = {"__metadata__": {"json": json.dumps(told, separators=(",", ":"))}}
     end = 0
     for name in ordered:
-        dtype, shape, size = about[name]
+        dtype, shape, size, _ = about[name]
         offsets = [end, end + size]
         header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": offsets}
         end += size
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    bodies = (np.asarray(arrays[name], order="C").reshape(-1).view(np.uint8) for name in ordered)
-    parts = (body.data for body in bodies)
+    head = head.replace(_BLANK.encode(), hashlib.sha256(head).hexdigest().encode(), 1)
+    parts = (_memory(arrays[name]) for name in ordered)
     write_atomically(path, chain([len(head).to_bytes(8, "little"), head], parts))
-
-
-class open_arrays:  # noqa: N801  reads as the context manager it is
-    """A safetensors file, one array at a time.
-
-    Raises
-    ------
-    FolderError
-        If the file is not one that Callosum wrote.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Self:
-        try:
-            self._file = safe_open(str(self._path), framework="numpy")
-            metadata = json.loads((self._file.metadata() or {})["json"])
-        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-            raise self._damaged(error) from None
-        if not isinstance(metadata, dict):
-            raise self._damaged("its metadata is no table")
-        self._metadata: dict[str, Any] = metadata
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._file
-
-    def text(self, name: str) -> str:
-        """One of the texts kept beside the arrays."""
-        found = self._metadata.get(name)
-        if not isinstance(found, str):
-            raise self._damaged(f"it holds no {name}")
-        return found
-
-    def names(self) -> list[str]:
-        """Names of the arrays."""
-        return list(self._file.keys())
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        try:
-            array: NDArray[Any] = self._file.get_tensor(name)
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            raise self._damaged(error) from None
-        return array
-
-    def all(self) -> Arrays:
-        """Every array at once."""
-        return {name: self[name] for name in self.names()}
-
-    def _damaged(self, why: object) -> FolderError:
-        return FolderError(f"{self._path} is damaged or not Callosum's: {why}")
 
 
 class Stored(Mapping[str, NDArray[Any]]):
     """A file's arrays below a prefix, each read when it is asked for and not kept.
 
     The file is read, not mapped: averaging keeps a reader for every site, and mapped pages would
-    count as memory once they are read.
+    count as memory once they are read. What is read whole is compared with its digest the first
+    time; what is to be read by parts, when that begins.
 
     Raises
     ------
-    FolderError
-        If the file is not one that Callosum wrote, or is cut short.
+    DamagedError
+        If the file is not one that Callosum wrote, or no longer what was written.
     """
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path
-        with open_arrays(path):  # says what is wrong with a damaged file
-            pass
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        for name, about in header.items():
-            if name != "__metadata__" and about["dtype"] not in _NAMES:
-                raise FolderError(
-                    f"{path} is damaged or not Callosum's: {name} is {about['dtype']}"
-                )
+        self._texts, places = _read_head(path)
+        begins = len(prefix)
         self._places = {
-            name.removeprefix(prefix): _Place(
-                np.dtype(_NAMES[about["dtype"]]),
-                tuple(about["shape"]),
-                8 + length + about["data_offsets"][0],
-            )
-            for name, about in header.items()
-            if name != "__metadata__" and name.startswith(prefix)
+            name[begins:]: place for name, place in places.items() if name.startswith(prefix)
         }
+        self._sound: set[str] = set()  # names of arrays that were compared with their digests
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         place = self._places[name]
-        return self.rows(name, slice(0, place.shape[0]) if place.shape else ...)
+        found = self.rows(name, slice(0, place.shape[0]) if place.shape else ...)
+        if name not in self._sound:
+            self._compare(name, hashlib.sha256(_memory(found)).hexdigest())
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -279,31 +228,82 @@ class Stored(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def text(self, name: str) -> str:
+        """One of the texts kept beside the arrays."""
+        found = self._texts.get(name)
+        if not isinstance(found, str):
+            raise _damaged(self._path, f"it holds no {name}")
+        return found
+
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._places)
+
+    def all(self) -> Arrays:
+        """Every array at once."""
+        return dict(self)
+
+    def check(self) -> Self:
+        """Compare all arrays with their digests, reading through the file with little memory."""
+        for name in self._places.keys() - self._sound:
+            self._compare(name, self._digest(self._places[name]))
+        return self
+
     def rows(self, name: str, part: slice | EllipsisType) -> NDArray[Any]:
-        """A part of one array along its first axis, or the whole of one without axes."""
-        dtype, shape, offset = self._places[name]
+        """A part of one array along its first axis, or the whole of one without axes; unchecked."""
+        place = self._places[name]
+        offset, shape = place.offset, place.shape
         if part is not ...:
             start, stop, _ = part.indices(shape[0])
-            offset += start * math.prod(shape[1:]) * dtype.itemsize
+            offset += start * math.prod(shape[1:]) * place.dtype.itemsize
             shape = (stop - start, *shape[1:])
         count = math.prod(shape)
         try:
-            found = np.fromfile(self._path, dtype, count, offset=offset)
+            found = np.fromfile(self._path, place.dtype, count, offset=offset)
         except OSError as error:
-            raise FolderError(f"{self._path} cannot be read: {error}") from None
+            raise DamagedError(f"{self._path} cannot be read: {error}") from None
         if found.size != count:
-            raise FolderError(f"{self._path} is cut short at array {name}")
+            raise DamagedError(f"{self._path} is cut short at array {name}")
         return found.reshape(shape)
 
     def by_rows(self) -> dict[str, Rows]:
-        """The same arrays, to be read by parts of their first axis."""
+        """The same arrays, to be read by parts of their first axis; all are checked now."""
+        self.check()
         return {name: _StoredRows(self, name) for name in self._places}
+
+    def _digest(self, place: _Place) -> str:
+        hasher, left = hashlib.sha256(), place.nbytes
+        try:
+            with self._path.open("rb", buffering=0) as stream:
+                stream.seek(place.offset)
+                while left and (part := stream.read(min(left, _BLOCK))):
+                    hasher.update(part)
+                    left -= len(part)
+        except OSError as error:
+            raise DamagedError(f"{self._path} cannot be read: {error}") from None
+        return hasher.hexdigest()
+
+    def _compare(self, name: str, digest: str) -> None:
+        if digest != self._places[name].digest:
+            raise _damaged(self._path, f"array {name} is no longer what was written")
+        self._sound.add(name)
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[Stored]:
+    """A file's arrays and texts, for a block."""
+    yield Stored(path)
 
 
 class _Place(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    offset: int
+    offset: int  # of its first byte in the file
+    digest: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +313,59 @@ class _StoredRows:
 
     def __getitem__(self, part: slice | EllipsisType) -> NDArray[Any]:
         return self.file.rows(self.name, part)
+
+
+def _described(array: NDArray[Any]) -> tuple[str, tuple[int, ...], int, str]:
+    digest = hashlib.sha256(_memory(array)).hexdigest()
+    return str(array.dtype), array.shape, array.nbytes, digest
+
+
+def _memory(array: NDArray[Any]) -> memoryview:
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], dict[str, _Place]]:
+    """Texts and places of a file's arrays, from a header that is what was written."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if 8 + length > size:
+                raise _damaged(path, "it is cut short in its header")
+            head = stream.read(length)
+    except OSError as error:
+        raise _damaged(path, error) from None
+    if not head.startswith(_BEGINNING):
+        raise _damaged(path, "it holds no digest of its content; another program wrote it, or an "
+                             "older Callosum")  # fmt: skip
+    start, end = len(_BEGINNING), len(_BEGINNING) + len(_BLANK)
+    blank = head[:start] + _BLANK.encode() + head[end:]
+    if hashlib.sha256(blank).hexdigest().encode() != head[start:end]:
+        raise _damaged(path, "its header is no longer what was written")
+    try:
+        return _parsed(head, 8 + length, size)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"its header makes no sense: {error}") from None
+
+
+def _parsed(head: bytes, begin: int, size: int) -> tuple[dict[str, Any], dict[str, _Place]]:
+    """What a header says, which must account for every byte from `begin` to `size`."""
+    header = json.loads(head)
+    told = json.loads(header.pop("__metadata__")["json"])
+    places: dict[str, _Place] = {}
+    for (name, one), digest in zip(header.items(), told["arrays"], strict=True):
+        shape = tuple(one["shape"])
+        if not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"array {name} has the shape {shape}")
+        place = _Place(np.dtype(_NAMES[one["dtype"]]), shape, begin, digest)
+        places[name], begin = place, begin + place.nbytes
+    if begin != size:
+        raise ValueError(f"its arrays end at byte {begin}, the file at {size}")
+    return dict(told["texts"]), places
+
+
+def _damaged(path: Path, why: object) -> DamagedError:
+    return DamagedError(f"{path} is damaged or not Callosum's: {why}")
 
 
 def _text(content: RecordDict, code: str) -> str:
@@ -331,12 +384,9 @@ def _arrays(content: RecordDict, code: str) -> Arrays:
 
 
 def _array(name: str, array: Array, code: str) -> NDArray[Any]:
-    try:
-        if array.stype != "numpy.ndarray":
-            raise ValueError(f"it is {array.stype}, not NumPy's")
-        found = view_npy(array.data)
-    except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
-        raise Refusal(code, f"array {name!r} cannot be read: {error}") from None
+    if array.stype != "numpy.ndarray":
+        raise Refusal(code, f"array {name!r} is {array.stype}, not NumPy's")
+    found = view_npy(array.data, code)
     if str(found.dtype) not in _TYPES:
         raise Refusal("ARRAYS_MISTYPED", f"array {name!r} is {found.dtype}")
     return found

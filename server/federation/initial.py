@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,13 +29,14 @@ from common.network.settling import (
 from common.network.starting import names_taken, taken
 from common.network.tuning import build_for, task_of, tune, tuned_arrays
 from common.protocol.orders import digest_of
-from common.protocol.wire import Stored, open_arrays
+from common.protocol.wire import Stored
 from common.seams import SHARED
 from common.sections import FineTuning, Start
 from common.seeding import seed_of
 from common.settings import checked, read_toml
 from common.study import Study, load_study, parse_study, with_plugins
 from server.federation.report_validation import Sound
+from server.run import about_checkpoint
 
 # (number of the pass, constants so far, what a site's sums must be) -> sums of each site
 Ask = Callable[[int, Arrays, Plan, Sound], Sequence[Mapping[str, NDArray[Any]]]]
@@ -78,19 +78,18 @@ def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...])
     table = read_toml(file)
     table.pop("start", None)
     study = parse_study(table, file)
-    with open_arrays(checkpoint) as stored:
-        about = json.loads(stored.text("checkpoint"))
+    about = about_checkpoint(checkpoint)
     theirs = Stored(checkpoint, "model/")
     start = checked(
         Start,
         {
-            "study": about["name"],
+            "study": about.name,
             "file": os.path.relpath(checkpoint.resolve(), file.resolve().parent),
             "take": take,
             "leave": leave,
             "arrays": "0" * 64,
-            "contributors": about["contributors"],
-            "cohorts": about["cohorts"],
+            "contributors": list(about.contributors),
+            "cohorts": list(about.cohorts),
         },
         file=checkpoint,
         at="start",

@@ -6,7 +6,6 @@ the tuned models -> out-of-site evaluation -> results.csv.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,15 @@ from server.federation.parcel import NOTHING, Parcel, parcel_of
 from server.federation.report_validation import Sound
 from server.federation.rounds import Rounds
 from server.results import write_results
-from server.run import Branch, Checkpoint, Run, load_checkpoint, start_arrays, write_json
+from server.run import (
+    Branch,
+    Checkpoint,
+    Run,
+    load_checkpoint,
+    read_refused,
+    start_arrays,
+    write_json,
+)
 
 REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
 
@@ -137,12 +144,13 @@ class Phases:
     def _pretrain(
         self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
     ) -> None:
+        study = self.run.study
+        newest = branch.latest(study)  # first: a damaged final model is made again
         if branch.final.exists():
             return
-        study = self.run.study
         reports = [census[site] for site in sites if site in census]
         names = [report.site for report in reports]
-        if branch.latest(study) is None:
+        if newest is None:
             self._begin(branch, names, [report.cohort for report in reports])
         Rounds(
             self.run,
@@ -282,8 +290,7 @@ class Phases:
 
     def _refusals(self, phase: str) -> dict[str, str]:
         path = self.run.folder / phase / REFUSED
-        found: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return read_refused(path) if path.exists() else {}
 
     def _orders(
         self, kind: str, sites: Sequence[str], parcel: Parcel, **more: object

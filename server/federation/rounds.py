@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from common import metrics
 from common.arrays import Rows
-from common.errors import FolderError, QuorumError
+from common.errors import DamagedError, FolderError, QuorumError
 from common.network.plan import Plan
 from common.protocol.orders import Order, Report
 from common.protocol.wire import Stored
+from common.runtime.progress import say
 from common.study import Study
 from server.federation.aggregation import Contribution, aggregate
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import Parcel, parcel_of
-from server.run import Branch, Checkpoint, Run, write_json
+from server.run import Branch, Checkpoint, Run, write_sealed
 
 
 class Rounds:
@@ -72,7 +73,12 @@ class Rounds:
         for number in range(now.round + 1, rounds + 1):
             began = time.monotonic()
             outcome = self._asked(number, rounds, now)
-            following, moved = self._averaged(number, outcome, now)
+            try:
+                following, moved = self._averaged(number, outcome, now)
+            except DamagedError as error:  # on our disk; the site keeps its answer on its own
+                say(f"{error}; its site is asked again")
+                outcome = self._asked(number, rounds, now)
+                following, moved = self._averaged(number, outcome, now)
             self._record(number, outcome, moved, time.monotonic() - began)
             self._branch.save(following, self._study, self._plan, last=number == rounds)
             now = self._newest()
@@ -160,7 +166,7 @@ class Rounds:
             "update_norm": moved,
             "seconds": round(seconds, 3),
         }
-        write_json(self._branch.round(number) / "record.json", record)
+        write_sealed(self._branch.round(number) / "record.json", record)
 
 
 def weights(report: Report, study: Study) -> Mapping[str, int]:

@@ -75,6 +75,13 @@ def present_of(progress: dict[str, Any]) -> tuple[str, ...]:
     """The exchange that is going on as a line of a table."""
     if not progress:
         return ("starting", "", "", "", "", "")
+    try:
+        return _present(progress)
+    except (AttributeError, KeyError, TypeError, ValueError):  # a damaged file; the next is sound
+        return ("progress.json makes no sense", "", "", "", "", "")
+
+
+def _present(progress: dict[str, Any]) -> tuple[str, ...]:
     answered, refused = progress.get("answered", {}), progress.get("refused", {})
     waiting = [site for site in progress.get("asked", []) if site not in refused | answered]
     title = " ".join(str(progress.get(key, "")) for key in ("phase", "task", "method")).strip()

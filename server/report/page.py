@@ -47,7 +47,7 @@ from server.report.tables import (
 )
 from server.report.terminal import format_tables
 from server.results import TOGETHER
-from server.run import Run
+from server.run import Run, read_json
 
 __all__ = ["Picture", "format_tables", "write_report"]
 
@@ -289,7 +289,7 @@ def _flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _provenance(run: Run) -> list[tuple[str, str]]:
-    about = participation.read_json(run.folder / "provenance.json")
+    about = read_json(run.folder / "provenance.json")
     versions = sorted(about.get("versions", {}).items())
     return [
         ("study digest (SHA-256)", run.study.digest),

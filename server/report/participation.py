@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from common.errors import FolderError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from common.errors import DamagedError
 from common.study import Study
 from server.report import findings
 from server.report.findings import Census, Record
-from server.run import Branch, Run
+from server.run import Branch, Run, read_json
 
 _MOST_ROUNDS: Final = 100  # rows of the participation table; longer runs show what went wrong
+
+
+class _Held(TypedDict):
+    role: str
+    refused: str
+    held: dict[str, int]
+
+
+_CENSUS: Final = TypeAdapter(dict[str, _Held])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,23 +136,14 @@ def traffic_by_site(study: Study, records: Sequence[Record]) -> list[dict[str, A
 def census(run: Run) -> dict[str, dict[str, Any]]:
     """What every site said that it holds; nothing before they were asked."""
     path = run.folder / "census.json"
-    return read_json(path) if path.exists() else {}
+    found = read_json(path) if path.exists() else {}
+    try:
+        _CENSUS.validate_python(found)
+    except ValidationError:
+        raise DamagedError(f"{path} makes no sense; the run's own command writes it anew") from None
+    return found
 
 
 def records(branch: Branch) -> list[dict[str, Any]]:
     """Records of a model's finished rounds, or `FolderError`."""
-    try:
-        return branch.records()
-    except (OSError, ValueError) as error:
-        raise FolderError(f"a record of {branch.folder} cannot be read: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The table in one of the run's JSON files, or `FolderError`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise FolderError(f"{path} holds no table; the run's own command writes it anew")
-    return found
+    return branch.records()

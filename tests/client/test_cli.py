@@ -20,7 +20,7 @@ from client.authority.consent import consent
 from client.authority.records import Records, open_records
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
-from client.site import Site, load_site
+from client.site import Policy, Site, load_site
 from common.errors import Refusal, SettingError
 from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Books, Order, digest_of, refuse

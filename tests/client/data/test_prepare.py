@@ -305,6 +305,30 @@ def test_two_processes_do_not_prepare_at_once(tmp_path: Path) -> None:
     assert list(folder.glob("generation-*"))
 
 
+@pytest.mark.parametrize("name", [SAMPLES, INDEX])
+def test_a_bit_that_a_disk_changed_is_prepared_again(tmp_path: Path, name: str) -> None:
+    """Prepared once, trained on for years: rot must neither train in silence nor stop the site."""
+    site = site_in(tmp_path)
+    generation = prepare(STUDY, site, workers=1)
+    sound = content(generation)
+    for place in range(0, len(sound[name]), 41):
+        damaged = bytearray(sound[name])
+        damaged[place] ^= 1 << place % 8
+        (generation / name).write_bytes(damaged)
+        generation = prepare(STUDY, site, workers=1)
+        assert content(generation) == sound
+
+
+@pytest.mark.parametrize("change", [lambda b: b + b"x", lambda b: b[:-1], lambda b: b""])
+def test_prepared_samples_of_another_length_are_prepared_again(tmp_path: Path, change: Any) -> None:
+    """A copy that broke off, or was appended to."""
+    site = site_in(tmp_path)
+    generation = prepare(STUDY, site, workers=1)
+    sound = content(generation)
+    (generation / SAMPLES).write_bytes(change(sound[SAMPLES]))
+    assert content(prepare(STUDY, site, workers=1)) == sound
+
+
 def test_equal_content_under_another_name_is_left_out_and_named(tmp_path: Path) -> None:
     """One person under two names would be in two splits, and judge what they taught."""
     rows = [*ROWS[:3], "twin,70,F,1.5,1\n", *ROWS[3:]]

@@ -15,7 +15,7 @@ from client.learning import finetuning
 from client.learning.finetuning import Tuning
 from client.learning.prediction import losses
 from client.learning.tuned_models import TunedModel, TunedModels
-from common.errors import Refusal
+from common.errors import DamagedError, Refusal
 from common.network.building import arrays_of, build
 from common.objectives.multitask import Multitask
 from common.protocol.orders import Order
@@ -192,7 +192,8 @@ def test_a_damaged_model_is_trained_again_to_the_same_bits(tuning: Make, tmp_pat
     whole = path.read_bytes()
     for damaged in (whole[:-50], b"", whole.replace(b"dementia", b"Dementia")[: len(whole) // 2]):
         path.write_bytes(damaged)
-        assert one.models.find(one.order, 0) is None
+        with pytest.raises(DamagedError):  # a judge must not pass over it in silence
+            one.models.find(one.order, 0)
         assert one.finetune() == first
         assert same(kept(one), model)
 

@@ -17,6 +17,7 @@ from client.authority.books import check_books
 from client.authority.ledger import Ledger
 from client.authority.receipts import Receipts
 from client.authority.records import Records
+from client.site import Policy
 from common.errors import Refusal, SettingError
 from common.protocol.orders import Books, Order, Report
 from server.federation.books import SiteBooks

@@ -15,7 +15,7 @@ from rich.console import Console
 from common.errors import SENTENCES
 from server.report import live_view as room
 from server.report.live_view import follow, row_of, table_of
-from server.run import Run, write_json
+from server.run import Run, write_json, write_sealed
 from server.run_state import note_state, want
 
 RECORD: dict[str, Any] = {
@@ -59,7 +59,7 @@ def run(federation: Callable[..., Any], tmp_path: Path) -> Run:
 def finish(run: Run, number: int, **more: Any) -> None:
     """One more round's record."""
     path = run.federated.round(number) / "record.json"
-    write_json(path, {**RECORD, "round": number, **more})
+    write_sealed(path, {**RECORD, "round": number, **more})
 
 
 def shown(run: Run, state: dict[str, Any], *, hub_lives: bool = True) -> str:

@@ -32,7 +32,7 @@ from server.report.tables import (
     task_tables,
 )
 from server.results import write_results
-from server.run import Run, open_run, read_run, write_json
+from server.run import Run, open_run, read_run, write_json, write_sealed
 
 TRAIN = ("amber", "birch", "cedar")
 STUDY = """
@@ -181,14 +181,14 @@ def start(folder: Path, study: str = STUDY) -> Run:
         pass
     # what differs from machine to machine would hide what differs from call to call
     about = json.loads((folder / "provenance.json").read_text())
-    write_json(folder / "provenance.json", {**about, "run": "ab" * 32})
+    write_sealed(folder / "provenance.json", {**about, "run": "ab" * 32})
     return read_run(folder)
 
 
 def put_record(run: Run, found: dict[str, Any]) -> None:
     branch = run.federated if found["model"] == "federated" else run.comparison(found["model"])
     branch.round(found["round"]).mkdir(parents=True, exist_ok=True)
-    write_json(branch.round(found["round"]) / "record.json", found)
+    write_sealed(branch.round(found["round"]) / "record.json", found)
 
 
 def finished(folder: Path, study: str = STUDY) -> Run:
