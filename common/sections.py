@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -150,7 +151,7 @@ class Sites(Table):
         if not self.train:
             raise ValueError("train is []; at least one site must train")
         everyone = [*self.train, *self.heldout]
-        twice = sorted({site for site in everyone if everyone.count(site) > 1})
+        twice = sorted(site for site, times in Counter(everyone).items() if times > 1)
         taken = sorted(RESERVED & set(everyone))
         if taken:
             raise ValueError(f'no site may be called "{taken[0]}"; results use that name')

@@ -74,15 +74,16 @@ class Study(Table):
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Self:
-        names = [task.name for task in self.finetuning]
+        names: set[str] = set()
         for number, task in enumerate(self.finetuning):
             if task.target not in self.targets:
                 raise ValueError(
                     f'finetuning.{number}.target is "{task.target}"; '
                     f"the study's targets are {', '.join(self.targets)}"
                 )
-            if task.name in names[:number]:
+            if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+            names.add(task.name)
         for place, steps in self._steps():
             self._can_sample(place, steps.sampling)
         if not self.pretraining_targets and self.learns_from_labels:

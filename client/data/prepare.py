@@ -35,6 +35,7 @@ import numpy as np
 from client.data.reader import Finding, Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
+from common.printable import csv_cell
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
 from common.study import Study, canonical
 
@@ -390,4 +391,4 @@ def _write_quality(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return csv_cell(" ".join(text.split()))
