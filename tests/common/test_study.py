@@ -103,7 +103,7 @@ FAULTS = {
     "name as path": ('"tiny"', '"../tiny"', ['name is "../tiny"', "match pattern"]),
     "site as path": ('"gamma"', '"../gamma"', ['sites.heldout.0 is "../gamma"', "match pattern"]),
     "site with line end": ('"gamma"', r'"gamma\n"', ["sites.heldout.0", "take it out"]),
-    "site too long": ('"gamma"', f'"{"g" * 64}"', ["sites.heldout.0", "take it out"]),
+    "site too long": ('"gamma"', f'"{"g" * 64}"', ["sites.heldout.0", "match pattern"]),
     "task as path": ('"first"', '"../first"', ['finetuning.0.name is "../first"', "pattern"]),
     "target as path": ("[targets.age]", '[targets."../age"]', ["targets.../age", "match pattern"]),
     "target with dot": ("[targets.age]", '[targets."a.ge"]', ["targets.a.ge", "match pattern"]),
