@@ -122,13 +122,13 @@ def approve(
 ) -> None:
     """Show what a study asks of this site, and approve it; without approval nothing is done."""
     from client.authority import approvals
-    from client.authority.consent import consent
+    from client.authority.consent import consent, limits_of
     from common.explain import explain
     from common.network.buildable import check_buildable
     from common.study import load_study
 
     own, agreed = _site(kit, site), load_study(study)
-    check_buildable(agreed, study)
+    check_buildable(agreed, study, limits_of(own))
     asked = consent(own, agreed)
     tell("\n".join([explain(agreed), "", *asked.lines]))
     if not yes and not click.confirm(f"\nDoes {own.name} approve this?", default=False):

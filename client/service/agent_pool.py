@@ -19,6 +19,7 @@ from client.data.reader import find_sources, is_lazy
 from client.service.agent import Agent
 from client.site import Site
 from common.errors import DataError
+from common.network.size import outline
 from common.runtime.progress import say, track
 from common.study import Study
 
@@ -100,6 +101,7 @@ class AgentPool:
 
     def _open(self, study: Study) -> Agent:
         self._tell(f"{study.name}: the data are looked through, and prepared where they are new")
+        outline(study, most=self._site.policy.largest_network)  # the policy may be stricter by now
         agent = open_agent(study, self._site, records=self._records, tell=self._tell)
         people = len(set(agent.cohort.participants))
         self._tell(f"{study.name}: {people} participants, {len(agent.cohort)} samples are ready")
