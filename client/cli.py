@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -355,8 +356,9 @@ def main() -> None:
 
 
 def _site(kit: Path | None, site: Path | None) -> Site:
-    """The site of a kit or of a site file, whichever of the two was given."""
+    """The site of a kit or of a site file, whichever was given; its state is this user's alone."""
     from client.site import load_site
+    from common.runtime.private_folder import check_own
 
     if (kit is None) == (site is None):
         given = "both are given" if kit is not None else "neither is given"
@@ -364,9 +366,13 @@ def _site(kit: Path | None, site: Path | None) -> Site:
     if kit is not None:
         from client.kit import open_kit
 
-        return load_site(open_kit(kit).site_file)
-    assert site is not None
-    return load_site(site)
+        own = load_site(open_kit(kit).site_file)
+    else:
+        assert site is not None
+        own = load_site(site)
+    os.umask(0o077)
+    check_own(own.state)
+    return own
 
 
 def _by_run(exposures: Sequence[Any]) -> list[tuple[str, ...]]:

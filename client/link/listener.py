@@ -239,7 +239,9 @@ def _bind(server: grpc.Server, path: Path) -> str:
             f"{_LONGEST_PATH}; name a shorter one with --socket"
         )
     try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o750)  # the courier's group comes in, whatever the umask
         _refuse_second(path)
         with _umask(0o117):  # 0660 from the first moment on
             server.add_insecure_port(unix_address(path))

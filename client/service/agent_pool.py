@@ -20,6 +20,7 @@ from client.service.agent import Agent
 from client.site import Site
 from common.errors import DataError
 from common.network.size import outline
+from common.runtime.private_folder import own_folder
 from common.runtime.progress import say, track
 from common.study import Study
 
@@ -38,6 +39,7 @@ def open_agent(
 
     `tell` is given what a person should know, in lines that may name scans.
     """
+    own_folder(site.state)
     try:
         if not is_lazy(study):
             total = len(find_sources(study, site).sources)
