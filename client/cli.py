@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -370,7 +369,6 @@ def _site(kit: Path | None, site: Path | None) -> Site:
     else:
         assert site is not None
         own = load_site(site)
-    os.umask(0o077)
     check_own(own.state)
     return own
 

@@ -64,10 +64,10 @@ def mode_in(folder: Path, mode: int = 0o666) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it that are missing, each as closed as the one it lies in."""
+    """Make `folder` and those above it that are missing, private ones for their user alone."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
-        place.mkdir(mode=mode_in(place.parent, 0o777), exist_ok=True)
+        place.mkdir(mode=mode_in(place, 0o777), exist_ok=True)
 
 
 def _below(folder: Path) -> Iterator[Path]:
