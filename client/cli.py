@@ -14,9 +14,10 @@ import typer
 
 from client.site import Site
 from common.errors import DataError, FolderError
+from common.printable import printable
 from common.runtime import command
 from common.runtime.durable import write_atomically
-from common.runtime.progress import say, track
+from common.runtime.progress import say, tell, track
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +53,7 @@ def init(
     if path.exists():
         raise FolderError(f"{path} exists; choose another folder or remove it")
     write_atomically(path, text.encode())
-    print(f"{path} is written; edit it, then: callosum-site check --study STUDY")
+    tell(f"{path} is written; edit it, then: callosum-site check --study STUDY")
 
 
 @app.command()
@@ -68,13 +69,13 @@ def check(study: StudyFile, kit: KitOption = None, site: SiteOption = None) -> N
     agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
     check_data_kind(own, agreed)
     found = check_data(agreed, own)
-    print(f"{own.name} ({own.role}): {found.participants} participants, {found.scans} scans")
+    tell(f"{own.name} ({own.role}): {found.participants} participants, {found.scans} scans")
     for name, count in found.targets.items():
         span = f"{count.span[0]:g} to {count.span[1]:g}" if count.span else ""
         classes = ", ".join(f"{word} {n}" for word, n in count.classes.items())
-        print(f"  {name}: {count.participants} participants, {count.scans} scans  {span}{classes}")
+        tell(f"  {name}: {count.participants} participants, {count.scans} scans  {span}{classes}")
     for finding in found.findings:
-        print(f"  {'left out' if finding.left_out else 'note'}: {finding.what}: {finding.problem}")
+        tell(f"  {'left out' if finding.left_out else 'note'}: {finding.what}: {finding.problem}")
     if found.participants < own.policy.minimum_cohort:
         raise DataError(
             f"{found.participants} participants are usable, policy.minimum_cohort is "
@@ -106,7 +107,7 @@ def prepare(
         folder = prepare_data(agreed, own, workers=workers or None, advance=advance)
     cohort = open_cohort(agreed, own)
     left_out = sum(finding.left_out for finding in cohort.findings)
-    print(
+    tell(
         f"{own.name}: {len(set(cohort.participants))} participants, {len(cohort)} samples in "
         f"{folder}; {left_out} left out, see {folder / 'quality.tsv'}"
     )
@@ -121,21 +122,21 @@ def approve(
 ) -> None:
     """Show what a study asks of this site, and approve it; without approval nothing is done."""
     from client.authority import approvals
-    from client.authority.consent import consent
+    from client.authority.consent import consent, limits_of
     from client.data.reader import find_sources
     from common.explain import explain
     from common.network.buildable import check_buildable
     from common.study import load_study
 
     own, agreed = _site(kit, site), load_study(study)
-    check_buildable(agreed, study)
+    check_buildable(agreed, study, limits_of(own))
     asked = consent(own, agreed, len(find_sources(agreed, own).sources))
-    print("\n".join([explain(agreed), "", *asked.lines]))
+    tell("\n".join([explain(agreed), "", *asked.lines]))
     if not yes and not click.confirm(f"\nDoes {own.name} approve this?", default=False):
         say("not approved; orders of this study will be refused with STUDY_UNKNOWN")
         raise typer.Exit(1)
     approval = approvals.approve(own, study, asked.report_bytes)
-    print(f"approved: {approval.name}, digest {approval.digest}, by {approval.by}")
+    tell(f"approved: {approval.name}, digest {approval.digest}, by {approval.by}")
 
 
 @app.command()
@@ -164,7 +165,7 @@ def revoke(
     from client.authority import approvals
 
     gone = approvals.revoke(_site(kit, site), study)
-    print(f"revoked: {gone.name}, digest {gone.digest}; what left before is in the receipts")
+    tell(f"revoked: {gone.name}, digest {gone.digest}; what left before is in the receipts")
 
 
 @app.command()
@@ -178,7 +179,7 @@ def pause(
 
     own = _site(kit, site)
     approvals.pause(own, reason)
-    print(f"{own.name} is paused; callosum-site resume ends it")
+    tell(f"{own.name} is paused; callosum-site resume ends it")
 
 
 @app.command()
@@ -187,7 +188,7 @@ def resume(kit: KitOption = None, site: SiteOption = None) -> None:
     from client.authority import approvals
 
     own = _site(kit, site)
-    print(f"{own.name} {'goes on' if approvals.resume(own) else 'was not paused'}")
+    tell(f"{own.name} {'goes on' if approvals.resume(own) else 'was not paused'}")
 
 
 @app.command()
@@ -212,7 +213,7 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
         f"{max(0, most - spent)} of {most} left" if most else "policy.most_exposures sets no limit"
     )
     taken = f" ({account.taken_over} taken over)" if account.taken_over else ""
-    print(f"spent: {spent}{taken} over all studies and runs; {left}")
+    tell(f"spent: {spent}{taken} over all studies and runs; {left}")
 
 
 @app.command()
@@ -232,13 +233,13 @@ def books(
     from client.authority import books as kept
 
     own = _site(kit, site)
-    print("\n".join(kept.standing(kept.account_of(own))))
+    tell("\n".join(kept.standing(kept.account_of(own))))
     if not accept:
         return
     if not yes and not click.confirm(f"\nDoes no other copy of {own.name} run?", default=False):
         say("not accepted; every order is refused with BOOKS until it is")
         raise typer.Exit(1)
-    print(kept.accept(own, exposures))
+    tell(kept.accept(own, exposures))
 
 
 @app.command()
@@ -296,14 +297,14 @@ def verify(context: typer.Context, kit: KitOption = None, site: SiteOption = Non
     path = own.state / "ledger.sqlite"
     verdict = verify_receipts(own.state / "receipts", lambda: read_ledger(path).head)
     for fault in verdict.faults:
-        print(f"{fault.place}: {fault.what}")
+        tell(f"{fault.place}: {fault.what}")
     if verdict.faults:
         raise FolderError(
             f"receipts of {own.name} were changed or lost; faults: {len(verdict.faults)}. Compare "
             "them with a backup, and tell whoever answers for data protection here"
         )
     number, digest = verdict.head
-    print(f"{verdict.count} receipts are whole; the hash of number {number} is {digest}")
+    tell(f"{verdict.count} receipts are whole; the hash of number {number} is {digest}")
 
 
 @app.command()
@@ -360,7 +361,10 @@ def doctor(
     from client.doctor import checkup
 
     found = checkup.consult(kit, study, agent=agent)
-    print((checkup.as_json if as_json else checkup.format_page)(found, share=share))
+    if as_json:
+        print(checkup.as_json(found, share=share))
+    else:
+        tell(checkup.format_page(found, share=share))
     code = checkup.exit_code(found.findings)
     if code:
         raise typer.Exit(code)
@@ -371,7 +375,7 @@ def show_keys() -> None:
     """List every key of a site file with its default and meaning."""
     from common.documentation import site_keys
 
-    print(site_keys(Site))
+    tell(site_keys(Site))
 
 
 def main() -> None:
@@ -380,8 +384,9 @@ def main() -> None:
 
 
 def _site(kit: Path | None, site: Path | None) -> Site:
-    """The site of a kit or of a site file, whichever of the two was given."""
+    """The site of a kit or of a site file, whichever was given; its state is this user's alone."""
     from client.site import load_site
+    from common.runtime.private_folder import check_own
 
     if (kit is None) == (site is None):
         given = "both are given" if kit is not None else "neither is given"
@@ -389,9 +394,12 @@ def _site(kit: Path | None, site: Path | None) -> Site:
     if kit is not None:
         from client.kit import open_kit
 
-        return load_site(open_kit(kit).site_file)
-    assert site is not None
-    return load_site(site)
+        own = load_site(open_kit(kit).site_file)
+    else:
+        assert site is not None
+        own = load_site(site)
+    check_own(own.state)
+    return own
 
 
 def _by_run(exposures: Sequence[Any]) -> list[tuple[str, ...]]:
@@ -427,11 +435,11 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # as they are: names from a file are no markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # names from a file are no markup
     # a log or a pipe has no width; 160 characters keep a row on one line
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 

@@ -103,6 +103,16 @@ class Policy(Table):
         description="How many times as far as its own last update the shared arrays may have moved "
         "since; 0 sets no limit.",
     )
+    largest_network: Annotated[int, Field(ge=1)] = Field(
+        250_000_000,
+        description="Most numbers in a network that a study asks for, with what fine-tuning adds; "
+        "of more, the study is not approved and none is built.",
+    )
+    largest_step_gb: Annotated[float, Field(gt=0)] = Field(
+        64.0,
+        description="Most memory in GB that one step of a study's training may take, by the "
+        "shapes of its samples and layers.",
+    )
     hours: tuple[Annotated[str, AfterValidator(check_window)], ...] = Field(
         (),
         description="When orders are taken, in local time, such as ['Mon-Fri 19:00-07:00', "

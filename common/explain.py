@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from pydantic import BaseModel
 
-from common.network.building import build, plan_of
+from common.network.building import plan_of
 from common.network.plan import Plan
+from common.network.size import outline
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
 from common.study import Study
 
 
 def explain(study: Study) -> str:
-    """Sentences about a checked study; builds its network once to count what travels."""
-    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    """Sentences about a study that was checked to be buildable."""
+    plan = plan_of(outline(study, most=sys.maxsize), study.aggregation.normalisation)
     numbers = sum(math.prod(rule.shape) for rule in plan.values())
     settings, sites = study.pretraining, study.sites
     targets = ", ".join(_target(study, name) for name in study.pretraining_targets)

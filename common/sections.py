@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -26,7 +27,9 @@ class Target(Table):
     low: float = Field(-1e9, description="Values below are refused as impossible (regression).")
     high: float = Field(1e9, description="Values above are refused as impossible (regression).")
     classes: tuple[str, ...] = Field(
-        (), description="The study's words; for binary the second is the positive class."
+        (),
+        description="The study's words; for binary the second is the positive class.",
+        max_length=1000,
     )
     weight: Positive = Field(1.0, description="Weight of this target's loss in pretraining.")
     positive_weight: Annotated[float, Field(ge=1, le=5)] = Field(
@@ -150,7 +153,7 @@ class Sites(Table):
         if not self.train:
             raise ValueError("train is []; at least one site must train")
         everyone = [*self.train, *self.heldout]
-        twice = sorted({site for site in everyone if everyone.count(site) > 1})
+        twice = sorted(site for site, times in Counter(everyone).items() if times > 1)
         taken = sorted(RESERVED & set(everyone))
         if taken:
             raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
@@ -233,6 +236,7 @@ class FineTuning(Steps):
         description="What is compared: pretrained/ or scratch/ with full, frozen, last-blocks, "
         "lora, adapters, prompts, tokens or another that the network offers; and linear.",
         min_length=1,
+        max_length=20,
     )
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Most passes.")
     patience: Annotated[int, Field(ge=0, le=1000)] = Field(
@@ -241,10 +245,16 @@ class FineTuning(Steps):
         "back to the best; 0 trains to the end.",
     )
     learning_rates: tuple[Rate, ...] = Field(
-        (3e-4, 1e-3), description="Grid of learning rates; validation chooses.", min_length=1
+        (3e-4, 1e-3),
+        description="Grid of learning rates; validation chooses.",
+        min_length=1,
+        max_length=100,
     )
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1e-3,), description="Grid of weight decays; validation chooses.", min_length=1
+        (1e-3,),
+        description="Grid of weight decays; validation chooses.",
+        min_length=1,
+        max_length=100,
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="Learning rate from step to step; cosine falls to a twentieth."
@@ -260,7 +270,9 @@ class FineTuning(Steps):
         8, description="prompts: how many are learnt, where the network takes them."
     )
     participants: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
-        (), description="Learn from so many training participants only; several are compared."
+        (),
+        description="Learn from so many training participants only; several are compared.",
+        max_length=100,
     )
     draws: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="How often those participants are drawn."
@@ -281,7 +293,16 @@ class FineTuning(Steps):
                 raise ValueError(f"{key} lists something twice")
         if self.draws > 1 and not self.participants:
             raise ValueError(f"draws is {self.draws}; participants must say how many are drawn")
+        grid = len(self.learning_rates) * len(self.weight_decays)
+        if (trainings := grid * self.repeats * self.draws) > MOST_TRAININGS:
+            raise ValueError(
+                f"repeats is {self.repeats}, with draws and the grid that makes {trainings:,} "
+                f"trainings in one order; at most {MOST_TRAININGS:,} are asked for"
+            )
         return self
+
+
+MOST_TRAININGS: Final = 10_000  # of one fine-tuning order; a grid of 6 a hundred times is 600
 
 
 class Evaluation(Table):

@@ -7,14 +7,20 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import SettingError
+from common.printable import is_printable, printable
 
 _LARGEST_FILE = 4 << 20  # bytes; a study with a million feature names is a mistake, not a study
+_MOST_ENTRIES = 200_000  # of one list; a connectome of 600 regions has 179,700 edges
+_MOST_FAULTS = 20  # that are told at once
+_DEEPEST = 64  # parts of one dotted key; tomllib takes time by their square
+_BETWEEN_KEYS = re.compile(r"[,=\[\]{}#\n]")
 _BARE = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
 _KEY = rf"{_BARE}(?:\s*\.\s*{_BARE})*"
 _HEADER = re.compile(rf"\s*(\[\[?)\s*({_KEY})\s*\]\]?\s*(?:#.*)?$")
@@ -35,7 +41,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise SettingError(f"{path} is larger than 4 MiB; this is not a settings file")
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if max(part.count(".") for part in _BETWEEN_KEYS.split(text)) > _DEEPEST:
+            raise SettingError(f"{path} is not valid TOML: it is nested too deeply")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -53,12 +62,37 @@ def checked(model: type[Checked], table: object, *, file: Path, at: str = "") ->
     """
     if not isinstance(table, dict):
         raise SettingError(f"{at or 'the file'} must be a table of keys ({file})")
+    for dotted, problem in _unshowable(table, at):
+        raise SettingError(f"{dotted} {problem} ({file}{line_of(file, dotted)})")
     try:
         # strict: a file that says seed = "3" or rounds = true means something else than its reader
         return model.model_validate(with_tuples(table), strict=True)
     except ValidationError as error:
-        faults = [_sentence(fault, model, file, at) for fault in error.errors()]
+        found = error.errors(include_url=False)
+        faults = [_sentence(fault, model, file, at) for fault in found[:_MOST_FAULTS]]
+        if len(found) > _MOST_FAULTS:
+            faults.append(f"and {len(found) - _MOST_FAULTS} more ({file})")
         raise SettingError("\n".join(faults)) from None
+
+
+def _unshowable(value: object, at: str) -> Iterator[tuple[str, str]]:
+    """Where a table holds text that a screen would obey, or a list that nobody could read.
+
+    What a person approves must be what she sees.
+    """
+    if isinstance(value, str) and not is_printable(value):
+        hidden = next(one for one in value if not is_printable(one))
+        yield at, f'holds "{printable(hidden)}", a character that is not shown; take it out'
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            place = f"{at}.{key}" if at else str(key)
+            yield from _unshowable(str(key), printable(place))
+            yield from _unshowable(item, place)
+    elif isinstance(value, list | tuple):
+        if len(value) > _MOST_ENTRIES:
+            yield at, f"lists {len(value):,} things; at most {_MOST_ENTRIES:,} are read"
+        for number, item in enumerate(value):
+            yield from _unshowable(item, f"{at}.{number}")
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -81,10 +115,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
 def line_of(file: Path, dotted: str) -> str:
     """`, line 31` for the key `dotted` in `file`, else for the nearest table around it."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        places = _places(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         return ""
-    places = _places(lines)
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         number = places.get(".".join(parts[:length]))
@@ -93,11 +126,12 @@ def line_of(file: Path, dotted: str) -> str:
     return ""
 
 
-def _places(lines: list[str]) -> dict[str, int]:
+@lru_cache(maxsize=2)  # a file with many faults is looked through once
+def _places(text: str) -> dict[str, int]:
     """Line number of every key and table header, by dotted name; entries of [[x]] are x.0, x.1."""
     places: dict[str, int] = {}
     table, entries = "", Counter[str]()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         header, entry = _HEADER.match(line), _ENTRY.match(line)
         if header:
             table = _plain(header.group(2))

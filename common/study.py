@@ -57,32 +57,37 @@ class Study(Table):
     name: Name = Field(description="Name of the study.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="All chance comes from it.")
     data: SerializeAsAny[BaseModel] = Field(description="What a sample is.")
-    targets: dict[Name, Target] = Field(description="What is predicted.")
+    targets: dict[Name, Target] = Field(description="What is predicted.", max_length=1000)
     backbone: SerializeAsAny[BaseModel] = Field(description="The shared network.")
     objective: SerializeAsAny[BaseModel] = Field(description="What pretraining minimises.")
     start: Start | None = Field(None, description="An earlier checkpoint to begin from.")
     augmentation: tuple[SerializeAsAny[BaseModel], ...] = Field(
-        (), description="What is done to a sample before it is trained on, in this order."
+        (),
+        description="What is done to a sample before it is trained on, in this order.",
+        max_length=100,
     )
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
     aggregation: Aggregation = Field(Aggregation(), description="How reports are combined.")
     sites: Sites = Field(description="Who takes part.")
     splits: Splits = Field(Splits(), description="Who trains, chooses and tests.")
     comparisons: Comparisons = Field(Comparisons(), description="Rival models.")
-    finetuning: tuple[FineTuning, ...] = Field((), description="Tasks for each site.")
+    finetuning: tuple[FineTuning, ...] = Field(
+        (), description="Tasks for each site.", max_length=100
+    )
     evaluation: Evaluation = Field(Evaluation(), description="How held-out sites judge.")
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Self:
-        names = [task.name for task in self.finetuning]
+        names: set[str] = set()
         for number, task in enumerate(self.finetuning):
             if task.target not in self.targets:
                 raise ValueError(
                     f'finetuning.{number}.target is "{task.target}"; '
                     f"the study's targets are {', '.join(self.targets)}"
                 )
-            if task.name in names[:number]:
+            if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+            names.add(task.name)
         for place, steps in self._steps():
             self._can_sample(place, steps.sampling)
         if not self.pretraining_targets and self.learns_from_labels:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from common.runtime import command
-from common.runtime.progress import say, track
+from common.runtime.progress import say, tell, track
 from deploy.hub import commands
 from server import cli as server_cli
 
@@ -81,8 +81,8 @@ def evaluate(
 
     command.fix_allocator(sys.orig_argv)
     evaluate_site(run, site)
-    print(format_tables(read_run(run)))
-    print(f"report: {write_report(read_run(run))}")
+    tell(format_tables(read_run(run)))
+    tell(f"report: {write_report(read_run(run))}")
 
 
 @app.command()
@@ -109,7 +109,7 @@ def hospitals(
         strength=strength,
         seed=seed,
     )
-    print(f"hospitals: {out}")
+    tell(f"hospitals: {out}")
 
 
 @app.command()
@@ -125,7 +125,7 @@ def sites(
     from deploy.site_files import write_site_files
 
     written = write_site_files(load_study(study), pattern, data, by, out)
-    print(f"{len(written)} site files in {out}")
+    tell(f"{len(written)} site files in {out}")
 
 
 def main() -> None:
@@ -153,6 +153,6 @@ def _simulate(study: Path, sites: Path, out: Path) -> None:
 
     run = simulate(study, sites, out)
     page = write_report(run, pictures(load_study(study), sites))
-    print(format_tables(run))
+    tell(format_tables(run))
     say(f"results: {run.folder / 'results.csv'}")
-    print(f"report: {page}")
+    tell(f"report: {page}")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table as RichTable
 
 from common.errors import SENTENCES, FolderError
 from common.runtime.durable import write_atomically
-from common.runtime.progress import console, say
+from common.runtime.progress import console, say, tell
 
 study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.")
 
@@ -30,7 +29,7 @@ def init(
     if path.exists():
         raise FolderError(f"{path} exists; choose another name or remove it")
     write_atomically(path, text.encode())
-    print(f"{path} is written; edit it, then: callosum study check {path}")
+    tell(f"{path} is written; edit it, then: callosum study check {path}")
 
 
 @study_app.command("check")
@@ -41,7 +40,7 @@ def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     load_study(file)  # what is wrong with the file itself is said at once, before torch is loaded
     from server.federation.initial import explained
 
-    print(explained(file))
+    tell(explained(file))
 
 
 @study_app.command("start")
@@ -66,23 +65,20 @@ def show_keys() -> None:
     """List every key of a study file with its default and meaning."""
     from common.documentation import study_keys
 
-    print(study_keys())
+    tell(study_keys())
 
 
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
-    from server.report.live_view import present_of, row_of
+    from server.report.live_view import ROUND, present_of, row_of
+    from server.report.terminal import table_in_text
     from server.run import read_refused, read_run
     from server.run_state import read_state_file, state_of
 
     run = read_run(folder)
     for branch in run.branches():
-        table = RichTable(title=f"{run.study.name}: {branch.model}")
-        for column in ("phase", "answered", "refused", "seconds", "MB", "loss"):
-            table.add_column(column)
-        for record in branch.records():
-            table.add_row(*row_of(record, run.study.pretraining.rounds))
-        console.print(table)
+        rows = (row_of(record, run.study.pretraining.rounds) for record in branch.records())
+        console.print(table_in_text(f"{run.study.name}: {branch.model}", ROUND, rows))
     for path in sorted(folder.rglob("refused.json")):
         for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
@@ -101,4 +97,4 @@ def report(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="R
     from server.report.page import write_report
     from server.run import read_run
 
-    print(f"report: {write_report(read_run(folder))}")
+    tell(f"report: {write_report(read_run(folder))}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common import metrics
+from common.printable import csv_cell
 from common.protocol.orders import Measurement
 from common.protocol.wire import read_spooled
 from common.runtime.durable import write_atomically
@@ -79,10 +80,15 @@ def write_results(run: Run, rows: Iterable[Measurement] | None = None) -> Path:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for row in measurements(run) if rows is None else rows:
-        table.writerow(["" if value is None else value for value in row.model_dump().values()])
+        table.writerow([_cell(value) for value in row.model_dump().values()])
     path = run.folder / "results.csv"
     write_atomically(path, text.getvalue().encode())
     return path
+
+
+def _cell(value: object) -> object:
+    """Numbers as they are; texts, which sites wrote, as no spreadsheet's formula."""
+    return csv_cell(value) if isinstance(value, str) else "" if value is None else value
 
 
 def _place(row: Measurement) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from client.site import Site
 from common.errors import SettingError
 from common.explain import travelling_bytes
 from common.network.buildable import check_networks
-from common.network.building import build, plan_of
+from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.settling import constants
+from common.network.size import Limits, outline
 from common.study import Study
 
 
@@ -36,8 +37,9 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
         If the site can have no part in the study as both are written.
     """
     _check_part(site, study)
-    check_networks(study)
-    network = build(study, seed=0)
+    limits = limits_of(site)
+    check_networks(study, limits)
+    network = outline(study, most=limits.network)
     plan = plan_of(network, study.aggregation.normalisation)
     size = travelling_bytes(plan)
     lines = [f"this site: {site.name}, {_part(site, study)}", *_targets(site, study)]
@@ -65,6 +67,11 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
     )
     lines.append(f"hours: {', '.join(site.policy.hours) or 'always'} (local time)")
     return Consent(tuple(lines), size)
+
+
+def limits_of(site: Site) -> Limits:
+    """How large a network, and a step of training, the site's policy lets a study ask for."""
+    return Limits(network=site.policy.largest_network, step_gb=site.policy.largest_step_gb)
 
 
 def check_data_kind(site: Site, study: Study) -> None:

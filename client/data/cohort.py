@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ from common.errors import DataError
 from common.seams import Layout
 from common.sections import Splits
 from common.study import Study, canonical
+
+_MOST_MEASURES: Final = 1 << 28  # numbers, 2 GiB
 
 
 class Samples(Protocol):
@@ -270,6 +272,11 @@ def _tabled(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float6
     if not measures:
         return None
     width = len(next(iter(measures.values())))
+    if width * len(scans) > _MOST_MEASURES:
+        raise DataError(
+            f"{site.name} has {width:,} measures for each of {len(scans):,} samples; at most "
+            f"{_MOST_MEASURES:,} numbers are held; list fewer in the study's data.regions"
+        )
     table = np.full((len(scans), width), np.nan)
     for index, scan in enumerate(scans):
         parts = scan.split("/")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.reader import Finding
+from client.data.reader import Finding, Findings
 from client.data.tables import nearest, number, plain
 from client.site import Column
 from common.errors import DataError, SettingError
 from common.sections import Target
+
+_MOST_HINTS: Final = 20  # each compares a cell with all of a target's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ def read_labels(
         If `codes` leads to a class that the study does not have, or `value` to no label.
     """
     values = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in targets}
-    findings = list(_strangers(targets, columns))
+    findings = Findings(_strangers(targets, columns))
     known = _columns(rows)
     for name, target in targets.items():
         column = columns.get(name)
@@ -66,13 +69,15 @@ def read_labels(
             cell = row.get(column.column, "").strip()
             if not cell or plain(cell) in missing:
                 continue
-            label, problem = _label(cell, target, column, words)
+            told = (names[index], cell) in complained
+            hints = not told and len(findings) < _MOST_HINTS
+            label, problem = _label(cell, target, column, words, hints=hints)
             values[name][index] = label
-            if problem and (names[index], cell) not in complained:
+            if problem and not told:
                 complained.add((names[index], cell))
                 what = f'{names[index]}, column "{column.column}"'
                 findings.append(Finding(what=what, problem=f"{name}: {problem}", left_out=False))
-    return Labels(values=values, findings=tuple(findings))
+    return Labels(values=values, findings=findings.told())
 
 
 def _value(name: str, target: Target, column: Column, words: Mapping[str, int]) -> float:
@@ -112,14 +117,14 @@ def vocabulary(name: str, target: Target, column: Column) -> dict[str, int]:
 
 
 def _label(
-    cell: str, target: Target, column: Column, words: Mapping[str, int]
+    cell: str, target: Target, column: Column, words: Mapping[str, int], *, hints: bool = True
 ) -> tuple[float, str]:
     """The label, NaN with a reason where the cell makes none."""
     if target.kind != "regression":
         if plain(cell) in words:
             return float(words[plain(cell)]), ""
-        hint = nearest(cell, list(words))
-        return float("nan"), f'"{cell[:40]}" is no known code; {hint}; label left out'
+        hint = f"; {nearest(cell, list(words))}" if hints else ""
+        return float("nan"), f'"{cell[:40]}" is no known code{hint}; label left out'
     value = number(cell)
     if value is None:
         comma = "; write the decimal point as ." if number(cell.replace(",", ".")) else ""

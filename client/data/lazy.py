@@ -43,8 +43,10 @@ class Lazy:
             return self[np.array([chosen])][0]  # type: ignore[no-any-return]
         wanted = np.arange(len(self))[chosen]
         found = np.empty((len(wanted), *self._shape), dtype=self.dtype)
-        for number in np.unique(self._of[wanted]):
-            here = np.flatnonzero(self._of[wanted] == number)
+        of = self._of[wanted]
+        order = np.argsort(of, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(of[order])) + 1) if len(order) else ():
+            number = of[here[0]]
             found[here] = self._made(number)[wanted[here] - self._first[number]]
         return found
 

@@ -37,7 +37,9 @@ import numpy as np
 from client.data.reader import Finding, Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
+from common.printable import csv_cell
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
+from common.runtime.private_folder import as_folder, make_folder
 from common.study import Study, canonical
 
 _VERSION: Final = 2  # of the files below and of what preparing means; a change prepares anew
@@ -100,7 +102,7 @@ def prepare(
     """
     folder = prepared_folder(study, site)
     with storage_checked(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with _alone(folder):
         found = find_sources(study, site)
         keys = [(source.participant, source.scan, source.stamp) for source in found.sources]
@@ -191,7 +193,7 @@ def _sound(generation: Path, records: Sequence[Record], row: int) -> bool:
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process prepares here; the lock ends with the process that holds it."""
     with storage_checked(folder):
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handle = as_folder(os.fspath(folder / "lock"), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -268,9 +270,9 @@ class _Growing:
 
     def __enter__(self) -> Self:
         with storage_checked(self.building):
-            self._samples: IO[bytes] = (self.building / SAMPLES).open("ab", buffering=0)
-            self._measures: IO[bytes] = (self.building / MEASURES).open("ab", buffering=0)
-            self._index: IO[bytes] = (self.building / INDEX).open("ab", buffering=0)
+            self._samples = _appended(self.building / SAMPLES)
+            self._measures = _appended(self.building / MEASURES)
+            self._index = _appended(self.building / INDEX)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -324,14 +326,14 @@ class _Growing:
 
     def _resume(self, sources: Sequence[Source]) -> int:
         """Keep the intact beginning of `building` if it is that of `sources`; return its length."""
-        self.building.mkdir(exist_ok=True)
+        make_folder(self.building)
         records = _intact_records(self.building, self._row)
         keys = [(source.participant, source.scan, source.stamp) for source in sources]
         retried = [record.status == "failed" for record in records]
         if any(retried) or [record.key for record in records] != keys[: len(records)]:
             shutil.rmtree(self.folder / "interrupted", ignore_errors=True)
             self.building.rename(self.folder / "interrupted")
-            self.building.mkdir()
+            make_folder(self.building)
             return 0
         _cut(self.building / INDEX, self._length_of(records))
         _cut(self.building / SAMPLES, self._bytes_of(records))
@@ -401,8 +403,12 @@ def _changed(record: Record, **changes: Any) -> Record:
     return Record(**{**asdict(record), **changes})
 
 
+def _appended(path: Path) -> IO[bytes]:
+    return open(path, "ab", buffering=0, opener=as_folder)
+
+
 def _cut(path: Path, length: int) -> None:
-    with path.open("ab") as stream:
+    with _appended(path) as stream:
         stream.truncate(length)
 
 
@@ -430,4 +436,4 @@ def _write_quality(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return csv_cell(" ".join(text.split()))

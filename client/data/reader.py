@@ -7,7 +7,7 @@ own by the entry point group `callosum.readers`, or puts both halves into one cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -22,6 +22,7 @@ from common import catalogue
 from common.errors import ScanError, SettingError
 from common.study import Study
 
+MOST_FINDINGS: Final = 1000
 _OURS: Final = {
     "features": "client.data.readers.features:FeaturesReader",
     "t1w": "client.data.readers.t1w:T1wReader",
@@ -52,6 +53,43 @@ class Finding:
     what: str
     problem: str
     left_out: bool
+
+
+class Findings(list[Finding]):
+    """Findings as they are made; beyond `MOST_FINDINGS` they are counted and no more.
+
+    A file of a few kB can be wrong in a million rows; nobody reads about the second thousand.
+    """
+
+    def __init__(self, found: Iterable[Finding] = ()) -> None:
+        super().__init__()
+        self._more, self._left_out = 0, 0
+        self.extend(found)
+
+    @property
+    def full(self) -> bool:
+        """Whether what is found from here on is only counted."""
+        return len(self) >= MOST_FINDINGS
+
+    def append(self, finding: Finding, /) -> None:
+        """Note one more."""
+        if not self.full:
+            super().append(finding)
+            return
+        self._more += 1
+        self._left_out += finding.left_out
+
+    def extend(self, found: Iterable[Finding], /) -> None:
+        """Note several."""
+        for finding in found:
+            self.append(finding)
+
+    def told(self) -> tuple[Finding, ...]:
+        """All of them, the last of which says how many more there are."""
+        if not self._more:
+            return tuple(self)
+        problem = f"and {self._more:,} more, of which {self._left_out:,} were left out"
+        return (*self, Finding(what="...", problem=problem, left_out=self._left_out > 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +168,7 @@ def inspected(study: Study, sources: tuple[Source, ...]) -> tuple[list[Source], 
     """Sources whose headers are sound, and what headers tell, where the reader looks at them."""
     inspect = getattr(reader_of(study.kind_name), "inspect", None)
     usable: list[Source] = []
-    findings: list[Finding] = []
+    findings = Findings()
     for source in sources:
         try:
             notes = inspect(study.data, source) if inspect else ()
@@ -138,8 +176,8 @@ def inspected(study: Study, sources: tuple[Source, ...]) -> tuple[list[Source], 
             findings.append(Finding(what=source.scan, problem=str(error), left_out=True))
             continue
         usable.append(source)
-        findings += [Finding(what=source.scan, problem=note, left_out=False) for note in notes]
-    return usable, findings
+        findings.extend(Finding(what=source.scan, problem=note, left_out=False) for note in notes)
+    return usable, list(findings.told())
 
 
 def reader_of(kind: str) -> Reader:

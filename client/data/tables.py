@@ -1,4 +1,8 @@
-"""CSV and TSV files as hospitals write them: any delimiter, BOM, CRLF, gzip; cells are text."""
+"""CSV and TSV files as hospitals write them: any delimiter, BOM, CRLF, gzip; cells are text.
+
+A table is read row by row and kept as text, so that it never takes more memory than its file has
+bytes; a file beyond the limits below is refused by one error that names it.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,21 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from common.errors import DataError
 
-_LARGEST_TEXT: Final = 1 << 30  # bytes after decompression; a gzip bomb ends here
+_LARGEST_TEXT: Final = 1 << 30  # bytes, unpacked
+_MOST_PACKED: Final = 100  # bytes of text for one of gzip; tables of numbers have 3 to 20
+_FREE: Final = 4 << 20  # bytes of text, however well they are packed
+_APART: Final = "\0"  # stands in no cell
+_MOST_ROWS: Final = 1_000_000
 _LARGEST_CELL: Final = 1 << 16
 _MOST_COLUMNS: Final = 200_000  # a connectome of 600 regions has 179,700 edges
+_LONGEST_NAME: Final = 100  # letters of a name that is looked for
 _LONGEST_HEADER: Final = 8 << 20
 _DELIMITERS: Final = "\t;,"
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -44,12 +54,17 @@ class TextTable:
     path: Path
     columns: tuple[str, ...]
     delimiter: str
+    inside: Path | None = None  # folder that a link must not lead out of
 
     def __iter__(self) -> Iterator[Line]:
-        lines = _parsed(self.path, self.delimiter)
+        lines = _parsed(self.path, self.delimiter, self.inside)
         next(lines, None)
+        rows = 0
         for number, cells in lines:
             if any(cells):
+                rows += 1
+                if rows > _MOST_ROWS:
+                    raise DataError(f"{self.path} has over {_MOST_ROWS:,} rows; fewer are read")
                 yield _line(number, cells, len(self.columns))
 
     def column(self, name: str) -> int:
@@ -66,26 +81,61 @@ class TextTable:
             raise DataError(f'{self.path} has no column "{name}"; {nearest(name, self.columns)}')
         return self.columns.index(name)
 
-    def row(self, line: Line, without: frozenset[str] = frozenset()) -> dict[str, str]:
+    def row(self, line: Line, without: frozenset[str] = frozenset()) -> Row:
         """Cells by column name; a name that stands twice in the header is left out."""
-        unclear = {name for name, times in Counter(self.columns).items() if times > 1}
-        hidden = unclear | without
-        return {
-            name: cell
-            for name, cell in zip(self.columns, line.cells, strict=True)
-            if name not in hidden
-        }
+        numbers, places = _kept(self.columns, without)
+        return Row(numbers, _APART.join([line.cells[place] for place in places]))
 
 
-def open_table(path: Path) -> TextTable:
+class Row(Mapping[str, str]):
+    """One row's cells by column, kept as one text: a dict takes fifty bytes for an empty cell.
+
+    `numbers` says which part of the text a column is; all rows of a table share it.
+    """
+
+    __slots__ = ("_numbers", "_text")
+
+    def __init__(self, numbers: Mapping[str, int], text: str) -> None:
+        self._numbers, self._text = numbers, text
+
+    def __getitem__(self, name: str) -> str:
+        return _cells(self._text)[self._numbers[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+@lru_cache(maxsize=4)  # whoever asks for one cell of a row asks for the next
+def _cells(text: str) -> list[str]:
+    return text.split(_APART)
+
+
+@lru_cache(maxsize=16)
+def _kept(
+    columns: tuple[str, ...], without: frozenset[str]
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Columns whose name stands once, by their order, and their places in a line."""
+    once = {name for name, times in Counter(columns).items() if times == 1} - without
+    places = tuple(place for place, name in enumerate(columns) if name in once)
+    return {columns[place]: number for number, place in enumerate(places)}, places
+
+
+def open_table(path: Path, inside: Path | None = None) -> TextTable:
     """Read the header of a CSV or TSV file (`.gz` or not).
+
+    A link is followed as scans' links are: not out of the folder that the path names, nor out of
+    `inside`, if that holds this folder.
 
     Raises
     ------
     DataError
-        If the file is absent, empty, no text in UTF-8, or too large to be a table of people.
+        If the file is absent, empty, no text in UTF-8, too large to be a table of people, or a link
+        to elsewhere.
     """
-    first = _first_line(path)
+    first = _first_line(path, inside)
     # the header decides: names of columns hold neither tabs nor semicolons
     counts = {mark: first.count(mark) for mark in _DELIMITERS}
     delimiter = max(_DELIMITERS, key=lambda mark: counts[mark])
@@ -95,8 +145,9 @@ def open_table(path: Path) -> TextTable:
         raise DataError(
             f"{path} has {counts[delimiter] + 1:,} columns; at most {_MOST_COLUMNS:,} are read"
         )
-    _, header = next(_parsed(path, delimiter))
-    return TextTable(path=path, columns=tuple(cell.strip() for cell in header), delimiter=delimiter)
+    _, header = next(_parsed(path, delimiter, inside))
+    columns = tuple(cell.strip() for cell in header)
+    return TextTable(path=path, columns=columns, delimiter=delimiter, inside=inside)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -107,8 +158,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     >>> nearest("iq", ["age", "sex"])
     'there are: age, sex'
     """
-    folded = {other.casefold(): other for other in known}
-    near = difflib.get_close_matches(name.casefold(), list(folded)[:5000], n=1, cutoff=0.6)
+    folded = {other[:_LONGEST_NAME].casefold(): other for other in islice(known, 5000)}
+    near = difflib.get_close_matches(name[:_LONGEST_NAME].casefold(), folded, n=1, cutoff=0.6)
     if near:
         return f'did you mean "{folded[near[0]]}"?'
     shown = ", ".join(islice(known, 12))
@@ -155,8 +206,8 @@ def _line(line: int, cells: list[str], width: int) -> Line:
     return Line(number=line, cells=tuple(padded), fault=fault)
 
 
-def _first_line(path: Path) -> str:
-    with _text(path) as stream:
+def _first_line(path: Path, inside: Path | None) -> str:
+    with _text(path, inside) as stream:
         try:
             first = stream.readline(_LONGEST_HEADER)
         except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
@@ -170,10 +221,10 @@ def _first_line(path: Path) -> str:
     return first
 
 
-def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _parsed(path: Path, delimiter: str, inside: Path | None) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells, header included."""
     csv.field_size_limit(_LARGEST_CELL)
-    with _text(path) as stream:
+    with _text(path, inside) as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         while True:
             try:
@@ -194,10 +245,11 @@ def _parsed(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, cells
 
 
-def _text(path: Path) -> io.TextIOWrapper:
+def _text(path: Path, inside: Path | None) -> io.TextIOWrapper:
     try:
         if not path.is_file():
             raise DataError(f"{path} does not exist or is not a file")
+        _refuse_link_out(path, inside)
         raw = path.open("rb")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -207,13 +259,23 @@ def _text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedReader(_Bounded(binary, path)), "utf-8-sig", newline="")
 
 
+def _refuse_link_out(path: Path, inside: Path | None) -> None:
+    real, home = path.resolve(), path.parent.resolve()
+    if inside is not None and home.is_relative_to(inside.resolve()):
+        home = inside.resolve()
+    if not real.is_relative_to(home):
+        raise DataError(f"{path} is a link out of {home}, to {real}; it is not followed")
+
+
 class _Bounded(io.RawIOBase):
-    """Hands on at most `_LARGEST_TEXT` bytes, then refuses: the rest would fill the memory."""
+    """Hands on as much text as a table has, then refuses: a few kB of gzip can be many GB."""
 
     def __init__(self, binary: io.BufferedIOBase | gzip.GzipFile, path: Path) -> None:
         self._binary = binary
         self._path = path
-        self._left = _LARGEST_TEXT
+        packed = _MOST_PACKED * path.stat().st_size
+        self._most = min(_LARGEST_TEXT, max(_FREE, packed))
+        self._left = self._most
 
     def readable(self) -> bool:
         return True
@@ -224,7 +286,9 @@ class _Bounded(io.RawIOBase):
         view[: len(part)] = part
         self._left -= len(part)
         if self._left < 0:
-            raise DataError(f"{self._path} holds over 1 GiB of text; this is no table of people")
+            raise DataError(
+                f"{self._path} holds over {self._most:,} bytes of text; this is no table of people"
+            )
         return len(part)
 
     def close(self) -> None:

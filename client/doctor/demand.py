@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from functools import cached_property
 from typing import Any, Final
@@ -14,21 +13,17 @@ from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError
 from common.explain import travelling_bytes
-from common.network.building import build, plan_of
+from common.network.building import plan_of
 from common.network.plan import Plan
+from common.network.size import outline, step_bytes
 from common.study import Study
 
 _PROCESS: Final = 500e6  # measured: a Python with torch, gRPC and a network, before a first order
-# weights, gradients, two moments of Adam, the arrays that came and those that will go
-_COPIES: Final = 6
-# an output is kept for the gradient. Measured beyond that: 14 % and 23 % (SFCN of 3 million numbers
-# at 64 x 64 x 64, batches of 16 and 4)
-_OVER_OUTPUTS: Final = 1.25
 _KEPT_REPORTS: Final = 4  # two rounds of reports and of the site's own arrays
 
 
 class Demand:
-    """One study at one site; the network is built once, when somebody asks."""
+    """One study at one site; the network is outlined once, when somebody asks."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -65,9 +60,7 @@ class Demand:
     @cached_property
     def memory_bytes(self) -> float:
         """Roughly what a step of training takes; from the shapes of each layer's output."""
-        batch = self.study.pretraining.batch_size
-        outputs = 4 * batch * _outputs(self._network, self.study.shape)
-        return _COPIES * self.received_bytes + _OVER_OUTPUTS * outputs
+        return step_bytes(self._network, self.study.shape, self.study.pretraining.batch_size)
 
     @property
     def process_bytes(self) -> float:
@@ -76,7 +69,7 @@ class Demand:
 
     @cached_property
     def _network(self) -> Any:
-        return build(self.study, seed=0)
+        return outline(self.study)
 
     @cached_property
     def _plan(self) -> Plan:
@@ -95,25 +88,3 @@ def scans_of(study: Study, site: Site) -> int:
         return len(find_sources(study, site).sources)
     except OSError as error:
         raise CallosumError("the data cannot be listed") from error
-
-
-def _outputs(network: Any, shape: tuple[int, ...]) -> int:
-    """Numbers that the backbone's layers put out for one sample.
-
-    On torch's meta device: shapes are worked out, nothing is computed or stored.
-    """
-    import torch
-
-    counted: list[int] = []
-
-    def count(_: Any, __: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            counted.append(output.numel())
-
-    backbone = copy.deepcopy(network.backbone).to("meta")
-    for layer in backbone.modules():
-        if not any(layer.children()):
-            layer.register_forward_hook(count)
-    # two samples: normalisation layers refuse to learn from one
-    backbone(torch.empty((2, *shape), device="meta"))
-    return sum(counted) // 2

@@ -18,6 +18,8 @@ from typing import Final
 
 from client.doctor.finding import Finding, bad, good, note, skipped
 from client.site import Site
+from common.errors import FolderError
+from common.runtime.private_folder import check_own
 
 _MOST_FILES: Final = 500
 _MOST_S: Final = 5.0
@@ -75,8 +77,20 @@ def data(site: Site) -> Finding:
 
 def state(site: Site) -> Finding:
     """Whether what is written to the state folder stays: permissions, fsync, locks, SQLite."""
-    home = existing(site.state)
     names = {"state": site.state, "site_file": site.file}
+    if not _is_own(site.state):
+        return bad(
+            "{state} is or holds a link, or something that is another user's",
+            "look who made it; put files themselves there, and give all of it to the agent's user "
+            "(chown -R)",
+            **names,
+        )
+    return _written(site, names)
+
+
+def _written(site: Site, names: dict[str, Path]) -> Finding:
+    """Whether what is written stays, tried for real."""
+    home = existing(site.state)
     try:
         seconds = _write_for_real(home)
     except (OSError, sqlite3.Error) as error:
@@ -124,6 +138,17 @@ def mount_of(path: Path, mountinfo: str) -> Mount:
         if inside and len(place) >= len(found.place):
             found = Mount(place, system.split()[0], frozenset(fields.split()[5].split(",")))
     return found
+
+
+def _is_own(state: Path) -> bool:
+    """False only where the agent would say so, too; what another user may not see is no finding."""
+    try:
+        check_own(state)
+    except FolderError:
+        return bool(state.parent.stat().st_uid != os.geteuid())
+    except OSError:
+        return True
+    return True
 
 
 def _homes(site: Site) -> list[Path]:

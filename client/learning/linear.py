@@ -6,6 +6,7 @@ not seen; features are z-scored by the fit's own participants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -133,6 +134,17 @@ def regional_features(cohort: Cohort) -> Features:
         raise Refusal("NO_DATA", "this kind of data has no measures for a linear model")
     one_by_one = (cohort.samples[everyone[i : i + 1]][0] for i in everyone)
     return np.stack([_blocks(np.asarray(sample, dtype=np.float64)) for sample in one_by_one])
+
+
+def features_width(cohort: Cohort) -> int:
+    """How many regional features the site has, without reading any sample."""
+    if cohort.measures is not None and np.isfinite(cohort.measures).all():
+        return int(cohort.measures.shape[1])
+    if cohort.layout == "table":
+        return int(cohort.samples.shape[1])
+    if cohort.layout != "volume":
+        raise Refusal("NO_DATA", "this kind of data has no measures for a linear model")
+    return math.prod(min(_BLOCKS, side) for side in cohort.samples.shape[1:4])
 
 
 def _classes(target: Target, model: LogisticRegression) -> tuple[Features, Features]:

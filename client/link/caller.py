@@ -19,7 +19,16 @@ from typing import Any, Final
 import grpc
 
 from client.kit import TlsFiles
-from client.link.frames import METHOD, chunks, gather, header, read_header, sizes_of, text_of
+from client.link.frames import (
+    LONGEST_ASKING,
+    METHOD,
+    chunks,
+    gather,
+    header,
+    read_header,
+    sizes_of,
+    text_of,
+)
 from common.errors import SENTENCES, Refusal, SettingError
 from common.protocol.signing import Sealed
 
@@ -96,7 +105,8 @@ def ask(
     Raises
     ------
     Refusal
-        NO_AGENT when patience ends; the agent's code where it could read no order to report on.
+        NO_AGENT when patience ends; the agent's code where it could read no order to report on;
+        ORDER_MALFORMED if what is to be asked is longer than any order.
     SettingError
         If `address` needs certificates and has none.
     """
@@ -128,6 +138,8 @@ class _Conversation:
     def __init__(self, sealed: Sealed, arrays: Named, silence_s: float) -> None:
         announced = [[name, len(data)] for name, data in arrays]
         self._header = header(text=sealed.text, signature=sealed.signature, arrays=announced)
+        if len(self._header) > LONGEST_ASKING:
+            raise Refusal("ORDER_MALFORMED", f"its header has {len(self._header):,} bytes")
         self._arrays = arrays
         self._silence_s = silence_s
         self.heard = time.monotonic()

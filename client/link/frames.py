@@ -11,7 +11,8 @@
 
 An asking that cannot be answered by a report, because no order can be read from it, ends with
 {"refusal": code} from the agent in place of any of its headers. A chunk is full but for the last:
-whoever sends drops would otherwise keep the other end busy for as long as it likes.
+whoever sends drops would otherwise keep the other end busy for as long as it likes. A header that
+asks is no longer than a chunk, so 32 askings hold 32 MiB before anybody knows who asks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common.errors import Refusal
 SERVICE: Final = "callosum.Agent"
 METHOD: Final = f"/{SERVICE}/Answer"
 CHUNK: Final = 1 << 20  # bytes; gRPC takes messages of up to 4 MiB unless told otherwise
+LONGEST_ASKING: Final = CHUNK  # bytes of its header: ten thousand arrays with names of 80 letters
 MOST_BYTES: Final = 16 << 30  # four thousand million numbers; a declared size beyond is a mistake
 _MOST_ARRAYS: Final = 10_000
 _LONGEST_NAME: Final = 1_000

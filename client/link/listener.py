@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket as sockets
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,6 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from client.kit import TlsFiles
 from client.link.caller import Watch, read_file, unix_address
 from client.link.frames import (
+    LONGEST_ASKING,
     SERVICE,
     Sizes,
     chunks,
@@ -32,12 +34,13 @@ from client.link.frames import (
     text_of,
 )
 from common.errors import FolderError, Refusal, SettingError
-from common.protocol.signing import Sealed
+from common.protocol.signing import LONGEST_ORDER, Sealed
 
 STALL_S: Final = 30.0  # without a chunk of progress
 _MOST_CALLS: Final = 32  # each holds a thread; one courier needs one call, and health checks one
 _LONGEST_PATH: Final = 100  # bytes; the kernel takes 107, and gRPC cuts what is longer
 _ORDER: Final = "ORDER_MALFORMED"
+_parsing = threading.Lock()  # JSON takes 25 times its bytes while it is read: one at a time
 _log = getLogger("callosum.site")
 
 
@@ -71,9 +74,15 @@ class Asking:
     """
 
     def __init__(self, frames: Iterator[bytes]) -> None:
-        fields = read_header(next(frames, b""), _ORDER)
-        self.sealed = Sealed(text_of(fields, "text", _ORDER), text_of(fields, "signature", _ORDER))
-        self.sizes: Sizes = sizes_of(fields, _ORDER)
+        frame = next(frames, b"")
+        with _parsing:
+            fields = read_header(frame, _ORDER)
+            self.sealed = Sealed(
+                text_of(fields, "text", _ORDER), text_of(fields, "signature", _ORDER)
+            )
+            if len(self.sealed.text) > LONGEST_ORDER:
+                raise Refusal(_ORDER, f"its text has {len(self.sealed.text):,} characters")
+            self.sizes: Sizes = sizes_of(fields, _ORDER)
         self.unread = self.size
         self._frames = frames
 
@@ -142,6 +151,7 @@ def serve_link(
     server = grpc.server(
         ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="link"),
         options=[
+            ("grpc.max_receive_message_length", LONGEST_ASKING),  # unpacked, if it is packed
             ("grpc.so_reuseport", 0),  # a second agent must fail, not take every other order
             ("grpc.keepalive_time_ms", 20_000),  # finds a courier that is gone without a word
         ],
@@ -229,7 +239,9 @@ def _bind(server: grpc.Server, path: Path) -> str:
             f"{_LONGEST_PATH}; name a shorter one with --socket"
         )
     try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o750)  # the courier's group comes in, whatever the umask
         _refuse_second(path)
         with _umask(0o117):  # 0660 from the first moment on
             server.add_insecure_port(unix_address(path))

@@ -21,6 +21,8 @@ from client.data.splits import pseudonyms, secret_of
 from client.service.agent import Agent
 from client.site import Site
 from common.errors import DataError
+from common.network.size import outline
+from common.runtime.private_folder import own_folder
 from common.runtime.progress import say, track
 from common.study import Study
 
@@ -39,6 +41,7 @@ def open_agent(
 
     `tell` is given what a person should know, in lines that may name scans.
     """
+    own_folder(site.state)
     try:
         if not is_lazy(study):
             total = len(find_sources(study, site).sources)
@@ -122,6 +125,7 @@ class AgentPool:
 
     def _open(self, study: Study) -> Agent:
         self._tell(f"{study.name}: the data are looked through, and prepared where they are new")
+        outline(study, most=self._site.policy.largest_network)  # the policy may be stricter by now
         agent = open_agent(study, self._site, records=self._records, tell=self._tell)
         people = len(set(agent.cohort.participants))
         self._tell(f"{study.name}: {people} participants, {len(agent.cohort)} samples are ready")

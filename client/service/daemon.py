@@ -33,6 +33,7 @@ from common.errors import Refusal, SettingError
 from common.protocol.orders import Order, Report, refuse
 from common.protocol.signing import Envelope, read_envelope, read_public_keys
 from common.protocol.wire import npy_parts
+from common.runtime.private_folder import own_folder
 from common.runtime.supervision import told_to_stop
 from common.study import Study
 
@@ -215,10 +216,10 @@ def serve(kit: SiteKit, *, socket: Path | None, listen: str | None, metrics: str
     SettingError
         If the kit, the site file or an address cannot be used.
     FolderError
-        If another agent has this site's records or serves the socket.
+        If another agent has this site's records or serves the socket, or the state is not its own.
     """
     stop = told_to_stop()
-    os.umask(0o027)  # what is written from here on is about patients
+    os.umask(0o077)  # what is written from here on is about patients
     site = load_site(kit.site_file)
     if site.name != kit.name:
         raise SettingError(
@@ -226,6 +227,7 @@ def serve(kit: SiteKit, *, socket: Path | None, listen: str | None, metrics: str
         )
     if listen is not None and socket is not None:
         raise SettingError("an agent listens at one address: --socket or --listen, not both")
+    own_folder(site.state)
     write_log(site.state / "agent.log")
     with open_records(site) as records:
         shown = SiteMetrics(folder=site.state)

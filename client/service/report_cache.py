@@ -65,7 +65,7 @@ class ReportCache:
             try:
                 with open_arrays(path) as file:
                     return Trained(_round_of(path), file.all(), float(file.text("moved")))
-            except (FolderError, ValueError):
+            except (DamagedError, ValueError):
                 continue  # damaged: the round before tells as well
         return None
 

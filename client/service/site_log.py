@@ -16,6 +16,7 @@ from client.authority.books import REMEDY
 from client.authority.ledger import Ledger
 from client.kit import SiteKit, expiring
 from client.site import Site
+from common.runtime.command import Shown
 from common.runtime.durable import storage_checked
 
 _LARGEST_LOG: Final = 10 << 20  # bytes, and as many again in each of the older files
@@ -30,7 +31,7 @@ def write_log(path: Path) -> None:
         file = RotatingFileHandler(path, maxBytes=_LARGEST_LOG, backupCount=_OLDER)
     everything = logging.getLogger("callosum")
     for handler in (file, logging.StreamHandler()):
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(Shown("%(asctime)s %(levelname)s %(message)s"))
         everything.addHandler(handler)
     everything.propagate = False
     everything.setLevel(logging.INFO)

@@ -17,15 +17,14 @@ from logging import getLogger
 from typing import Any, Final
 
 import torch
-from numpy.typing import NDArray
 
 from client.link.listener import Asking, Said
 from client.service.agent import Agent, code_of
 from client.service.agent_pool import AgentPool
+from client.service.order_arrays import check_announced, expected, viewed
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.protocol.orders import Order, Report
-from common.protocol.wire import view_npy
 from common.study import Study
 
 MOST_ORDERS: Final = 5  # one is worked on, the others wait
@@ -117,15 +116,17 @@ class WorkQueue:
     def _bring(
         self, work: _Work, order: Order, study: Study, asking: Asking, phases: Phases
     ) -> Generator[Said, None, None]:
-        """Have the data ready, take the arrays, and pass both to the worker."""
+        """Have the data ready, take the arrays that belong here, and pass both to the worker."""
         since = time.monotonic()
         opening = self._pool.agent(study, anew=order.kind == "census")
         yield from self._alive_until(opening)
         agent = _had(opening)
         phases["prepare"] = time.monotonic() - since
         since = time.monotonic()
+        plan = expected(order, study, agent.cohort)
+        check_announced(order, asking.sizes, plan)
         yield "send"
-        arrays = {name: _viewed(name, data) for name, data in asking.arrays()}
+        arrays = {name: viewed(name, data, plan[name]) for name, data in asking.arrays()}
         phases["receive"] = time.monotonic() - since
         since = time.monotonic()
         self._worker.submit(self._do, work, agent, order, arrays, phases, since)
@@ -170,13 +171,6 @@ class WorkQueue:
 def _pin_threads(asked: int) -> None:
     """Fix how many threads torch computes with: the bits of a training depend on it."""
     torch.set_num_threads(asked or os.cpu_count() or 1)
-
-
-def _viewed(name: str, data: bytes) -> NDArray[Any]:
-    try:
-        return view_npy(data)
-    except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
-        raise Refusal("ORDER_MALFORMED", f"array {name!r} cannot be read: {error}") from None
 
 
 def _had(opening: Future[Agent]) -> Agent:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from common import catalogue
 from common.errors import SettingError
 from common.network.building import build
+from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
 from common.settings import line_of
 from common.study import Study
 
+_SMALL: Final = 10_000_000  # numbers, made in a tenth of a second
 
-def check_buildable(study: Study, file: Path) -> None:
+
+def check_buildable(study: Study, file: Path, limits: Limits | None = None) -> None:
     """Refuse a study with a network that cannot be built, or not tuned, or that is not drawn.
+
+    What asks for more than `limits` is refused before any of it is made.
 
     Raises
     ------
@@ -25,21 +31,26 @@ def check_buildable(study: Study, file: Path) -> None:
         With the line of the file.
     """
     try:
-        check_networks(study)
+        check_networks(study, limits)
     except SettingError as error:
         key = re.split(r"[^\w.-]", str(error), maxsplit=1)[0]
         raise SettingError(f"{error} ({file}{line_of(file, key)})") from None
 
 
-def check_networks(study: Study) -> None:
+def check_networks(study: Study, limits: Limits | None = None) -> None:
     """The same without a file to point at."""
-    _is_drawn(build(study, seed=0), build(study, seed=1))
+    limits = limits or Limits.of_environment()
+    network = outline(study, most=limits.network)
+    _is_bearable(study, network, limits)
+    small = numbers_of(network) < _SMALL
     for number, settings in enumerate(study.finetuning):
         task = task_of(study, settings)
         for way in settings.methods:
             method = way.rpartition("/")[2]
             if method not in CLOSED_FORM:
-                _can_tune(study, task, method, f"finetuning.{number}.methods")
+                place = f"finetuning.{number}.methods"
+                _can_tune(study, task, method, place, limits, small=small)
+    _is_drawn(build(study, seed=0), build(study, seed=1))
     for number, table in enumerate(study.augmentation):
         _can_augment(study, table, f"augmentation.{number}")
 
@@ -68,11 +79,33 @@ def _is_drawn(one: Any, other: Any) -> None:
             )
 
 
-def _can_tune(study: Study, task: Any, method: str, key: str) -> None:
+def _can_tune(
+    study: Study, task: Any, method: str, key: str, limits: Limits, *, small: bool
+) -> None:
+    def tuned() -> Any:
+        network = build_for(study, task, seed=0)
+        tune(network, method, task, seed=0)
+        return network
+
     try:
-        tune(build_for(study, task, seed=0), method, task, seed=0)
+        spare = 2 * math.prod(study.shape)  # adapters look at two samples
+        outlined(tuned, limits.network, spare=spare, at_once=small)
     except SettingError as error:
         raise SettingError(f"{key}: {error}") from None
+
+
+def _is_bearable(study: Study, network: Any, limits: Limits) -> None:
+    """Refuse a step of training that takes more memory than is granted."""
+    batches = [study.pretraining.batch_size, *(task.batch_size for task in study.finetuning)]
+    of, batch = (network, study.shape, max(batches)), max(batches)
+    size_gb = (0.0 if step_bound(*of) <= 1e9 * limits.step_gb else step_bytes(*of)) / 1e9
+    if size_gb > limits.step_gb:
+        raise SettingError(
+            f"pretraining.batch_size: a step of {batch} samples of "
+            f"{'x'.join(map(str, study.shape))} would take about {size_gb:,.0f} GB; at most "
+            f"{limits.step_gb:g} GB are granted (policy.largest_step_gb at a site, "
+            "CALLOSUM_LARGEST_STEP_GB elsewhere). Smaller batches, samples or layers take less"
+        )
 
 
 def _can_augment(study: Study, table: Any, key: str) -> None:

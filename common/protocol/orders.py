@@ -57,8 +57,12 @@ class Order(Table):
     method: MethodName = ""
     k: Count = Field(0, description="Training participants to learn from; 0: all.")
     repeat: Count = Field(0, description="Which of the kept models is meant.")
-    lineage: tuple[Name, ...] = Field((), description="Sites that contributed to the arrays.")
-    against: tuple[Model, ...] = Field((), description="Models judged earlier, to compare with.")
+    lineage: tuple[Name, ...] = Field(
+        (), description="Sites that contributed to the arrays.", fail_fast=True
+    )
+    against: tuple[Model, ...] = Field(
+        (), description="Models judged earlier, to compare with.", max_length=1000, fail_fast=True
+    )
     arrays: Hex = Field(description="Digest of the arrays that the order is about.")
     base: Hex | Literal[""] = Field(
         "", description="Digest of those besides that no site ever sends: they travel once."

@@ -22,6 +22,7 @@ from common.protocol.orders import Books, Hex, Order
 from common.settings import Table
 
 CLOCK_TOLERANCE_S: Final = 300.0  # hospital clocks that nobody watches are minutes off, not hours
+LONGEST_ORDER: Final = 1 << 18  # characters; a lineage of a thousand sites has 64 thousand
 _CONTEXT: Final = b"callosum order 1\0"  # a signature made for something else never fits
 _END: Final = b"-----END PUBLIC KEY-----"
 
@@ -92,10 +93,17 @@ def unseal(sealed: Sealed, keys: Sequence[Ed25519PublicKey], *, now: float) -> E
 
 def read_envelope(text: str) -> Envelope:
     """An envelope from its text, whoever signed it, or `Refusal("ORDER_MALFORMED")`."""
+    if len(text) > LONGEST_ORDER:  # nobody has signed it yet, and reading it takes memory
+        raise Refusal("ORDER_MALFORMED", f"it has {len(text):,} characters")
     try:
         return Envelope.model_validate_json(text)
     except ValidationError as error:
-        raise Refusal("ORDER_MALFORMED", str(error)) from None
+        # never its text, which repeats what was wrong once for each fault
+        kind = error.errors(include_url=False, include_input=False, include_context=False)[0][
+            "type"
+        ]
+        detail = f"{error.error_count()} faults, the first: {kind}"
+        raise Refusal("ORDER_MALFORMED", detail) from None
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:

@@ -7,15 +7,30 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import click
 import typer
 
 from common.errors import INTERRUPTED, CallosumError, StorageError
-from common.runtime.progress import console
+from common.printable import in_log, printable
+from common.runtime.progress import say
 
+_LONGEST_TRACEBACK: Final = 20_000  # characters
 _ALLOCATOR: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+class Shown(logging.Formatter):
+    """Lines of a log in which what others wrote stays one line, and data."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the library's name
+        """The line without the traceback that may follow it."""
+        record.message = in_log(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, whose last lines quote whatever was wrong."""
+        return printable(super().formatException(ei), lines=True, most=_LONGEST_TRACEBACK)
 
 
 def fix_allocator(argv: Sequence[str]) -> None:
@@ -32,7 +47,9 @@ def fix_allocator(argv: Sequence[str]) -> None:
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line and leave with its exit code; a traceback means a defect of ours."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(Shown("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     logging.getLogger("callosum.site").setLevel(logging.ERROR)  # sites write their own logs
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call to Flower
     sys.exit(_exit_code(app, name))
@@ -49,13 +66,13 @@ def _exit_code(app: typer.Typer, name: str) -> int:
     except (KeyboardInterrupt, click.Abort):
         code = INTERRUPTED
     except CallosumError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        say(f"error: {error}")
         return error.exit_code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        console.print(f"error: the disk is full ({error.filename}); free space and run again")
+        say(f"error: the disk is full ({error.filename}); free space and run again")
         return StorageError.exit_code
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
-        console.print("stopped; the same command goes on from here")
+        say("stopped; the same command goes on from here")
     return code if isinstance(code, int) else 0

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import StorageError
+from common.runtime.private_folder import make_folder, mode_in
 
 # EFBIG is a limit on the size of one file; to whoever runs the site it is the same trouble
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -20,7 +21,8 @@ def write_atomically(
 ) -> None:
     """Replace the content of `path` by `data`, durably; a crash leaves the old content or the new.
 
-    `data` may come in parts, of which one is held at a time; the user's umask narrows `mode`.
+    `data` may come in parts, of which one is held at a time; the user's umask narrows `mode`, and
+    so does a private folder.
 
     Raises
     ------
@@ -30,9 +32,10 @@ def write_atomically(
     # the same folder, because a rename is atomic only inside one file system
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with storage_checked(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            allowed = mode_in(path.parent, mode)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, allowed)
             with os.fdopen(handle, "wb") as stream:
                 stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()

@@ -24,13 +24,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from common.printable import printable
+
 _WORTH_A_LINE_S: Final = 2.0
 
 console = Console(stderr=True, highlight=False)
 _lock = threading.Lock()
 _open = 0
 _bars = Progress(
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
     MofNCompleteColumn(),
     TimeElapsedColumn(),
@@ -44,6 +46,7 @@ _bars = Progress(
 @contextmanager
 def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """Show a task of `total` steps (None: not known yet); call what comes back once a step."""
+    title = printable(title)
     if not console.is_terminal:
         with _lines(title, total) as advance:
             yield advance
@@ -56,8 +59,13 @@ def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
 
 
 def say(text: str) -> None:
-    """One line for people, beside any bars."""
-    console.print(text, soft_wrap=True, markup=False)
+    """One line for people, beside any bars; what others wrote in it is shown and never obeyed."""
+    console.print(printable(text, lines=True), soft_wrap=True, markup=False, emoji=False)
+
+
+def tell(text: str) -> None:
+    """A command's own answer, on standard output; likewise."""
+    print(printable(text, lines=True))
 
 
 def _start(title: str, total: int | None) -> TaskID:

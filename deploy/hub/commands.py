@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from common.errors import INTERRUPTED, FolderError, QuorumError, SettingError
-from common.runtime.progress import console, say
+from common.runtime.progress import console, say, tell
 
 KitsFolder = Annotated[Path, typer.Option("--out", help="Folder of all kits.")]
 HubFolder = Annotated[Path, typer.Option("--hub", help="The hub's kit, KITS/hub.")]
@@ -49,7 +48,7 @@ def provision(
         if path.exists():
             raise FolderError(f"{path} exists; choose another name or remove it")
         write_atomically(path, consortium_template(init, path.name).encode())
-        print(f"{path} is written; edit it, then: callosum provision {path} --out {out}")
+        tell(f"{path} is written; edit it, then: callosum provision {path} --out {out}")
         return
     if consortium is not None:
         outcome = kits.provision(consortium, out)
@@ -62,7 +61,7 @@ def provision(
     else:
         outcome = kits.rotate_coordinator(out, finish=finish_coordinator)
     for line in outcome.todo:
-        print(line)
+        tell(line)
 
 
 def hub(
@@ -81,7 +80,7 @@ def hub(
     from deploy.nginx.proxy import render_nginx
 
     if nginx:
-        print(render_nginx(open_hub(kit)))
+        tell(render_nginx(open_hub(kit)))
         return
     serve_hub(open_hub(kit), metrics=metrics)
 
@@ -111,7 +110,7 @@ def run(
     if not hub_lives(kit):
         say(f"no hub is running yet; the run begins with: callosum hub --kit {hub}")
     if detach:
-        print(f"{found.folder}")
+        tell(f"{found.folder}")
         return
     try:
         state = follow(found, hub_lives=lambda: hub_lives(kit), since=since)
@@ -123,24 +122,25 @@ def run(
     if state["state"] == "stopped":
         say(f"{found.folder.name} was stopped; the same command goes on with it")
         raise typer.Exit(INTERRUPTED)
-    print(f"results: {found.folder / 'results.csv'}")
+    tell(f"results: {found.folder / 'results.csv'}")
 
 
 def runs(hub: HubFolder) -> None:
     """List the hub's runs and how they stand."""
     from deploy.kits.hub_kit import open_hub
+    from server.report.terminal import table_in_text
     from server.run import read_run
     from server.run_state import state_of
 
-    table = Table()
-    for column in ("run", "study", "state", "rounds", "attempts", "error"):
-        table.add_column(column)
+    rows = []
     for folder in sorted(path.parent for path in open_hub(hub).runs.glob("*/wanted.json")):
         found, state = read_run(folder), state_of(folder)
-        rounds = f"{len(found.federated.records())} of {found.study.pretraining.rounds}"
+        done = f"{len(found.federated.records())} of {found.study.pretraining.rounds}"
         about = (str(state.get(key, "")) for key in ("attempts", "error"))
-        table.add_row(folder.name, found.study.name, state.get("state", "waiting"), rounds, *about)
-    console.print(table)
+        how = str(state.get("state", "waiting"))
+        rows.append((folder.name, found.study.name, how, done, *about))
+    columns = ("run", "study", "state", "rounds", "attempts", "error")
+    console.print(table_in_text("", columns, rows))
 
 
 def stop(name: RunName, hub: HubFolder) -> None:
@@ -153,7 +153,7 @@ def stop(name: RunName, hub: HubFolder) -> None:
         known = ", ".join(path.parent.name for path in folder.parent.glob("*/wanted.json"))
         raise SettingError(f"the hub has no run {name}; it has: {known or 'none'}")
     want(folder, "stopped")
-    print(f"{name} is stopped; callosum run goes on with it")
+    tell(f"{name} is stopped; callosum run goes on with it")
 
 
 def books(
@@ -170,21 +170,21 @@ def books(
 
     from deploy.kits.hub_kit import open_hub
     from server.federation.books import SiteBooks
+    from server.report.terminal import table_in_text
 
     kept = SiteBooks(open_hub(hub).books)
     if accept:
         count = kept.accept(accept, exposures).exposures
-        print(f"{accept} is asked again; its next report must tell {count} exposures or more")
+        tell(f"{accept} is asked again; its next report must tell {count} exposures or more")
         return
-    table = Table()
-    for column in ("site", "state folder", "exposures", "receipt", ""):
-        table.add_column(column)
     pages = {site: kept.page(site) for site in kept.sites()}
+    rows = []
     for site, page in pages.items():
         last = page.seen[-1] if page.seen else None
         about = (last.state[:8], str(last.exposures), str(last.receipt)) if last else ("",) * 3
-        table.add_row(site, *about, "STOPPED" if page.stopped else "")
-    console.print(table)
+        rows.append((site, *about, "STOPPED" if page.stopped else ""))
+    columns = ("site", "state folder", "exposures", "receipt", "")
+    console.print(table_in_text("", columns, rows))
     for site, page in pages.items():
         if page.stopped:  # in a line of its own: whoever decides reads all of it
             at = datetime.fromtimestamp(page.since, UTC).isoformat(timespec="minutes")

@@ -189,7 +189,7 @@ def _children(kit: HubKit) -> tuple[Child, Child]:
         "--disable-runtime-dependency-installation",
     ]
     superexec = [
-        str(programs / "flower-superexec"),
+        *(sys.executable, "-m", "deploy.hub.superexec"),
         *("--runtime-api-address", f"127.0.0.1:{kit.port}"),
         *("--root-certificates", str(kit.ca)),
         *("--superexec-auth-secret-file", str(secret)),

@@ -26,6 +26,7 @@ from common.network.settling import (
     settling,
     sums_plan,
 )
+from common.network.size import outline
 from common.network.starting import names_taken, taken
 from common.network.tuning import build_for, task_of, tune, tuned_arrays
 from common.protocol.orders import digest_of
@@ -94,7 +95,7 @@ def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...])
         file=checkpoint,
         at="start",
     )
-    plan = plan_of(build(study, seed=0), study.aggregation.normalisation)
+    plan = plan_of(outline(study), study.aggregation.normalisation)
     _match(start, plan, theirs, checkpoint)
     digest = digest_of(taken(start, theirs))
     whole = {"file": start.file, **start.model_dump(mode="json"), "arrays": digest}

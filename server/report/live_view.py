@@ -15,10 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import SENTENCES
+from common.printable import printable
 from common.runtime.progress import console, say
+from server.report.terminal import table_in_text
 from server.run import Run
 from server.run_state import read_state_file, state_of
 
+ROUND: Final = ("phase", "answered", "refused", "seconds", "MB", "loss")
 _PAUSE_S: Final = 0.5
 _SHOWN: Final = 8  # finished rounds above the present exchange
 _OVER: Final = ("finished", "failed", "stopped")
@@ -43,17 +46,12 @@ def follow(run: Run, *, hub_lives: Callable[[], bool], since: float) -> dict[str
 def table_of(run: Run, state: dict[str, Any], *, hub_lives: bool) -> Table:
     """The last rounds and the present exchange: who answered, in which time, with how much."""
     name = state.get("state", "waiting for the hub")
-    found = Table(
-        title=f"{run.study.name}: {name}", caption=Text(_caption(state, hub_lives=hub_lives))
-    )
-    for column in ("phase", "answered", "refused", "seconds", "MB", "loss"):
-        found.add_column(column)
-    records = run.federated.records()
-    for record in records[-_SHOWN:]:
-        found.add_row(*row_of(record, run.study.pretraining.rounds))
-    found.add_section()
+    records = run.federated.records()[-_SHOWN:]
+    rows = [row_of(record, run.study.pretraining.rounds) for record in records]
     if state.get("state") not in _OVER:
-        found.add_row(*present_of(read_state_file(run.folder / "progress.json")))
+        rows.append(present_of(read_state_file(run.folder / "progress.json")))
+    found = table_in_text(f"{run.study.name}: {name}", ROUND, rows, section=len(records))
+    found.caption = Text(printable(_caption(state, hub_lives=hub_lives)))
     return found
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from common import metrics
 from common.errors import FolderError
+from common.printable import csv_text
 from common.protocol.orders import Measurement
 from common.sections import FineTuning, Target
 from common.study import Study
@@ -156,7 +157,11 @@ def read_results(run: Run) -> list[Measurement]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     for cells in reader:
         # an empty cell is a number that was withheld, or a name that does not apply
-        given = {key: cell for key, cell in cells.items() if cell != ""}
+        given = {
+            key: csv_text(cell) if isinstance(cell, str) else cell
+            for key, cell in cells.items()
+            if cell != ""
+        }
         try:
             rows.append(Measurement.model_validate({"value": None, **given}))
         except (ValidationError, TypeError) as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.printable import printable
 from server.report.tables import (
     Comparison,
     Line,
@@ -39,7 +40,26 @@ def format_tables(run: Run) -> str:
         for table in task_tables(run.study, rows)
         if not table.cells
     ]
-    return "\n\n".join([*(_plain(table) for table in tables), *missing])
+    return "\n\n".join([*(_plain(table) for table in tables), *map(printable, missing)])
+
+
+def table_in_text(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], section: int = 0
+) -> Table:
+    """A table whose cells are what they are: no markup, no escape codes.
+
+    `section` is how many rows stand above a line.
+    """
+    table = Table(title=_shown(title) if title else None)
+    for column in columns:
+        table.add_column(_shown(column))
+    for number, row in enumerate(rows, start=1):
+        table.add_row(*map(_shown, row), end_section=number == section)
+    return table
+
+
+def _shown(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _comparison(comparison: Comparison, percent: str) -> Table:
@@ -58,7 +78,7 @@ def _comparison(comparison: Comparison, percent: str) -> Table:
             apart = sentence(line.difference, digits, signed=True) if line.difference else ""
             verdict = "" if line.is_made_here else line.verdict
             numbers[1:] = [str(line.participants), apart, verdict]
-        table.add_row(Text(line.title), *numbers)
+        table.add_row(_shown(line.title), *map(_shown, numbers))
     return table
 
 
@@ -68,14 +88,14 @@ def _task(tasks: TaskTable, percent: str) -> Table:
     table = _table(f"{what} {tasks.task}: {of_metric(tasks)} on test participants{note}")
     table.add_column("site", overflow="fold")
     for method in tasks.methods:
-        table.add_column(method, overflow="fold")
+        table.add_column(_shown(method), overflow="fold")
     table.add_column("n", justify="right", no_wrap=True)
     digits = digits_of(tasks.metric, *(row.cell.value for row in tasks.cells.values()))
     for site in tasks.sites:
         rows = [tasks.cells.get((site, method)) for method in tasks.methods]
         texts = [sentence(row.cell, digits) if row else "no result" for row in rows]
         people = {row.n_participants for row in rows if row and row.cell.value is not None}
-        table.add_row(Text(site), *texts, ", ".join(str(n) for n in sorted(people)))
+        table.add_row(*map(_shown, (site, *texts)), ", ".join(str(n) for n in sorted(people)))
     return table
 
 
@@ -85,7 +105,7 @@ def _headline(lines: Iterable[Line]) -> list[Line]:
 
 def _table(title: str) -> Table:
     return Table(
-        title=Text(title),
+        title=_shown(title),
         title_justify="left",
         title_style="",
         box=None,

@@ -102,7 +102,7 @@ FAULTS = {
     "name with space": ('"tiny"', '"our study"', ['name is "our study"', "match pattern"]),
     "name as path": ('"tiny"', '"../tiny"', ['name is "../tiny"', "match pattern"]),
     "site as path": ('"gamma"', '"../gamma"', ['sites.heldout.0 is "../gamma"', "match pattern"]),
-    "site with line end": ('"gamma"', r'"gamma\n"', ["sites.heldout.0", "match pattern"]),
+    "site with line end": ('"gamma"', r'"gamma\n"', ["sites.heldout.0", "take it out"]),
     "site too long": ('"gamma"', f'"{"g" * 64}"', ["sites.heldout.0", "match pattern"]),
     "task as path": ('"first"', '"../first"', ['finetuning.0.name is "../first"', "pattern"]),
     "target as path": ("[targets.age]", '[targets."../age"]', ["targets.../age", "match pattern"]),

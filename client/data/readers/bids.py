@@ -7,16 +7,17 @@ data set of 8,200 files (2 cores, pybids 0.22), because it indexes every file; t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from client.data.reader import Finding
+from client.data.reader import Finding, Findings
 from client.data.tables import TextTable, nearest, open_table, passes
 from common.errors import DataError
 
 _PARTICIPANT: Final = re.compile(r"sub-[0-9A-Za-z+_-]{1,64}")
+_MOST_HINTS: Final = 20
 _OTHER_FORMATS: Final = (".hdr", ".img", ".mgz", ".mgh", ".mnc", ".nrrd", ".dcm")
 
 
@@ -35,11 +36,11 @@ class ScanFile:
 class People:
     """Rows of participants.tsv by participant, after the row filter; what was wrong there."""
 
-    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    rows: dict[str, Mapping[str, str]] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)  # rows that contradict each other or are broken
     elsewhere: set[str] = field(default_factory=set)  # another site's, by the row filter
     readable: bool = False
-    findings: list[Finding] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
 
 
 def entities(name: str) -> dict[str, str]:
@@ -54,7 +55,7 @@ def entities(name: str) -> dict[str, str]:
 
 def find_scans(
     root: Path, folder: str, suffix: str, wanted: Mapping[str, str]
-) -> tuple[list[ScanFile], list[Finding]]:
+) -> tuple[list[ScanFile], Findings]:
     """Every `*_suffix.nii[.gz]` in the anat folders below root/folder, by participant and name.
 
     Raises
@@ -66,7 +67,7 @@ def find_scans(
     if not base.is_dir():
         raise DataError(f"{base} does not exist or is not a folder; a BIDS data set is needed")
     scans: list[ScanFile] = []
-    findings: list[Finding] = []
+    findings = Findings()
     home = root.resolve()
     paths = [*base.glob("sub-*/anat/*"), *base.glob("sub-*/ses-*/anat/*")]
     for path in sorted(paths, key=lambda path: path.relative_to(base).parts):
@@ -99,7 +100,7 @@ def read_people(path: Path, wanted: Mapping[str, str]) -> People:
     """
     people = People()
     try:
-        table = open_table(path)
+        table = open_table(path, path.parent)
         who = table.column("participant_id")
     except DataError as error:
         problem = f"{error}; scans have no labels"
@@ -115,11 +116,11 @@ def read_people(path: Path, wanted: Mapping[str, str]) -> People:
     return people
 
 
-def session_rows(path: Path) -> dict[str, dict[str, str]]:
+def session_rows(path: Path, home: Path) -> dict[str, dict[str, str]]:
     """Rows of a sub-*_sessions.tsv by session: what differs between a participant's visits."""
     if not path.is_file():
         return {}
-    table = open_table(path)
+    table = open_table(path, home)
     place = table.column("session_id")
     return {
         line.cells[place]: {
@@ -172,18 +173,24 @@ def _read_rows(table: TextTable, who: int, wanted: Mapping[str, str], people: Pe
         people.rows.pop(participant, None)
 
 
-def absent(people: People, scans: list[ScanFile], filtered: bool) -> Iterator[Finding]:
+def absent(people: People, scans: list[ScanFile], filtered: bool) -> Findings:
     """Participants without a scan, and scans without a row."""
+    findings, hinted = Findings(), 0
     scanned = dict.fromkeys(scan.participant for scan in scans)
     for participant in people.rows:
         if participant not in scanned:
-            yield Finding(what=participant, problem="has a row but no scan", left_out=True)
+            findings.append(
+                Finding(what=participant, problem="has a row but no scan", left_out=True)
+            )
+    rows = list(people.rows)
     known = people.rows.keys() | people.refused | people.elsewhere
     for participant in scanned:
         if people.readable and participant not in known:
-            hint = nearest(participant, list(people.rows)) if people.rows else ""
+            hinted += 1  # each hint compares one name with all others
+            hint = nearest(participant, rows) if rows and hinted <= _MOST_HINTS else ""
             problem = "has scans but no row in participants.tsv" + (f"; {hint}" if hint else "")
-            yield Finding(what=participant, problem=problem, left_out=filtered)
+            findings.append(Finding(what=participant, problem=problem, left_out=filtered))
+    return findings
 
 
 def _unusable(path: Path, name: str, home: Path, ending: str, found: Mapping[str, str]) -> str:

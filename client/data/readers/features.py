@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.data.reader import Finding, Found, Prepared, Source
+from client.data.reader import Finding, Findings, Found, Prepared, Source
 from client.data.tables import Line, TextTable, number, open_table, passes
 from common.errors import ScanError
 from common.kinds.features import Features
@@ -25,15 +25,15 @@ class FeaturesReader:
         DataError
             If the table cannot be read, or lacks or repeats a column that is needed.
         """
-        table = open_table(root / site.table)
+        table = open_table(root / site.table, root)
         places = [table.column(site.rename.get(name, name)) for name in study.columns]
         local = frozenset(table.columns[place] for place in places)
         who = table.column(site.participant)
         for name in site.rows:
             table.column(name)
         sources: list[Source] = []
-        findings: list[Finding] = []
-        seen: dict[str, list[str]] = {}
+        findings = Findings()
+        seen: dict[str, set[str]] = {}
         for line in table:
             row = table.row(line)
             if not passes(row, site.rows):
@@ -42,21 +42,21 @@ class FeaturesReader:
             what = f"{table.path.name}, line {line.number} ({participant or 'nobody'})"
             problem, values = _read(line, table, places, participant)
             stamp = hashlib.sha256(values).hexdigest()[:32]
-            earlier = seen.setdefault(participant, [])
+            earlier = seen.setdefault(participant, set())
             if not problem and stamp in earlier:
                 problem = "repeats an earlier row of the same participant"
             if problem:
                 findings.append(Finding(what=what, problem=problem, left_out=True))
                 continue
-            earlier.append(stamp)
+            earlier.add(stamp)
             scan = participant if len(earlier) == 1 else f"{participant}/{len(earlier)}"
-            kept = {name: cell for name, cell in row.items() if name not in local}
+            kept = table.row(line, local)
             sources.append(
                 Source(participant=participant, scan=scan, stamp=stamp, row=kept, payload=values)
             )
         if not sources:
             findings.append(Finding(what=str(table.path), problem=_none(site), left_out=True))
-        return Found(sources=tuple(sources), findings=tuple(findings))
+        return Found(sources=tuple(sources), findings=findings.told())
 
     @staticmethod
     def prepare(study: Features.Study, source: Source) -> Prepared:

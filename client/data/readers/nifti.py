@@ -20,7 +20,12 @@ from common.errors import ScanError
 _MOST_VOXELS: Final = 2**28  # 640 cubed; whole heads at 0.4 mm have 2**27
 _FEWEST_ALONG_AXIS: Final = 8
 _SPACING_MM: Final = (0.1, 20.0)
-_DEFLATE: Final = 1032  # gzip cannot shrink further than this
+_DEFLATE: Final = 200  # gzip shrinks heads to a half or a fifth, an empty image to a thousandth
+_FREE: Final = 64 << 20  # bytes, however well they are packed
+_SHORTEST: Final = 352  # bytes of a NIfTI-1 header, with the word for extensions behind it
+_LARGEST_EXTENSION: Final = 16 << 20  # bytes between header and voxels; scanners write kilobytes
+_LARGEST_TAIL: Final = 1 << 20  # bytes behind the voxels
+_BLOCK: Final = 1 << 24  # bytes that are unpacked at once
 _CORNER_MM: Final = 5.0  # tilt below this is what registration tools leave between the two forms
 
 _UNREADABLE = (
@@ -67,6 +72,7 @@ def read_header(path: Path) -> Header:
         With what was found and what was needed.
     """
     _not_a_stand_in(path)
+    _credible_start(path)
     try:
         image: Any = nibabel.load(path)
         affine = np.asarray(image.affine, dtype=np.float64)
@@ -106,26 +112,36 @@ def read_voxels(header: Header) -> NDArray[np.float32]:
     ScanError
         If the file ends early, is damaged, or holds NaN, infinity or one value throughout.
     """
-    needed = math.prod(header.shape) * header.dtype.itemsize
+    voxels = np.empty(math.prod(header.shape), dtype=np.float32)
     try:
         with _opened(header.path) as stream:
             stream.seek(header.offset)
-            content = stream.read(needed)
+            _read_into(voxels, stream, header.dtype)
             # reading on to the end makes gzip compare its checksum: nibabel stops before it
-            while stream.read(1 << 20):
-                pass
+            if len(stream.read(_LARGEST_TAIL + 1)) > _LARGEST_TAIL:
+                raise ScanError("its file goes on for over 1 MiB behind the voxels")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ScanError(f"its file is cut off or damaged: {_short(error)}") from None
-    if len(content) < needed:
-        raise ScanError(f"its file is cut off: {len(content):,} of {needed:,} bytes of voxels")
-    stored = np.frombuffer(content, dtype=header.dtype).reshape(header.shape, order="F")
     with np.errstate(over="ignore", invalid="ignore"):
-        voxels = stored.astype(np.float32)
         if (header.slope, header.intercept) != (1.0, 0.0):
             voxels *= np.float32(header.slope)
             voxels += np.float32(header.intercept)
     _usable_voxels(voxels)
-    return voxels
+    return voxels.reshape(header.shape, order="F")
+
+
+def _read_into(voxels: NDArray[np.float32], stream: IO[bytes], dtype: np.dtype[Any]) -> None:
+    """Fill `voxels` by blocks: what is stored as float64 is never held whole beside them."""
+    at_once, done = _BLOCK // dtype.itemsize, 0
+    while done < voxels.size:
+        wanted = min(at_once, voxels.size - done) * dtype.itemsize
+        block = stream.read(wanted)
+        if len(block) < wanted:
+            read, needed = done * dtype.itemsize + len(block), voxels.size * dtype.itemsize
+            raise ScanError(f"its file is cut off: {read:,} of {needed:,} bytes of voxels")
+        with np.errstate(over="ignore", invalid="ignore"):
+            voxels[done : done + wanted // dtype.itemsize] = np.frombuffer(block, dtype=dtype)
+        done += wanted // dtype.itemsize
 
 
 def _not_a_stand_in(path: Path) -> None:
@@ -139,6 +155,35 @@ def _not_a_stand_in(path: Path) -> None:
             raise ScanError(
                 "its file is a git-annex or LFS pointer, not the image; fetch it (datalad get)"
             )
+
+
+def _credible_start(path: Path) -> None:
+    """Refuse a header that says its extensions are huge: nibabel would read them whole.
+
+    What is no NIfTI header at all is left to nibabel, which says what it is.
+    """
+    try:
+        with _opened(path) as stream:
+            start = stream.read(540)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ScanError(f"its header cannot be read: {_short(error)}") from None
+    offset = _voxel_offset(start)
+    # NaN is in no range; from a lower number nibabel would read extensions up to the file's end
+    if offset is not None and not _SHORTEST <= offset <= _LARGEST_EXTENSION:
+        raise ScanError(
+            f"its header cannot be read: it says that voxels begin at byte {offset:.0f}; "
+            f"{_SHORTEST} to {_LARGEST_EXTENSION:,} are read"
+        )
+
+
+def _voxel_offset(start: bytes) -> float | None:
+    """Where a NIfTI-1 or NIfTI-2 header, of either byte order, says that voxels begin."""
+    for order in "<>":
+        if len(start) >= 348 and struct.unpack_from(f"{order}i", start)[0] == 348:
+            return float(struct.unpack_from(f"{order}f", start, 108)[0])
+        if len(start) >= 540 and struct.unpack_from(f"{order}i", start)[0] == 540:
+            return float(struct.unpack_from(f"{order}q", start, 168)[0])
+    return None
 
 
 def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -165,7 +210,7 @@ def _credible_size(
     if voxels > _MOST_VOXELS:
         raise ScanError(f"its header says {voxels:,} voxels; at most {_MOST_VOXELS:,} are read")
     needed = offset + voxels * dtype.itemsize
-    if offset < 0 or needed > (size * _DEFLATE if _compressed(path) else size):
+    if offset < 0 or needed > (max(size * _DEFLATE, _FREE) if _compressed(path) else size):
         raise ScanError(
             f"its header says {needed:,} bytes; the file of {size:,} cannot hold them (cut off, "
             "or a false header)"

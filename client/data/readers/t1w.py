@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.reader import Finding, Found, Prepared, Source
+from client.data.reader import Finding, Findings, Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
 from client.data.readers.nifti import Header, read_header, read_voxels
 from client.data.tables import TextTable, number, open_table
@@ -38,8 +38,8 @@ class T1wReader:
         home = root / site.root
         scans, findings = bids.find_scans(home, site.derivative, site.suffix, site.entities)
         people = bids.read_people(home / "participants.tsv", site.rows)
-        findings += people.findings
-        findings += bids.absent(people, scans, bool(site.rows))
+        findings.extend(people.findings.told())
+        findings.extend(bids.absent(people, scans, bool(site.rows)).told())
         visits: dict[str, dict[str, dict[str, str]]] = {}
         sources: list[Source] = []
         for scan in scans:
@@ -48,14 +48,14 @@ class T1wReader:
                 continue
             if who not in visits:
                 visits[who] = _visits(home, who, findings)
-            row = {**people.rows.get(who, {}), **visits[who].get(scan.session, {})}
-            sources.append(_source(scan, row, site))
+            own, visit = people.rows.get(who, {}), visits[who].get(scan.session)
+            sources.append(_source(scan, {**own, **visit} if visit else own, site))
         if not sources:
             problem = f"no usable *_{site.suffix}.nii or .nii.gz"
             findings.append(
                 Finding(what=str(home / site.derivative), problem=problem, left_out=True)
             )
-        return Found(sources=tuple(sources), findings=tuple(findings))
+        return Found(sources=tuple(sources), findings=findings.told())
 
     @staticmethod
     def inspect(study: T1w.Study, source: Source) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class T1wReader:
         """
         if not site.regions:
             return
-        table = open_table(root / site.regions)
+        table = open_table(root / site.regions, root)
         who = table.column("participant_id")
         places = [table.column(name) for name in study.regions or _measures(table)]
         for line in table:
@@ -145,7 +145,7 @@ def _doubt(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tuple[st
     return (f"{found}; look at it",)
 
 
-def _source(scan: bids.ScanFile, row: dict[str, str], site: T1w.Site) -> Source:
+def _source(scan: bids.ScanFile, row: Mapping[str, str], site: T1w.Site) -> Source:
     state = scan.path.stat()
     unsure = site.unsure_orientation == "keep"
     return Source(
@@ -157,16 +157,16 @@ def _source(scan: bids.ScanFile, row: dict[str, str], site: T1w.Site) -> Source:
     )
 
 
-def _visits(home: Path, participant: str, findings: list[Finding]) -> dict[str, dict[str, str]]:
+def _visits(home: Path, participant: str, findings: Findings) -> dict[str, dict[str, str]]:
     path = home / participant / f"{participant}_sessions.tsv"
     try:
-        return bids.session_rows(path)
+        return bids.session_rows(path, home)
     except DataError as error:
         findings.append(Finding(what=path.name, problem=str(error), left_out=False))
         return {}
 
 
-def _session(row: dict[str, str]) -> list[str]:
+def _session(row: Mapping[str, str]) -> list[str]:
     entry = row.get("session") or row.get("session_id") or ""
     entry = "" if entry.casefold() == "n/a" else entry
     return [entry if entry.startswith("ses-") else f"ses-{entry}"] if entry else []

@@ -369,6 +369,7 @@ import json, re, sys
 from pathlib import Path
 import torch
 from client.doctor.demand import Demand
+from common.network.building import build
 from common.study import load_study
 torch.set_num_threads(2)
 def peak():  # of this program; ru_maxrss would begin with that of whoever started it
@@ -376,7 +377,7 @@ def peak():  # of this program; ru_maxrss would begin with that of whoever start
 study = load_study(Path(sys.argv[1]))
 demand = Demand(study)
 expected = demand.memory_bytes
-network = demand._network.train()
+network = build(study, seed=0).train()
 before = peak()
 step = torch.optim.AdamW(network.parameters())
 for _ in range(2):

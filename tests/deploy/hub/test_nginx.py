@@ -405,6 +405,58 @@ def test_a_stranger_on_superlinks_port_is_not_spoken_to(door: Door, tmp_path: Pa
     assert stranger.seen == []
 
 
+@pytest.mark.slow
+def test_half_sent_requests_hold_the_door_for_seconds_alone(door: Door) -> None:
+    """510 of them stopped all rounds: Debian's nginx has 768 connections, and each call takes two."""
+    context = ssl.create_default_context(cafile=str(door.kit / "ca.crt"))
+    held: list[ssl.SSLSocket] = []
+    try:
+        for _ in range(510):  # `events {}` gives 512
+            plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
+            try:
+                held.append(context.wrap_socket(plain, server_hostname="localhost"))
+                held[-1].sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: hub")
+            except OSError:  # no more connections: that is what they wanted
+                plain.close()
+        full = time.monotonic()
+        while _status_or_none(door) != 200:
+            assert time.monotonic() - full < 9, "half-sent requests still hold every connection"
+            time.sleep(0.2)
+    finally:
+        for link in held:
+            link.close()
+
+
+@pytest.mark.slow
+def test_half_sent_bodies_of_one_address_leave_room_for_others(door: Door) -> None:
+    """Whole headers and no body: nginx counts them, so one address gets 64 and no more."""
+    context = ssl.create_default_context(cafile=str(door.kit / "ca.crt"))
+    head = f"POST {FLEET} HTTP/1.1\r\nHost: hub\r\nContent-Length: 1000\r\n\r\nx".encode()
+    held, turned_away = [], 0
+    try:
+        for _ in range(100):
+            plain = socket.create_connection(("127.0.0.1", door.port), timeout=10)
+            held.append(context.wrap_socket(plain, server_hostname="localhost"))
+            held[-1].sendall(head)
+        for link in held:
+            link.settimeout(0.5)
+            try:
+                turned_away += status(link.recv(1 << 16)) == 503
+            except TimeoutError:
+                continue
+        assert turned_away >= 30
+    finally:
+        for link in held:
+            link.close()
+
+
+def _status_or_none(door: Door) -> int | None:
+    try:
+        return door.post(FLEET, b"body")
+    except OSError:
+        return None
+
+
 def test_the_file_is_filled_in_for_a_hub(tmp_path: Path) -> None:
     """The port that sites know is the one that is listened on, unless somebody says otherwise."""
     hub = Hub(folder=tmp_path, port=9095, address="hub.example.org:443")

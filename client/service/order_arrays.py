@@ -1,0 +1,101 @@
+"""Which arrays an order may bring, and how large: told from the study, before any is fetched.
+
+What an asking announces is the coordinator's word. The study that the site approved says which
+arrays its network has; a linear model has as many numbers as the site has measures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from client.data.cohort import Cohort
+from client.learning.linear import features_width
+from client.link.frames import Sizes
+from common.errors import Refusal
+from common.network.building import plan_of
+from common.network.plan import Plan, Rule
+from common.network.settling import constants
+from common.network.size import outline
+from common.protocol.orders import Order
+from common.protocol.wire import view_npy
+from common.seams import SHARED
+from common.study import Study
+
+LINEAR: Final = "-linear"  # end of the names of linear models
+_OF_TUNING: Final = ("finetune", "judge", "explain", "send")
+_LONGEST_START: Final = 1024  # bytes of npy before the numbers; 128 for all that a network has
+_ORDER: Final = "ORDER_MALFORMED"
+
+
+def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
+    """The arrays that may come with `order`; some may be held here and need not come."""
+    if order.kind == "evaluate" and order.model.endswith(LINEAR):
+        return _linear(study, features_width(cohort))
+    if order.kind in ("train", "evaluate") or (
+        order.kind in _OF_TUNING and order.init == "pretrained"
+    ):
+        return _plan(study)[0]
+    if order.kind == "settle":
+        plan, settled = _plan(study)
+        return {name: plan[name] for name in settled}
+    return {}
+
+
+def check_announced(order: Order, sizes: Sizes, plan: Plan) -> None:
+    """Refuse to fetch what the order may not bring.
+
+    Raises
+    ------
+    Refusal
+        NO_DATA if a linear model is of other measures than the site's, else ORDER_MALFORMED.
+    """
+    for name, size in sizes:
+        rule = plan.get(name)
+        if rule is None:
+            raise Refusal(_ORDER, f"array {name!r} has no part in an order of {order.kind}")
+        if not rule.nbytes < size <= rule.nbytes + _LONGEST_START:
+            measured = name.startswith("linear/") and not name.endswith("/intercepts")
+            code = "NO_DATA" if measured else _ORDER  # the model may be of another site's measures
+            raise Refusal(code, f"array {name!r} of {size:,} bytes, not about {rule.nbytes:,}")
+
+
+def viewed(name: str, data: bytes, rule: Rule) -> NDArray[Any]:
+    """Fetched npy bytes as the array that `rule` describes, or `Refusal`."""
+    try:
+        found = view_npy(data)
+    except Exception as error:  # noqa: BLE001  whatever a hostile header provokes
+        raise Refusal(_ORDER, f"array {name!r} cannot be read: {error}") from None
+    if found.shape != rule.shape or str(found.dtype) != rule.dtype:
+        raise Refusal(
+            _ORDER, f"array {name!r} is {found.dtype}{found.shape}, not {rule.dtype}{rule.shape}"
+        )
+    return found
+
+
+@lru_cache(maxsize=8)
+def _plan(study: Study) -> tuple[Plan, frozenset[str]]:
+    """The rules of the network's arrays, and which of them are settled; nothing is allocated."""
+    network = outline(study, most=sys.maxsize)  # it was measured when it was approved
+    return plan_of(network, study.aggregation.normalisation), frozenset(constants(network))
+
+
+def _linear(study: Study, features: int) -> Plan:
+    """A linear model of each target, on as many features as the site has."""
+    plan: Plan = {}
+    for name, target in study.pretraining_targets.items():
+        shapes: Mapping[str, tuple[int, ...]] = {
+            "centre": (features,),
+            "scale": (features,),
+            "coefficients": (features, target.outputs),
+            "intercepts": (target.outputs,),
+        }
+        for part, shape in shapes.items():
+            plan[f"linear/{name}/{part}"] = Rule(
+                shape=shape, dtype="float64", group=SHARED, role="statistic", kept=False
+            )
+    return plan
