@@ -376,8 +376,11 @@ def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
 
 
 def _exposures(connection: sqlite3.Connection) -> int:
-    held = int(connection.execute("SELECT count(*) FROM exposures").fetchone()[0])
-    return held + _taken_over(connection)
+    found = connection.execute(
+        "SELECT (SELECT count(*) FROM exposures)"
+        " + (SELECT coalesce(sum(taken_over), 0) FROM decisions)"
+    )
+    return int(found.fetchone()[0])
 
 
 def _taken_over(connection: sqlite3.Connection) -> int:
