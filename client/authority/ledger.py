@@ -391,9 +391,12 @@ def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
 
 
 def _exposures(connection: sqlite3.Connection) -> int:
-    counted = "SELECT count(*) FROM exposures WHERE kind != ?"
-    held = int(connection.execute(counted, (JUDGING,)).fetchone()[0])
-    return held + _taken_over(connection)
+    found = connection.execute(
+        "SELECT (SELECT count(*) FROM exposures WHERE kind != ?)"
+        " + (SELECT coalesce(sum(taken_over), 0) FROM decisions)",
+        (JUDGING,),
+    )
+    return int(found.fetchone()[0])
 
 
 def _taken_over(connection: sqlite3.Connection) -> int:

@@ -18,6 +18,8 @@ from common.protocol.orders import Books
 def fallen(earlier: Books, later: Books) -> str:
     """Why `later` cannot be what became of `earlier`, or nothing.
 
+    `later` may be how the books stand: orders that are paid for and not answered yet count in it.
+
     >>> books = Books(state="a" * 32, exposures=8, receipt=52, hash="b" * 64)
     >>> fallen(books, books.model_copy(update={"exposures": 6, "receipt": 40}))
     '6 exposures after 8'
@@ -35,18 +37,15 @@ def fallen(earlier: Books, later: Books) -> str:
             not ended and later.receipt < earlier.receipt,
             f"receipt {later.receipt} after {earlier.receipt}",
         ),
-        (
-            not ended and later.receipt == earlier.receipt and later != earlier,
-            f"two receipts with number {later.receipt}",
-        ),
     )
     return next((what for is_so, what in faults if is_so), "")
 
 
 def apart(one: Books, other: Books) -> str:
-    """Why two statements cannot be of the same books, whichever was made first, or nothing.
+    """Why two reports cannot be of the same books, whichever was made first, or nothing.
 
     Reports of different runs may arrive in another order than they left in; their receipts tell.
     """
     earlier, later = sorted((one, other), key=lambda books: books.receipt)
-    return fallen(earlier, later)
+    twice = earlier.receipt == later.receipt and earlier != later
+    return fallen(earlier, later) or (f"two receipts with number {later.receipt}" if twice else "")

@@ -151,5 +151,5 @@ class SiteBooks:
 
 def _contradiction(told: Books | None, seen: tuple[Books, ...], books: Books) -> str:
     against = [fallen(told, books)] if told is not None else []
-    against += [apart(each, books) for each in seen]
+    against += [apart(each, books) for each in (*seen, *([told] if told is not None else []))]
     return next((why for why in against if why), "")

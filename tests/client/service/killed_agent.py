@@ -2,10 +2,10 @@
 
 Run as `python killed_agent.py FEDERATION WORK [PLACE ...]`, in a process of its own: it answers
 once, so that all is imported and warm, and each further agent is a fork with a copy of its site. A
-step is a statement of the ledger, or the moment before or after an fsync, a rename or a cut. PLACE
-is a regular expression for steps, whose first match is killed; without any, every step is, and a
-fine-tuning follows the round. Prints JSON: the steps of a calm agent, how many were killed, and the
-faults found.
+step is a statement that changes the ledger, or the moment before or after an fsync, a rename or a
+cut. PLACE is a regular expression for steps, whose first match is killed; without any, every step
+is, and a fine-tuning follows the round. Prints JSON: the steps of a calm agent, how many were
+killed, and the faults found.
 """
 
 from __future__ import annotations
@@ -161,8 +161,12 @@ def _watch(seen: Step, work: Path) -> None:
 
     def traced(path: Path):
         connection = connected(path)
-        connection.set_trace_callback(lambda text: seen(f"at {' '.join(text.split())[:40]}"))
+        connection.set_trace_callback(at)
         return connection
+
+    def at(text: str) -> None:
+        if not text.startswith("SELECT"):  # what only reads leaves the disk as the step before did
+            seen(f"at {' '.join(text.split())[:40]}")
 
     client_ledger._connected = traced
 

@@ -194,6 +194,7 @@ class Honest(RuleBasedStateMachine):
         self.home = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.hubs = [SiteBooks(self.home / "hub") for _ in range(2)]
         self.sealed: list[tuple[int, Order, Any]] = []
+        self.working: list[tuple[int, Order]] = []
         self.sent: list[tuple[int, Order, Report]] = []
         self.rounds = 0
         self.records: Records | None = None
@@ -220,11 +221,18 @@ class Honest(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.sealed)
-    @rule(which=st.integers(0, 9), leaves=st.booleans())
-    def work(self, which: int, leaves: bool) -> None:
+    @rule(which=st.integers(0, 9))
+    def work(self, which: int) -> None:
+        """Paid for, and not answered yet while others are let in."""
         run, asked, seen = self.sealed.pop(which % len(self.sealed))
         check_books(self.records.ledger, seen)
         self.records.spend(asked, "tiny", Policy(most_exposures=0))
+        self.working.append((run, asked))
+
+    @precondition(lambda self: self.working)
+    @rule(which=st.integers(0, 9), leaves=st.booleans())
+    def answer(self, which: int, leaves: bool) -> None:
+        run, asked = self.working.pop(which % len(self.working))
         answer = self.records.depart(asked, "tiny", report(asked, None), {})
         if leaves:
             self.sent = [one for one in self.sent if one[1].id != asked.id]
@@ -248,13 +256,14 @@ class Honest(RuleBasedStateMachine):
         if torn and files:
             with files[-1].open("a") as stream:
                 stream.write('{"number": 7, "time": "2')
+        self.working = []
         self._start()
 
     @rule()
     def kill_hub(self) -> None:
         """Its ServerApps start anew; what was on its way to them is lost."""
         self.hubs = [SiteBooks(self.home / "hub") for _ in range(2)]
-        self.sealed, self.sent = [], []
+        self.sealed, self.working, self.sent = [], [], []
 
     @rule()
     def back_up_hub(self) -> None:
