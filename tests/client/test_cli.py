@@ -20,10 +20,11 @@ from client.authority.consent import consent
 from client.authority.records import Records, open_records
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
-from client.site import Policy, Site, load_site
+from client.site import Site, load_site
 from common.errors import Refusal, SettingError
 from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Books, Order, digest_of, refuse
+from common.seeding import seed_of
 
 Run = Callable[..., tuple[int, str]]
 
@@ -144,7 +145,7 @@ def test_a_study_is_shown_and_approved_after_a_yes(run, hospital):
         "leaves after fine-tuning dementia (pretrained/frozen, scratch/full)",
         "no arrays; the tuned models stay here",
         "training orders in one run: 6 (2 rounds, 2 for a model of this site alone, 2 of fine-t",
-        "limit: none (policy.most_exposures is 0); 0 carried out so far",
+        "limit: 1000 over all studies and runs (policy.most_exposures), 1000 left",
         "hours: always",
         "Does alpha approve this?",
         "approved: tiny",
@@ -170,7 +171,7 @@ def test_the_policys_consequences_are_said(run, hospital):
         hours=["Mon-Fri 19:00-07:00"],
     )
     with open_records(hospital.site) as records:
-        records.spend(hospital.order(kind="train", round=9), "earlier", Policy(most_exposures=0))
+        records.spend(hospital.order(kind="train", round=9), "earlier", hospital.site.policy)
     code, text = run("approve", hospital.study, "--site", hospital.file, "--yes")
     assert code == 0
     assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
@@ -205,8 +206,33 @@ def test_a_judge_is_told_what_it_lets_out(hospital):
     lines = "\n".join(consent(judge, hospital.made.study).lines)
     assert "judges the result and never contributes" in lines
     assert "no arrays" in lines
+    assert "in three figures" in lines
+    assert "limit: each of 3 models in 3 runs, 9 orders at most (policy.most_judgements)" in lines
     assert "settle" not in lines
     assert "training orders" not in lines
+    free = judge.model_copy(
+        update={"policy": judge.policy.model_copy(update={"most_judgements": 0})}
+    )
+    lines = "\n".join(consent(free, hospital.made.study).lines)
+    assert "limit: none (policy.most_judgements is 0)" in lines
+
+
+@pytest.mark.parametrize(
+    ("size", "scans", "words"),
+    [
+        (1, 40, "WARNING: steps of one scan each"),
+        (16, 40, ""),
+        (40, 40, "WARNING: a step takes 40 scans and this site has 40"),
+        (64, 40, "WARNING: a step takes 64 scans and this site has 40"),
+        (64, 0, ""),  # how many there are is not known
+    ],
+)
+def test_steps_that_tell_of_single_people_are_warned_of(hospital, size, scans, words):
+    """Of one scan, an update is her row; of all, a sum that crafted arrays take apart."""
+    hospital.made.changes["pretraining.batch_size"] = size
+    lines = "\n".join(consent(hospital.site, hospital.made.study, scans).lines)
+    assert words in lines
+    assert ("WARNING" in lines) == bool(words)
 
 
 def test_a_site_that_can_have_no_part_approves_nothing(hospital):
@@ -283,7 +309,7 @@ def worked(hospital: Hospital, records: Records) -> None:
     study, site = hospital.made.study, hospital.site
     prepare(study, site)
     agent = Agent(site, study, open_cohort(study, site), records=records)
-    network = build(study, seed=3)
+    network = build(study, seed=seed_of(study.seed, "initial"))
     arrays, plan = arrays_of(network), plan_of(network, study.aggregation.normalisation)
     moving = {name: array for name, array in arrays.items() if plan[name].travels}
     static = {name: array for name, array in arrays.items() if name not in moving}
@@ -306,10 +332,10 @@ def test_the_ledger_and_the_receipts_are_shown_while_the_agent_works(run, hospit
         worked(hospital, records)
         code, text = run("ledger", "--site", hospital.file)
         assert code == 0
-        assert "spent: 1 over all studies and runs; policy.most_exposures sets no limit" in text
+        assert "spent: 1 over all studies and runs; 999 of 1000 left" in text
         code, text = run("ledger", "--site", hospital.file, "--json")
         told = json.loads(text)
-        assert (told["spent"], told["most"], told["left"]) == (1, 0, None)
+        assert (told["spent"], told["most"], told["left"]) == (1, 1000, 999)
         assert told["exposures"][0]["answered"] is True
         code, text = run("receipts", "--site", hospital.file)
         assert code == 0
@@ -378,7 +404,7 @@ def test_what_is_left_of_a_limit_is_shown(run, hospital):
     """The number that decides whether the next study is possible."""
     hospital.edit(most_exposures=3)
     with open_records(hospital.site) as records:
-        records.spend(hospital.order(kind="train"), "tiny", Policy(most_exposures=3))
+        records.spend(hospital.order(kind="train"), "tiny", hospital.site.policy)
     assert "2 of 3 left" in run("ledger", "--site", hospital.file)[1]
     told = json.loads(run("ledger", "--site", hospital.file, "--json")[1])
     assert (told["most"], told["left"]) == (3, 2)

@@ -30,6 +30,7 @@ from common.backbones.mlp import Mlp
 from common.backbones.sfcn import Sfcn
 from common.documentation import study_keys
 from common.errors import Refusal, SettingError
+from common.metrics import figures
 from common.network.buildable import check_networks
 from common.network.building import arrays_of, build, carried_over, load_arrays, plan_of
 from common.objectives.multitask import Multitask
@@ -42,6 +43,7 @@ from tests.conftest import FEATURES, overridden
 
 HOUSE = Path(__file__).parents[2]
 PLUGINS = HOUSE / "tests" / "plugins"
+SECRET = "in the open"  # of every site here: the tests must know who trains
 GUIDE = HOUSE / "common" / "README.md"
 RATE, ROUNDS, WIDTH, GAIN, LEVEL_WEIGHT = 0.5, 3, 3, 2.0, 0.5
 
@@ -105,6 +107,7 @@ def write_runs(folder: Path, name: str, role: str, people: int) -> None:
         "name": name,
         "role": role,
         "data": {"kind": "volumes", "root": "runs"},
+        "secret": SECRET,
         "targets": {"state": {"column": "state"}},
         "policy": {"minimum_support": 2},  # a sixth of 24 people validate
         "device": {"kind": "cpu", "threads": 1},
@@ -190,6 +193,7 @@ def write_lines(folder: Path, name: str, participants: int, role: str) -> None:
     site: dict[str, Any] = {
         "name": name,
         "role": role,
+        "secret": SECRET,
         "data": {"kind": "toy-lines", "folder": "lines"},
         "device": {"kind": "cpu", "threads": 1},
     }
@@ -320,8 +324,9 @@ def test_losses_stand_in_the_record_under_the_names_of_their_terms(toy_run: Path
     record = json.loads((toy_run / "run" / "rounds" / "0001" / "record.json").read_text())
     assert set(record["loss"]) == {"centre", "level", "own"}
     everything = np.concatenate([training_features(site) for site in SITES])
-    expected = (everything**2).sum(1).mean() / 2  # in the first round everything starts at zero
-    assert record["loss"]["centre"] == pytest.approx(expected, rel=1e-5)
+    # in the first round everything starts at zero; each site rounds its sum before it leaves
+    sums = [figures(float((training_features(site) ** 2).sum() / 2)) for site in SITES]
+    assert record["loss"]["centre"] == pytest.approx(sum(sums) / len(everything), rel=1e-9)
     assert record["validation"] == {}
     assert not record["degraded"]
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
+from client.answer import Measured
 from client.data.cohort import Cohort
 from client.learning import evaluation, finetuning, linear
 from client.learning.evaluation import Judge, _cross_fitted, _folds
 from client.learning.finetuning import Tuning
 from client.learning.measurement import difference, measure
+from client.learning.prediction import predict
 from client.learning.tuned_models import TunedModels
 from client.site import Site
 from common import metrics
@@ -94,7 +98,7 @@ def order_of(kind: Any = "evaluate", **keys: Any) -> Order:
 def judged(folder: Path, cohort: Cohort, study: Study = STUDY, **keys: Any) -> list[Measurement]:
     network = build(study, seed=1)
     answer = Judge(study, site_of(), cohort, order_of(**keys), folder).network(network)
-    return list(answer.measurements)
+    return [measured.row for measured in answer.measured]
 
 
 def tuning(folder: Path, cohort: Cohort, way: str, study: Study = STUDY, **keys: Any) -> Tuning:
@@ -103,6 +107,11 @@ def tuning(folder: Path, cohort: Cohort, way: str, study: Study = STUDY, **keys:
     order = order_of("finetune", **{"task": "illness", "init": init, "method": method, **keys})
     arrays = arrays_of(build(study, seed=0)) if init == "pretrained" else {}
     return Tuning(study, site_of("here", "train"), cohort, order, arrays, TunedModels(folder))
+
+
+def unit_of(value: float) -> float:
+    """One unit of the third figure."""
+    return float(10 ** (np.floor(np.log10(abs(value))) - 2)) if value else 0.0
 
 
 def one(rows: list[Measurement], **names: str) -> Measurement:
@@ -215,7 +224,7 @@ def test_finetuning_refuses_one_class(tmp_path: Path, way: str) -> None:
 def test_finetuning_measures_the_test_participants_only(tmp_path: Path, way: str) -> None:
     """The n of its rows is the n of people that no choice has looked at."""
     cohort = cohort_of(60)
-    rows = tuning(tmp_path, cohort, way).finetune()
+    rows = [measured.row for measured in tuning(tmp_path, cohort, way).finetune()]
     test = cohort.indices("test", STUDY.splits)
     people = {cohort.participants[i] for i in test}
     assert {row.metric for row in rows} == {"auc", "balanced_accuracy"}
@@ -233,7 +242,7 @@ def test_test_labels_move_the_score_and_nothing_else(
     cohort = cohort_of(60)
     told: list[Any] = []
 
-    def listen(*values: Any) -> list[Measurement]:
+    def listen(*values: Any) -> list[Measured]:
         told.append(values[6])
         return []
 
@@ -329,29 +338,69 @@ def test_one_class_has_no_primary_metric_and_says_so(tmp_path: Path) -> None:
     # and a difference of two numbers that are not there is none
     order = order_of(model="single-here", against=("federated",))
     answer = Judge(STUDY, site_of(), cohort, order, tmp_path).network(build(STUDY, seed=2))
-    assert "auc_minus_federated" not in {row.metric for row in answer.measurements}
-    assert "mae_minus_federated" in {row.metric for row in answer.measurements}
+    told = {measured.row.metric for measured in answer.measured}
+    assert "auc_minus_federated" not in told
+    assert "mae_minus_federated" in told
 
 
 def test_models_that_know_nothing_are_what_a_hand_computes(tmp_path: Path) -> None:
     """A network that does not beat these has learnt nothing about this site."""
     cohort = cohort_of(30)
-    rows = judged(tmp_path, cohort, constants={"age": 47.5, "sex": 0.5})
+    rows = judged(tmp_path, cohort)
     label = cohort.labels["age"].astype(float)
     people = np.array(cohort.participants)
-    assert one(rows, model="training-mean", metric="mae").value == pytest.approx(
-        np.abs(label - 47.5).mean()
-    )
-    assert one(rows, model="training-mean", metric="rmse").value == pytest.approx(
-        np.sqrt(((label - 47.5) ** 2).mean())
-    )
+    centre = STUDY.targets["age"].centre
+    assert centre == 50
+    mae, rmse = np.abs(label - centre).mean(), np.sqrt(((label - centre) ** 2).mean())
+    assert one(rows, model="constant", metric="mae").value == metrics.figures(mae)
+    assert one(rows, model="constant", metric="rmse").value == metrics.figures(rmse)
     others = np.array([label[people != name].mean() for name in people])
-    assert one(rows, model="site-mean", metric="mae").value == pytest.approx(
-        np.abs(label - others).mean()
-    )
-    constant = [row.metric for row in rows if row.model in ("training-mean", "site-mean")]
+    own = np.abs(label - others).mean()
+    assert one(rows, model="site-mean", metric="mae").value == metrics.figures(own)
+    constant = [row.metric for row in rows if row.model in ("constant", "site-mean")]
     assert "r" not in constant  # a constant has none; leaving people out would show r = -1
-    assert not [row for row in rows if row.model == "training-mean" and row.target == "sex"]
+    assert not [row for row in rows if row.model == "constant" and row.target == "sex"]
+
+
+def test_no_order_chooses_the_constant() -> None:
+    """A mean absolute error has a kink at each label: 126 constants told all of forty ages."""
+    assert "constants" not in Order.model_fields
+    with pytest.raises(ValidationError, match="constants"):
+        order_of(constants={"age": 47.5})
+
+
+def test_every_number_leaves_in_three_figures(tmp_path: Path) -> None:
+    """Whatever model it is of: exact numbers are equations about labels."""
+    study = study_of(evaluation={"bootstrap": 100, "head": True})
+    cohort = cohort_of(40)
+    rows = judged(tmp_path, cohort, study)
+    order = order_of(model="single-here", against=("federated",))
+    answer = Judge(study, site_of(), cohort, order, tmp_path).network(build(study, seed=2))
+    rows += [measured.row for measured in answer.measured]
+    assert {row.model for row in rows} > {"federated+head", "site-linear", "constant", "site-mean"}
+    assert [row for row in rows if row.metric.endswith("_minus_federated")]
+    for row in rows:
+        for value in (row.value, row.ci_low, row.ci_high):
+            assert value is None or value == metrics.figures(value), row
+
+
+def test_the_rarest_class_is_told_beside_each_number(tmp_path: Path) -> None:
+    """The gate cannot see labels; by what is told here a ward with two patients keeps its AUC."""
+    cohort = cohort_of(40)
+    patients = ["p003", "p017"]
+    ill = np.isin(cohort.participants, patients)
+    cohort.labels["ill"][:] = ill
+    cohort.labels["age"][:5] = np.nan
+    labelled, everyone = ~np.isnan(cohort.labels["age"]), np.arange(len(cohort))
+    keys = (STUDY, site_of(), cohort, order_of())
+    score = np.random.default_rng(0).random(len(cohort))
+    found = measure(*keys, "ill", everyone, score)
+    assert {measured.people for measured in found} == {2}
+    assert {measured.row.n_participants for measured in found} == {40}
+    assert {each.people for each in difference(*keys, "ill", everyone, score, -score, "x")} == {2}
+    aged = np.flatnonzero(labelled)
+    holders = len({cohort.participants[i] for i in aged})
+    assert {each.people for each in measure(*keys, "age", aged, score[aged])} == {holders}
 
 
 def test_without_others_a_site_has_no_mean_of_its_own(tmp_path: Path) -> None:
@@ -369,9 +418,11 @@ def test_a_difference_has_the_sign_of_the_worse_and_holds_its_value(tmp_path: Pa
     keys = (STUDY, site_of(), cohort, order_of(model="single-here"), "age", everyone)
     (worse,) = difference(*keys, bad, good, "federated")
     (better,) = difference(*keys, good, bad, "federated")
+    worse, better = worse.row, better.row
     assert worse.metric == "mae_minus_federated"
     assert worse.model == "single-here"
-    assert worse.value == pytest.approx(np.abs(bad - age).mean() - np.abs(good - age).mean())
+    wanted = np.abs(bad - age).mean() - np.abs(good - age).mean()
+    assert worse.value == metrics.figures(wanted)
     assert 0 < worse.ci_low < worse.value < worse.ci_high
     assert (better.value, better.ci_low, better.ci_high) == pytest.approx(
         (-worse.value, -worse.ci_high, -worse.ci_low)
@@ -384,8 +435,9 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     age, everyone = cohort.labels["age"].astype(float), np.arange(len(cohort))
     shared = np.abs(np.random.default_rng(0).normal(0, 10, len(age)))
     keys = (STUDY, site_of(), cohort, order_of(), "age", everyone)
-    (row,) = difference(*keys, age + shared + 1, age + shared, "federated")
-    alone = one(measure(*keys, age + shared), metric="mae")
+    (paired,) = difference(*keys, age + shared + 1, age + shared, "federated")
+    row = paired.row
+    alone = one([each.row for each in measure(*keys, age + shared)], metric="mae")
     assert (row.value, row.ci_low, row.ci_high) == pytest.approx((1, 1, 1))
     assert alone.ci_high - alone.ci_low > 1
 
@@ -396,13 +448,16 @@ def test_the_next_model_is_compared_with_what_the_first_predicted_here(tmp_path:
     first = judged(tmp_path, cohort)
     network = build(STUDY, seed=2)
     order = order_of(model="single-here", against=("federated", "absent"))
-    rows = list(Judge(STUDY, site_of(), cohort, order, tmp_path).network(network).measurements)
+    answer = Judge(STUDY, site_of(), cohort, order, tmp_path).network(network)
+    rows = [measured.row for measured in answer.measured]
     for target in ("age", "sex"):
         metric = metrics.primary(STUDY.targets[target])
         row = one(rows, target=target, metric=f"{metric}_minus_federated")
         own = one(rows, target=target, metric=metric, model="single-here").value
         theirs = one(first, target=target, metric=metric, model="federated").value
-        assert row.value == pytest.approx(own - theirs)
+        # of each of the three numbers half a unit of its third figure may have been rounded off
+        slack = sum(unit_of(value) for value in (own, theirs, row.value)) / 2
+        assert abs(row.value - (own - theirs)) <= slack * (1 + 1e-9)
         assert row.ci_low <= row.value <= row.ci_high
     assert not [row for row in rows if row.metric.endswith("_minus_absent")]
 
@@ -415,18 +470,26 @@ def test_judging_twice_gives_the_same_rows(tmp_path: Path) -> None:
     assert judged(tmp_path / "a", cohort) != other
 
 
-def test_counts_sent_for_merging_are_of_all_labelled_scans(tmp_path: Path) -> None:
-    """The coordinator divides once over all sites; what it adds must be this site's whole."""
+def test_judging_tells_measurements_and_nothing_else(tmp_path: Path) -> None:
+    """Sums by bin of a score were forty people's rows; a row of results.csv is what is asked."""
     cohort = cohort_of(40)
+    answer = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(build(STUDY, seed=1))
+    assert (answer.counts, answer.support, answer.participants, answer.arrays) == ({}, {}, {}, {})
+    assert answer.measured
+
+
+def test_rounded_measurements_are_those_of_all_labelled_scans(tmp_path: Path) -> None:
+    """What is put together over sites by its scans must be this site's whole."""
+    cohort = cohort_of(40)
+    cohort.labels["age"][:7] = np.nan
     network = build(STUDY, seed=1)
-    answer = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(network)
-    rows = list(answer.measurements)
-    assert set(answer.counts) == {"evaluation/age", "evaluation/sex"}
-    assert answer.participants == dict.fromkeys(answer.counts, 40)
+    rows = judged(tmp_path, cohort)
+    predicted = predict(network, cohort, np.arange(len(cohort)), torch.device("cpu"))
     for target in ("age", "sex"):
-        counts = np.array(answer.counts[f"evaluation/{target}"])
-        assert metrics.n_of(STUDY.targets[target], counts) == len(cohort)
-        metric = metrics.primary(STUDY.targets[target])
-        assert metrics.ratios(STUDY.targets[target], counts)[metric] == pytest.approx(
-            one(rows, model="federated", target=target, metric=metric).value, abs=2e-3
+        known = ~np.isnan(cohort.labels[target])
+        wanted = metrics.exact(
+            STUDY.targets[target], cohort.labels[target][known], predicted[target][known]
         )
+        for metric, value in wanted.items():
+            row = one(rows, model="federated", target=target, metric=metric)
+            assert (row.value, row.n_scans) == (metrics.figures(value), int(known.sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,9 @@ def test_judging_anew_measures_the_kept_model(tuning: Make) -> None:
     assert refusal.value.code == "NO_DATA"
     tuned = one.finetune()
     again = judge.judge()
-    assert {row.phase for row in again} == {"judge"}
-    assert [row.model_copy(update={"phase": "finetune"}) for row in again] == tuned
+    assert {one.row.phase for one in again} == {"judge"}
+    as_tuned = [replace(one, row=one.row.model_copy(update={"phase": "finetune"})) for one in again]
+    assert as_tuned == tuned
 
 
 # So many people, so many times.
@@ -263,7 +265,7 @@ def test_exactly_so_many_participants_are_learnt_from(tuning: Make) -> None:
 def test_repeats_of_one_draw_differ_in_chance_alone(tuning: Make) -> None:
     """Luck of the draw and luck of the weights are two things, and a median mixes them at will."""
     one = tuning("scratch/full", k=12, participants=[12], draws=2, repeats=2)
-    rows = one.finetune()
+    rows = [measured.row for measured in one.finetune()]
     assert {(row.k, row.repeat) for row in rows} == {(12, n) for n in range(4)}
     drawn = [people_of(one, repeat) for repeat in range(4)]
     assert drawn[0] == drawn[1]

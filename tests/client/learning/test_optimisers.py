@@ -23,6 +23,7 @@ from common.protocol.orders import Order
 from common.protocol.wire import open_arrays
 from common.seams import SHARED, Terms
 from common.sections import Steps
+from common.seeding import seed_of
 from server.federation.parcel import parcel_of
 
 CPU = torch.device("cpu")
@@ -310,7 +311,7 @@ def ordered(agent: Any, arrays: Any, number: int) -> Order:
 def test_a_round_asked_again_starts_from_the_moments_before_it(federation: Any) -> None:
     """After a crash round 2 is repeated: its moments must not have moved in between."""
     agent = federation({"pretraining.optimiser_state": "kept"}).agent("alpha")
-    arrays = arrays_of(build(agent.study, seed=1))
+    arrays = arrays_of(build(agent.study, seed=seed_of(agent.study.seed, "initial")))
     report, one = agent.answer(ordered(agent, arrays, 1), arrays)
     assert report.refusal == ""
     _, first = agent.answer(ordered(agent, arrays, 2), arrays)
@@ -331,6 +332,6 @@ def test_a_round_asked_again_starts_from_the_moments_before_it(federation: Any) 
 def test_fresh_moments_leave_nothing_at_the_site(federation: Any) -> None:
     """Half of what a network weighs, for nothing, in every hospital."""
     agent = federation().agent("alpha")
-    arrays = arrays_of(build(agent.study, seed=1))
+    arrays = arrays_of(build(agent.study, seed=seed_of(agent.study.seed, "initial")))
     agent.answer(ordered(agent, arrays, 1), arrays)
     assert not list((agent.site.state / "runs").rglob("moments-*"))

@@ -33,6 +33,7 @@ from client.service.agent import Agent
 from client.site import load_site
 from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Books, Order, digest_of
+from common.seeding import seed_of
 from common.study import load_study
 
 torch.set_num_threads(1)  # before any work: a pool of threads does not survive a fork
@@ -50,7 +51,7 @@ class Hospital:
         self.work = work
         self.study = load_study(work / "study.toml")
         self.site = load_site(work / "sites" / "alpha" / "site.toml")
-        network = build(self.study, seed=3)
+        network = build(self.study, seed=seed_of(self.study.seed, "initial"))
         self.arrays = arrays_of(network)
         plan = plan_of(network, self.study.aggregation.normalisation)
         moving = {name: array for name, array in self.arrays.items() if plan[name].travels}

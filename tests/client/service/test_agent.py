@@ -23,6 +23,7 @@ from common.network.building import arrays_of, build, plan_of
 from common.network.settling import constants
 from common.network.starting import taken
 from common.protocol.orders import EMPTY, Order, digest_of
+from common.seeding import seed_of
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 RUN = "ab" * 32
@@ -53,7 +54,8 @@ def parted(study: Any, arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def initial(study: Any) -> dict[str, np.ndarray]:
-    return arrays_of(build(study, seed=3))
+    """What the study's seed draws: a site draws it, too, and takes nothing else to begin with."""
+    return arrays_of(build(study, seed=seed_of(study.seed, "initial")))
 
 
 @pytest.fixture
@@ -114,24 +116,21 @@ def test_heldout_site_refuses_a_model_that_it_is_named_in(tiny):
     assert report.measurements
 
 
-def test_heldout_census_holds_no_sums(tiny):
-    """Its labels must not reach the constants that models are compared with."""
-    heldout = tiny.agent("omega")
-    report, sent = heldout.answer(order_for(heldout, "census"), {})
-    assert report.refusal == ""
-    assert report.support["scans"] == report.participants["scans"] == 40
-    assert (report.counts, sent) == ({}, {})
-    training = tiny.agent("alpha")
-    report, sent = training.answer(order_for(training, "census"), {})
-    assert sorted(report.counts) == ["label/age", "label/diagnosis", "label/sex"]
-    assert sent == {}
+def test_a_census_counts_labels_and_says_nothing_of_what_they_are(tiny):
+    """Sums of labels, before and after one person came, are her label."""
+    for site in ("omega", "alpha"):
+        agent = tiny.agent(site)
+        report, sent = agent.answer(order_for(agent, "census"), {})
+        assert report.refusal == ""
+        held = {"scans": 40, "labels/age": 40, "labels/diagnosis": 40, "labels/sex": 40}
+        assert report.support == report.participants == held
+        assert (report.counts, report.measurements, sent) == ({}, (), {})
 
 
 def settle_order(agent: Agent) -> tuple[Order, dict[str, Any]]:
     """What is asked before the first round: the constants as they are drawn travel with it."""
-    network = build(agent.study, seed=3)
-    found = arrays_of(network)
-    arrays = {name: found[name] for name in constants(network)}
+    found = initial(agent.study)
+    arrays = {name: found[name] for name in constants(build(agent.study, seed=3))}
     return order_for(agent, "settle", arrays), arrays
 
 
@@ -148,22 +147,17 @@ def test_settled_sums_are_those_of_training_participants(tiny):
     assert sent[f"{place}/n"] == [len(rows)]
     np.testing.assert_allclose(sent[f"{place}/sum"], columns.sum(0), rtol=1e-12)
     np.testing.assert_allclose(sent[f"{place}/squares"], (columns**2).sum(0), rtol=1e-12)
-    assert report.participants == {"settle": len(rows)}
-    assert (report.support, report.counts) == ({}, {})
-    census, _ = agent.answer(order_for(agent, "census"), {})
-    label = agent.cohort.labels["age"][rows].astype(np.float64)
-    assert census.counts["label/age"] == (len(rows), label.sum())
-    assert census.participants["label/age"] == len(rows)
+    assert (report.support, report.participants, report.counts) == ({}, {}, {})
 
 
 def test_sums_of_too_few_people_stay(tiny):
-    """With the sums of a few rows, and those of all but one of them, a row is known."""
+    """Sums and squares are two numbers for each of a person: twice as many people are needed."""
     agent = tiny.agent("alpha")
     order, arrays = settle_order(agent)
     people = len(agent.cohort.indices("train", agent.study.splits))
-    strict = with_policy(agent, minimum_support=people + 1)
+    strict = with_policy(agent, minimum_support=people // 2 + 1)
     assert refusal_of(strict, order, arrays) == "COHORT_TOO_SMALL"
-    report, sent = with_policy(agent, minimum_support=people).answer(order, arrays)
+    report, sent = with_policy(agent, minimum_support=people // 2).answer(order, arrays)
     assert report.refusal == ""
     assert len(sent) == 3
 
@@ -175,11 +169,11 @@ def test_sums_are_over_people_and_not_over_their_scans(tiny):
     three = [agent.cohort.participants[rows[number]] for number in range(3)]
     names = tuple(three[number % 3] for number in range(len(agent.cohort)))
     few = replace(agent, cohort=replace(agent.cohort, participants=names))
-    few = with_policy(few, minimum_cohort=1, minimum_support=4)
+    few = with_policy(few, minimum_cohort=1, minimum_support=2)
     order, arrays = settle_order(few)
     assert refusal_of(few, order, arrays) == "COHORT_TOO_SMALL"
-    report, _ = with_policy(few, minimum_support=3).answer(order, arrays)
-    assert report.participants == {"settle": 3}
+    report, _ = with_policy(few, minimum_support=1).answer(order, arrays)
+    assert report.refusal == ""
 
 
 def test_unknown_study_is_refused(tiny):
@@ -229,6 +223,61 @@ def test_small_cohort_takes_no_part(federation):
     assert report.refusal == ""
 
 
+@pytest.mark.parametrize("kind", ["settle", "train", "linear", "send"])
+def test_what_is_learnt_from_too_few_stays_whoever_else_is_there(federation, kind):
+    """One person trains and thirty-nine test: the update is hers alone, with forty on the list."""
+    made = federation(
+        {"sites": {"train": ["alpha"]}, "splits": {"test": 0.2, "validation": 0.6}},
+        site={"policy.orders": list(KINDS)},
+    )
+    agent = made.agent("alpha")
+    arrays = initial(agent.study)
+    people = len(agent.cohort.indices("train", agent.study.splits))
+    assert 1 < people < 20
+    order = order_for(agent, kind, arrays)
+    strict = with_policy(agent, minimum_cohort=people + 1, minimum_support=1)
+    assert refusal_of(strict, order, arrays) == "COHORT_TOO_SMALL"
+    assert strict.answer(order_for(agent, "census"), {})[0].refusal == ""  # forty are counted
+    roomy = with_policy(strict, minimum_cohort=people)
+    assert roomy.answer(order, arrays)[0].refusal != "COHORT_TOO_SMALL"
+
+
+def test_a_label_of_too_few_people_is_not_learnt(tiny):
+    """The gradient of a head that one person labels is her features; the others learn as ever."""
+    tiny.changes["objective.targets"] = ["age", "diagnosis"]
+    agent = tiny.agent("alpha")
+    rows = agent.cohort.indices("train", agent.study.splits)
+
+    def asked(holders: int, run: str) -> tuple[Any, Any]:
+        held = agent.cohort.labels["diagnosis"].copy()
+        held[rows[holders:]] = np.nan
+        labels = {**agent.cohort.labels, "diagnosis": held}
+        arrays = initial(agent.study)
+        one = replace(agent, cohort=replace(agent.cohort, labels=labels))
+        return one.answer(order_for(agent, "train", arrays, run=run), arrays)
+
+    head = initial(agent.study)["heads.diagnosis.weight"].tobytes()
+    report, sent = asked(9, "01" * 32)
+    assert (report.refusal, report.support["labels/diagnosis"]) == ("", 0)
+    assert report.support["labels/age"] == len(rows)
+    assert sent["heads.diagnosis.weight"].tobytes() == head
+    assert {row.target for row in report.measurements} == {"age"}
+    report, sent = asked(10, "02" * 32)
+    assert report.support["labels/diagnosis"] == 10
+    assert sent["heads.diagnosis.weight"].tobytes() != head
+
+
+def test_a_model_that_no_run_has_is_refused(tiny):
+    """Each model may be judged so often: names made up would be as many more askings."""
+    judge, trainer = tiny.agent("omega"), tiny.agent("alpha")
+    arrays = initial(judge.study)
+    for agent, kind in ((judge, "evaluate"), (trainer, "train")):
+        for model in ("single-alpha", "pooled", "federated2"):
+            order = order_for(agent, kind, arrays, model=model)
+            assert refusal_of(agent, order, arrays) == "ORDER_MALFORMED"
+        assert agent.answer(order_for(agent, kind, arrays), arrays)[0].refusal == ""
+
+
 def test_site_without_data_says_so(tiny):
     """An empty folder is a code, not a crash that takes the others' round along."""
     (tiny.sites / "alpha" / "table.csv").write_text("nothing,here\n")
@@ -262,8 +311,8 @@ def test_same_order_twice_is_the_same_report_without_work(tiny, counted):
     assert {name: array.tobytes() for name, array in resent.items()} == {
         name: array.tobytes() for name, array in sent.items()
     }
-    changed = {**arrays, "heads.age.bias": arrays["heads.age.bias"] + 1}
-    agent.answer(order_for(agent, "train", changed), changed)
+    changed = {**arrays, **sent}
+    agent.answer(order_for(agent, "train", changed, round=2), changed)
     assert len(counted) == 2  # other weights are another order
 
 
@@ -423,21 +472,22 @@ def test_a_scan_that_enters_no_loss_weighs_nothing(tiny):
 
 
 def test_people_and_their_scans_are_counted_apart(tiny):
-    """A site with three scans of everybody may weigh by the one, and is protected by the other."""
+    """A site with two scans of everybody may weigh by the one, and is protected by the other."""
     agent = tiny.agent("alpha")
     people = agent.cohort.participants
-    names = tuple(people[number - number % 3] for number in range(len(people)))
+    names = tuple(people[number - number % 2] for number in range(len(people)))
     agent = replace(agent, cohort=replace(agent.cohort, participants=names))
     rows = agent.cohort.indices("train", agent.study.splits)
     behind = len({names[row] for row in rows})
-    assert 10 > behind > 3
+    assert 10 <= behind < len(rows)
     arrays = initial(agent.study)
-    report, _ = agent.answer(order_for(agent, "train", arrays), arrays)
+    order = order_for(agent, "train", arrays)
+    strict = with_policy(agent, minimum_support=behind + 1)
+    assert refusal_of(strict, order, arrays) == "NO_DATA"  # too few hold the only label
+    report, _ = with_policy(agent, minimum_support=behind).answer(order, arrays)
     assert report.support == {"shared": len(rows), "labels/age": len(rows)}
-    assert report.participants == {"shared": behind, "labels/age": behind}
-    assert report.counts == {}  # fewer than ten people stand behind every sum
-    lenient = with_policy(agent, minimum_support=behind)
-    report, _ = lenient.answer(order_for(agent, "train", arrays, run="cd" * 32), arrays)
+    groups = {"shared": behind, "labels/age": behind, "loss/age": behind}
+    assert report.participants == groups
     assert report.counts["loss/age"][1] == len(rows)
 
 
@@ -551,7 +601,7 @@ def test_only_the_newest_sets_are_held(adapted):
     drawn = []
     for number in range(10):
         changed = {**arrays, "backbone.base.0.bias": np.full(5, number, np.float32)}
-        order = order_for(adapted, "train", changed, run=f"{number:064d}")
+        order = order_for(adapted, "train", changed, run=f"{number:064d}", round=2)
         report, _ = adapted.answer(order, changed)
         drawn.append(order.base)
         assert report.holds == (order.base,)  # of the others it says nothing
@@ -576,11 +626,10 @@ def test_a_first_round_that_does_not_begin_from_the_studys_start_is_refused(begu
     """A site approved where the weights come from; the coordinator's word for it is not enough."""
     agent = begun.agent("alpha")
     arrays = initial(agent.study)
-    for name in ("backbone.layers.0.weight", "backbone.standardise.mean"):
+    # what the start lacks is drawn from the seed, and checked as well
+    for name in ("backbone.layers.0.weight", "backbone.standardise.mean", "heads.age.bias"):
         other = {**arrays, name: arrays[name] + np.float32(1)}
         assert refusal_of(agent, order_for(agent, "train", other), other) == "ORDER_MALFORMED"
-    head = {**arrays, "heads.age.bias": arrays["heads.age.bias"] + np.float32(1)}
-    assert agent.answer(order_for(agent, "train", head), head)[0].refusal == ""  # drawn anew
     report, sent = agent.answer(order_for(agent, "train", arrays), arrays)
     assert report.refusal == ""
     later = {**arrays, **sent}
@@ -607,6 +656,26 @@ def test_a_judge_that_is_named_among_the_starts_contributors_refuses(begun):
     agent = begun.agent("omega")
     agent = replace(agent, site=agent.site.model_copy(update={"name": "zeta"}))
     assert refusal_of(agent, order_for(agent, "census")) == "ROLE"
+
+
+def test_later_arrays_that_no_round_led_to_are_refused(tiny):
+    """A layer that fires for one person, put in after an honest first round, returns her row."""
+    agent = tiny.agent("alpha")
+    arrays = initial(agent.study)
+    first = order_for(agent, "train", arrays)
+    _, sent = agent.answer(first, arrays)
+    honest = {**arrays, **sent}
+    planted = {**honest, "backbone.layers.0.weight": honest["backbone.layers.0.weight"] * 1e3}
+    for kind, more in (("train", {"round": 2}), ("finetune", TUNED)):
+        order = order_for(agent, kind, planted, **more)
+        assert refusal_of(agent, order, planted) == "ORDER_MALFORMED", kind
+        assert agent.answer(order_for(agent, kind, honest, **more), honest)[0].refusal == ""
+    # also for a site that was not asked before
+    late = order_for(agent, "train", planted, round=2, run="cd" * 32)
+    strict = with_policy(agent, largest_update_norm=10.0)
+    assert refusal_of(strict, late, planted) == "ORDER_MALFORMED"
+    late = order_for(agent, "train", honest, round=2, run="ef" * 32)
+    assert strict.answer(late, honest)[0].refusal == ""
 
 
 # With the site's records.
@@ -689,6 +758,51 @@ def test_the_cap_ends_training_and_not_answers(booked, counted):
     assert report.refusal == "PRIVACY_SPENT"
 
 
+@pytest.fixture
+def judge(tiny):
+    """The held-out site with its records open."""
+    agent = tiny.agent("omega")
+    with open_records(agent.site) as records:
+        yield replace(agent, records=records)
+
+
+def test_a_model_of_a_run_is_judged_once(judge):
+    """Each judgement of other arrays asks something else of the same people: a hundred tell all."""
+    arrays = initial(judge.study)
+    order = order_for(judge, "evaluate", arrays)
+    first, _ = judge.answer(order, arrays)
+    assert first.refusal == ""
+    assert judge.answer(order, arrays)[0] == first  # asked again after a crash
+    nudged = {**arrays, "heads.age.bias": arrays["heads.age.bias"] + np.float32(1e-3)}
+    assert refusal_of(judge, order_for(judge, "evaluate", nudged), nudged) == "PRIVACY_SPENT"
+    again = order_for(judge, "evaluate", arrays, against=("federated",))
+    assert refusal_of(judge, again, arrays) == "PRIVACY_SPENT"
+
+
+def test_a_model_of_a_study_is_judged_in_few_runs(judge):
+    """A run costs a coordinator nothing; the site's own number ends it, and answers stay."""
+    arrays = initial(judge.study)
+    runs = [f"{number:064x}" for number in range(4)]
+    orders = [order_for(judge, "evaluate", arrays, run=run) for run in runs]
+    found = [judge.answer(order, arrays)[0].refusal for order in [*orders, orders[0]]]
+    assert found == ["", "", "", "PRIVACY_SPENT", ""]
+    unlimited = with_policy(judge, most_judgements=0)
+    assert unlimited.answer(orders[3], arrays)[0].refusal == ""
+
+
+def test_a_census_after_a_few_people_went_is_withheld(booked):
+    """Forty before and thirty-nine after: whatever differs between the two is about one person."""
+    assert booked.answer(order_for(booked, "census"), {})[0].refusal == ""
+    for gone in (1, 9):
+        left = replace(booked, cohort=booked.cohort.subset(range(gone, 40)))
+        order = order_for(booked, "census", run=f"{gone:064x}")
+        assert refusal_of(left, order) == "COHORT_TOO_SMALL"
+        assert replace(left, records=None).answer(order, {})[0].refusal == ""  # nothing leaves
+    left = replace(booked, cohort=booked.cohort.subset(range(10, 40)))
+    order = order_for(booked, "census", run="cd" * 32)
+    assert left.answer(order, {})[0].refusal == ""
+
+
 def test_every_departure_has_a_receipt(booked):
     """Answers, the same answer again, and refusals: all of it left."""
     arrays = initial(booked.study)
@@ -738,9 +852,16 @@ def test_an_answer_from_disk_obeys_the_policy_of_today(booked):
     booked.answer(order, arrays)
     strict = with_policy(booked, largest_report_mb=0.0001)
     assert refusal_of(strict, order, arrays) == "REPORT_TOO_LARGE"
-    strict = with_policy(booked, minimum_support=39)
-    assert refusal_of(strict, order, arrays) == "SITE_FAILED"  # less is another answer
     assert booked.answer(order, arrays)[0].refusal == ""
+    people = len(booked.cohort.indices("train", booked.study.splits))
+    strict = with_policy(booked, minimum_support=people + 1)
+    assert refusal_of(strict, order, arrays) == "COHORT_TOO_SMALL"
+    few = len(booked.cohort.indices("validation", booked.study.splits))
+    lenient = with_policy(booked, minimum_support=few)
+    order = order_for(booked, "train", arrays, run="cd" * 32)
+    assert lenient.answer(order, arrays)[0].counts["validation-loss/age"][1] == few
+    assert refusal_of(booked, order, arrays) == "SITE_FAILED"  # less is another answer
+    assert lenient.answer(order, arrays)[0].refusal == ""
 
 
 def test_an_answer_from_disk_is_measured_by_the_orders_own_arrays(tiny):
@@ -771,14 +892,14 @@ def test_a_pause_holds_back_what_is_under_way(booked, counted, monkeypatch):
     """ "Stop" means that nothing leaves from now on, whatever was begun before."""
     arrays = initial(booked.study)
     order = order_for(booked, "train", arrays)
-    plain = pretraining.validation_counts
+    plain = pretraining.predict
 
     def meanwhile(*things):
         approvals.pause(booked.site, "audit")
         return plain(*things)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "validation_counts", meanwhile)
+        patch.setattr(pretraining, "predict", meanwhile)
         assert refusal_of(booked, order, arrays) == "PAUSED"
     assert refusal_of(booked, order, arrays) == "PAUSED"
     approvals.resume(booked.site)

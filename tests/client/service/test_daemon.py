@@ -56,6 +56,7 @@ from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report, digest_of, read_report
 from common.protocol.signing import Sealed, read_private_key, seal
 from common.protocol.wire import npy_bytes, npy_parts, view_npy
+from common.seeding import seed_of
 from common.study import load_study
 from deploy.kits.provision import provision
 
@@ -93,7 +94,8 @@ def sealed(order: Order, *, key: Any = KEY, age_s: float = 0.0) -> Sealed:
 
 
 def initial(study: Any) -> dict[str, np.ndarray]:
-    return arrays_of(build(study, seed=3))
+    """What the study's seed draws, which is what every run begins with."""
+    return arrays_of(build(study, seed=seed_of(study.seed, "initial")))
 
 
 def drawn_constants(study: Any) -> dict[str, np.ndarray]:
@@ -558,17 +560,38 @@ def test_data_are_looked_through_once_a_run(station, monkeypatch):
         for n in (1, 2):
             here.ask(order_for(here.study, "train", arrays, round=n), arrays)
         assert len(prepared) == 1
-        add_participant(here, "alpha-040")
+        for n in range(40, 50):
+            add_participant(here, f"alpha-{n:03d}")
         second, _ = here.ask(order_for(here.study, "census", run="cd" * 32))
         assert len(prepared) == 2
-        assert (first.support["scans"], second.support["scans"]) == (40, 41)
+        assert (first.support["scans"], second.support["scans"]) == (40, 50)
         here.ask(order_for(here.study, "train", arrays, round=3), arrays)
         assert len(prepared) == 2
-        add_participant(here, "alpha-041")
+        for n in range(50, 60):
+            add_participant(here, f"alpha-{n:03d}")
         plain(here.study, here.site)  # by hand: callosum-site prepare
         report, _ = here.ask(order_for(here.study, "train", arrays, round=4), arrays)
         assert report.refusal == ""
-        assert "42 samples are ready" in here.told[-1]
+        assert "60 samples are ready" in here.told[-1]
+
+
+def test_newcomers_take_part_once_there_are_enough_of_them(station):
+    """A census with one person more than the last, and a training, are about her alone."""
+    with station() as here:
+        arrays = initial(here.study)
+        here.ask(order_for(here.study, "census"))
+        add_participant(here, "alpha-040")
+        run = "cd" * 32
+        for kind, given in (("census", {}), ("train", arrays)):
+            report, _ = here.ask(order_for(here.study, kind, given, run=run), given)
+            assert report.refusal == ""
+            if kind == "census":
+                assert report.support["scans"] == report.participants["scans"] == 40
+        assert any("1 participants have come since the last census" in line for line in here.told)
+        for n in range(41, 50):
+            add_participant(here, f"alpha-{n:03d}")
+        report, _ = here.ask(order_for(here.study, "census", run="ef" * 32))
+        assert report.support["scans"] == report.participants["scans"] == 50
 
 
 def add_participant(here: Station, name: str) -> None:

@@ -96,7 +96,6 @@ orders = st.builds(
     repeat=st.integers(0, 2**53),
     lineage=st.lists(names, max_size=3).map(tuple),
     against=st.lists(names, max_size=3).map(tuple),
-    constants=st.dictionaries(labels, numbers, max_size=3),
     arrays=hexes,
     base=st.just("") | hexes,
 )

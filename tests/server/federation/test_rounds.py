@@ -270,13 +270,11 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
         said("counts.validation-loss/age", [1.0]), "REPORT_MALFORMED"
     ),
     "a loss of fewer than nobody": (said("counts.loss/age", [1.0, -2.0]), "REPORT_MALFORMED"),
-    "a validation of two numbers": (said("counts.validation/age", [1.0, 2.0]), "REPORT_MALFORMED"),
-    "a validation of no numbers": (said("counts.validation/sex", []), "REPORT_MALFORMED"),
-    "a validation of negative people": (
-        said("counts.validation/age", [-9.0, 1.0, -1.0, 4.0, 2.0, 5.0, 2.0, 3.0]),
-        "REPORT_MALFORMED",
+    "sums of a validation": (said("counts.validation/age", [1.0, 2.0]), "REPORT_MALFORMED"),
+    "sums of labels": (said("counts.label/age", [1.0, 2.0]), "REPORT_MALFORMED"),
+    "a validation loss of fewer than nobody": (
+        said("counts.validation-loss/age", [1.0, -2.0]), "REPORT_MALFORMED"
     ),
-    "counts of a target of its own": (said("counts.validation/iq", [1.0]), "REPORT_MALFORMED"),
     "counts of a kind of its own": (said("counts.shared", [1.0]), "REPORT_MALFORMED"),
     "an unknown key": (said("weights", [1.0]), "REPORT_MALFORMED"),
     "an unknown code of refusal": (said("refusal", "TIRED"), "REPORT_MALFORMED"),
@@ -442,16 +440,8 @@ def changed(kind: str, change: Change) -> Tamper:
 CENSUS: dict[str, Change] = {
     "an extra array": lambda _, arrays: arrays.update({"x": Array(np.zeros(1))}),
     "column sums": lambda _, arrays: arrays.update({"columns/sum": Array(np.zeros(4))}),
-    "labels of three numbers": lambda report, _: report["counts"].update(
-        {"label/age": [1.0, 2.0, 3.0]}
-    ),
-    "labels of no number": lambda report, _: report["counts"].update({"label/age": []}),
-    "labels of negative scans": lambda report, _: report["counts"].update(
-        {"label/age": [-60.0, 1.0]}
-    ),
-    "labels of a target of its own": lambda report, _: report["counts"].update(
-        {"label/iq": [1.0, 100.0]}
-    ),
+    "sums of labels": lambda report, _: report["counts"].update({"label/age": [40.0, 2000.0]}),
+    "sums of losses": lambda report, _: report["counts"].update({"loss/age": [1.0, 40.0]}),
 }
 
 
@@ -495,7 +485,7 @@ SETTLE: dict[str, tuple[Change, str]] = {
         lambda _, arrays: arrays.update({SQUARES: Array(np.full(4, -1.0))}), "REPORT_MALFORMED"
     ),
     "counts": (
-        lambda report, _: report["counts"].update({"label/age": [1.0, 2.0]}), "REPORT_MALFORMED"
+        lambda report, _: report["counts"].update({"loss/age": [1.0, 2.0]}), "REPORT_MALFORMED"
     ),
     "another pass": (lambda report, _: report.update(round=1), "STALE"),
     "a refusal": (lambda report, _: report.update(refusal="COHORT_TOO_SMALL"), "COHORT_TOO_SMALL"),

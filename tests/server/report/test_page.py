@@ -120,7 +120,7 @@ def withheld(model: str, **more: Any) -> Measurement:
 
 
 def rows() -> list[Measurement]:
-    values = {"federated": 5.123456789, "pooled": 4.9, "training-mean": 14.0, "site-linear": 4.0}
+    values = {"federated": 5.123456789, "pooled": 4.9, "constant": 14.0, "site-linear": 4.0}
     values |= {"single-amber": 7.25, "single-birch": 6.1, "single-cedar": 9.0}
     found = [row(model, value) for model, value in values.items()]
     found += [row("federated+head", 4.5), row("federated", 0.9, metric="r")]
