@@ -6,7 +6,8 @@ import difflib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -81,10 +82,9 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
 def line_of(file: Path, dotted: str) -> str:
     """`, line 31` for the key `dotted` in `file`, else for the nearest table around it."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        places = _places(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):
         return ""
-    places = _places(lines)
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         number = places.get(".".join(parts[:length]))
@@ -93,11 +93,12 @@ def line_of(file: Path, dotted: str) -> str:
     return ""
 
 
-def _places(lines: list[str]) -> dict[str, int]:
+@lru_cache(maxsize=1)  # a file has many faults, each of which is looked up
+def _places(text: str) -> Mapping[str, int]:
     """Line number of every key and table header, by dotted name; entries of [[x]] are x.0, x.1."""
     places: dict[str, int] = {}
     table, entries = "", Counter[str]()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         header, entry = _HEADER.match(line), _ENTRY.match(line)
         if header:
             table = _plain(header.group(2))

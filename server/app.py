@@ -7,13 +7,14 @@ the file of the coordinator's signing key, empty where sites and coordinator are
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from logging import FileHandler, Formatter, getLogger
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import CallosumError, RunBusyError
+from common.errors import CallosumError, RunBusyError, StorageError
 from common.protocol.signing import read_private_key
 from server.federation.exchange import Exchange
 from server.federation.phases import Phases
@@ -46,7 +47,8 @@ def main(grid: Grid, context: Context) -> None:
     except RunBusyError:  # a ServerApp that lost its hub still ends; trying again is right
         raise
     except CallosumError as error:  # whoever drives the run must not try for ever
-        note_failure(folder, str(error))
+        with suppress(StorageError):  # a full disk takes no note of itself
+            note_failure(folder, str(error))
         raise
     except Exception:
         _log.exception("the run broke off")

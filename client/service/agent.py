@@ -11,7 +11,7 @@ import errno
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from logging import getLogger
+from logging import ERROR, WARNING, getLogger
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from client.service.array_store import ArrayStore
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays
-from common.errors import Refusal, StorageError
+from common.errors import CallosumError, Refusal, StorageError
 from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.plan import Plan, Rule
 from common.network.settling import constants
@@ -85,8 +85,9 @@ class Agent:
             return report, sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
-            if isinstance(error, Refusal):  # it says why itself
-                _log.warning("%s: order %s: %s", self.site.name, order.kind, error)
+            if isinstance(error, CallosumError):  # it says why itself
+                level = WARNING if isinstance(error, Refusal) else ERROR
+                _log.log(level, "%s: order %s: %s", self.site.name, order.kind, error)
             else:
                 _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}
