@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from logging import FileHandler, Formatter, getLogger
+from logging import FileHandler, Formatter, LogRecord, getLogger
 from pathlib import Path
 
 from flwr.app import Context
@@ -55,11 +55,16 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
+class _RunLog(FileHandler):
+    def handleError(self, record: LogRecord) -> None:  # noqa: N802  the name is logging's
+        """A full disk takes no log, and the error that it makes is told by itself."""
+
+
 def _log_to(path: Path) -> None:
     """Keep what is logged beside the run: Flower shows it to nobody who does not ask in time."""
     for handler in list(_log.handlers):
         _log.removeHandler(handler)
         handler.close()
-    handler = FileHandler(path)
+    handler = _RunLog(path)
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.addHandler(handler)
