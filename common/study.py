@@ -231,7 +231,12 @@ def read_resolved(table: dict[str, Any], path: Path) -> Study:
         for key, *_ in _LISTS
     }
     _held_out_sites_took_no_part(table, path)
-    return checked(Study, {**table, **plugged, **listed}, file=path)
+    study = checked(Study, {**table, **plugged, **listed}, file=path)
+    try:
+        study.digest  # noqa: B018  JSON can name characters that are none
+    except ValueError as error:
+        raise SettingError(f"{path} holds text that cannot be written: {error}") from None
+    return study
 
 
 def with_plugins(study: Study) -> Study:

@@ -8,13 +8,14 @@ books, both empty where sites and coordinator are one process.
 from __future__ import annotations
 
 import json
-from logging import FileHandler, Formatter, getLogger
+from contextlib import suppress
+from logging import FileHandler, Formatter, LogRecord, getLogger
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import CallosumError, RunBusyError
+from common.errors import CallosumError, RunBusyError, StorageError
 from common.protocol.signing import read_private_key
 from server.federation.books import SiteBooks
 from server.federation.exchange import Exchange
@@ -50,11 +51,17 @@ def main(grid: Grid, context: Context) -> None:
     except RunBusyError:  # a ServerApp that lost its hub still ends; trying again is right
         raise
     except CallosumError as error:  # whoever drives the run must not try for ever
-        note_failure(folder, str(error))
+        with suppress(StorageError):  # a full disk takes no note of itself
+            note_failure(folder, str(error))
         raise
     except Exception:
         _log.exception("the run broke off")
         raise
+
+
+class _RunLog(FileHandler):
+    def handleError(self, record: LogRecord) -> None:  # noqa: N802  the name is logging's
+        """A full disk takes no log, and the error that it makes is told by itself."""
 
 
 def _log_to(path: Path) -> None:
@@ -62,6 +69,6 @@ def _log_to(path: Path) -> None:
     for handler in list(_log.handlers):
         _log.removeHandler(handler)
         handler.close()
-    handler = FileHandler(path)
+    handler = _RunLog(path)
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.addHandler(handler)

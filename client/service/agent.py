@@ -11,7 +11,7 @@ import errno
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from logging import getLogger
+from logging import ERROR, WARNING, getLogger
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
-from common.errors import Refusal, StorageError
+from common.errors import CallosumError, Refusal, StorageError
 from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.plan import Plan, Rule
 from common.network.settling import constants
@@ -90,8 +90,9 @@ class Agent:
             return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
-            if isinstance(error, Refusal):  # it says why itself
-                _log.warning("%s: order %s: %s", self.site.name, order.kind, error)
+            if isinstance(error, CallosumError):  # it says why itself
+                level = WARNING if isinstance(error, Refusal) else ERROR
+                _log.log(level, "%s: order %s: %s", self.site.name, order.kind, error)
             else:
                 _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}

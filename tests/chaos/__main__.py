@@ -44,12 +44,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=list(FULL), help="may be repeated")
     parser.add_argument("--share", type=float, default=1.0, help="of the number of trials")
+    parser.add_argument("--quick", action="store_true", help="all but the deployment")
     asked = parser.parse_args()
+    chosen = asked.only or [what for what in FULL if what != "deployment" or not asked.quick]
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="callosum-chaos-") as name:
         folder = Path(name)
         with ground(folder / "runs") as made:
-            for what in asked.only or FULL:
+            for what in chosen:
                 count = max(1, round(FULL[what] * asked.share))
                 random, began, told, done = Random(f"{asked.seed}/{what}"), time.monotonic(), 0.0, 0
                 for fault in trials(what, made, folder, random, count):

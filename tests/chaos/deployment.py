@@ -19,7 +19,7 @@ _LONG: Final = {
     "objective.targets": ["age"],
     "sites.train": ["alpha", "beta"],
     "pretraining.rounds": 40,
-    "pretraining.local_epochs": 200,
+    "pretraining.local_epochs": 40,
     "pretraining.batch_size": 4,
     "sites.time_limit_s": 900.0,
 }
