@@ -92,7 +92,7 @@ def test_a_linear_model_is_as_large_as_the_sites_measures(agent: Any) -> None:
     of = order(agent.study, "evaluate", model="x-linear")
     assert features_width(agent.cohort) == regional_features(agent.cohort).shape[1] == 4
     assert refused(agent, of, announced(linear(4))) == ""
-    assert refused(agent, of, announced(linear(5))) == "NO_DATA"  # another site's measures
+    assert refused(agent, of, announced(linear(5))) == "NO_DATA"  # of another site's measures
     many = (("linear/age/intercepts", 160_000_128),)
     assert refused(agent, of, many) == "ORDER_MALFORMED"
     assert refused(agent, of, (("linear/other/centre", 160),)) == "ORDER_MALFORMED"
@@ -347,7 +347,7 @@ def test_a_study_too_large_to_be_built_is_refused_before_it_is(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [name for name, *_ in told] == sorted(LARGE)
+    assert sorted(name for name, *_ in told) == sorted(LARGE)
     for name, words, grown_mb in told:
         assert re.search(LARGE[name][2], words), words
         assert f"{name}.toml" in words
