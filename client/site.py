@@ -98,7 +98,7 @@ class Policy(Table):
     largest_update_norm: Annotated[float, Field(ge=0)] = Field(
         1000.0, description="Largest Euclidean norm of a training report's update; 0 sets no limit."
     )
-    largest_step: Annotated[float, Field(ge=0)] = Field(
+    largest_drift: Annotated[float, Field(ge=0)] = Field(
         30.0,
         description="How many times as far as its own last update the shared arrays may have moved "
         "since; 0 sets no limit.",

@@ -51,11 +51,11 @@ def check_follows(order: Order, arrays: Arrays, trained: Trained, policy: Policy
     since = max(1, order.round - trained.round)
     length = max(trained.moved, _SHORTEST * _norm(trained.arrays.values()))
     apart = norm_of_difference(trained.arrays, arrays)
-    if policy.largest_step and not apart <= policy.largest_step * length * since:
+    if policy.largest_drift and not apart <= policy.largest_drift * length * since:
         raise Refusal(
             "ORDER_MALFORMED",
             f"the arrays lie {apart:.3g} from this site's report of round {trained.round}, whose "
-            f"update was {trained.moved:.3g}; policy.largest_step is {policy.largest_step:g}",
+            f"update was {trained.moved:.3g}; policy.largest_drift is {policy.largest_drift:g}",
         )
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from io import BytesIO
 from typing import Any, Final
 
+import numpy as np
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
@@ -28,7 +31,6 @@ from common.study import Study
 
 LINEAR: Final = "-linear"  # end of the names of linear models
 _OF_TUNING: Final = ("finetune", "judge", "explain", "send")
-_LONGEST_START: Final = 1024  # bytes of npy before the numbers; 128 for all that a network has
 _ORDER: Final = "ORDER_MALFORMED"
 
 
@@ -58,10 +60,10 @@ def check_announced(order: Order, sizes: Sizes, plan: Plan) -> None:
         rule = plan.get(name)
         if rule is None:
             raise Refusal(_ORDER, f"array {name!r} has no part in an order of {order.kind}")
-        if not rule.nbytes < size <= rule.nbytes + _LONGEST_START:
+        if size != _npy_size(rule):
             measured = name.startswith("linear/") and not name.endswith("/intercepts")
             code = "NO_DATA" if measured else _ORDER  # the model may be of another site's measures
-            raise Refusal(code, f"array {name!r} of {size:,} bytes, not about {rule.nbytes:,}")
+            raise Refusal(code, f"array {name!r} of {size:,} bytes, not {_npy_size(rule):,}")
 
 
 def viewed(name: str, data: bytes, rule: Rule) -> NDArray[Any]:
@@ -82,6 +84,14 @@ def _plan(study: Study) -> tuple[Plan, frozenset[str]]:
     """The rules of the network's arrays, and which of them are settled; nothing is allocated."""
     network = outline(study, most=sys.maxsize)  # it was measured when it was approved
     return plan_of(network, study.aggregation.normalisation), frozenset(constants(network))
+
+
+def _npy_size(rule: Rule) -> int:
+    """Bytes of the array as npy 1.0, header and numbers."""
+    start = BytesIO()
+    about = {"descr": np.dtype(rule.dtype).str, "fortran_order": False, "shape": rule.shape}
+    write_array_header_1_0(start, about)
+    return start.tell() + rule.nbytes
 
 
 def _linear(study: Study, features: int) -> Plan:

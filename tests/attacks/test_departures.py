@@ -288,7 +288,7 @@ def test_limits_are_set_before_anybody_thinks_of_them() -> None:
     """A default of no limit is nobody's decision."""
     policy = Policy()
     assert min(policy.most_exposures, policy.most_judgements, policy.largest_update_norm,
-               policy.largest_step) > 0  # fmt: skip
+               policy.largest_drift) > 0  # fmt: skip
 
 
 def test_two_studies_that_differ_by_a_hair_are_not_both_approved(federation: Write) -> None:

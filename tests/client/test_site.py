@@ -127,7 +127,7 @@ def test_limits_and_hours_are_read_as_they_are_written(tmp_path: Path) -> None:
     """A hospital that says nothing is not without limits; one that does has its own."""
     plain = load(tmp_path, TEXT).policy
     assert (plain.most_exposures, plain.most_judgements, plain.hours) == (1000, 3, ())
-    assert (plain.largest_update_norm, plain.largest_step) == (1000.0, 30.0)
+    assert (plain.largest_update_norm, plain.largest_drift) == (1000.0, 30.0)
     text = TEXT + (
         "most_exposures = 40\nlargest_report_mb = 12.5\nlargest_update_norm = 3.0\n"
         "most_judgements = 1\nlargest_step = 0.0\n"
@@ -135,6 +135,6 @@ def test_limits_and_hours_are_read_as_they_are_written(tmp_path: Path) -> None:
     )
     policy = load(tmp_path, text).policy
     assert (policy.most_exposures, policy.largest_report_mb) == (40, 12.5)
-    assert (policy.most_judgements, policy.largest_step) == (1, 0.0)
+    assert (policy.most_judgements, policy.largest_drift) == (1, 0.0)
     assert policy.largest_update_norm == 3.0
     assert policy.hours == ("Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00")

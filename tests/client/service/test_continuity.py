@@ -103,7 +103,7 @@ def sent(moved: float = 1.0, number: int = 1) -> Trained:
 def test_later_arrays_lie_within_some_of_the_sites_own_steps(since, moved):
     """Everyone's mean moves about as far as each does, round by round; a plant lies anywhere."""
     trained, order = sent(moved, 3), round_of(3 + since)
-    most = POLICY.largest_step * moved * since
+    most = POLICY.largest_drift * moved * since
     for by, wrong in ((0.0, False), (0.999 * most, False), (1.001 * most, True), (np.nan, True)):
         arrays = away(trained.arrays, "b", by)
         assert refused(check_follows, order, arrays, trained, POLICY) == wrong, by
@@ -128,7 +128,7 @@ def test_a_round_asked_again_counts_as_one():
 def test_the_sites_own_number_decides_how_far():
     """A hospital may be stricter than is usual, or trust its coordinator."""
     arrays, trained = away(sent().arrays, "b", 5.0), sent()
-    strict, trusting = Policy(largest_step=4.9), Policy(largest_step=0.0)
+    strict, trusting = Policy(largest_drift=4.9), Policy(largest_drift=0.0)
     assert refused(check_follows, round_of(2), arrays, trained, strict)
     assert not refused(check_follows, round_of(2), arrays, trained, POLICY)
     far = away(sent().arrays, "b", 1e6)
