@@ -74,7 +74,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     """Show where a run stands: rounds, who answered, losses."""
     from server.report.live_view import present_of, row_of
     from server.run import read_run
-    from server.run_state import read_state_file, state_of
+    from server.run_state import failure_of, read_state_file, state_of
 
     run = read_run(folder)
     for branch in run.branches():
@@ -95,6 +95,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     if state:
         error = state.get("error")
         say(f"the hub says: {state.get('state')}" + (f": {error}" if error else ""))
+    elif error := failure_of(folder):
+        say(f"it broke off: {error}")
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
