@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PYTHON ?= python3
 OUT ?= demo
 
-.PHONY: demo test slow check bench format clean federation loading averaging wire deployment
+.PHONY: demo test slow check bench format clean federation loading averaging sites wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -23,7 +23,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # `make bench wire` prints one table, `make bench` all of them
-TABLES := federation loading averaging wire deployment
+TABLES := federation loading averaging sites wire deployment
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):
