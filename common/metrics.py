@@ -64,7 +64,7 @@ def sound(target: Target, sums: Sequence[float]) -> bool:
     if target.kind == "regression":
         n, absolute, squared, _, yy, _, pp, _ = sums
         return n >= 0 and n == int(n) and min(absolute, squared, yy, pp) >= 0
-    return min(sums) >= 0
+    return min(sums) >= 0 and all(count == int(count) for count in sums)
 
 
 def n_of(target: Target, sums: Counts) -> int:
@@ -223,6 +223,15 @@ def mae_interval(sums: Counts, people: int, confidence: float) -> tuple[float, f
 def primary(target: Target) -> str:
     """The metric by which models for `target` are compared."""
     return {"regression": "mae", "binary": "auc", "categorical": "balanced_accuracy"}[target.kind]
+
+
+def names(target: Target) -> tuple[str, ...]:
+    """Every metric that there is for `target`."""
+    return {
+        "regression": ("mae", "rmse", "r"),
+        "binary": ("auc", "balanced_accuracy"),
+        "categorical": ("accuracy", "balanced_accuracy"),
+    }[target.kind]
 
 
 def better(target: Target, candidate: float, best: float) -> bool:

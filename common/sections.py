@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -144,13 +145,16 @@ class Sites(Table):
     time_limit_s: Positive = Field(
         3600.0, description="Longest wait without any answer arriving; then the quorum decides."
     )
+    most_scans: Annotated[int, Field(ge=1, le=2**40)] = Field(
+        1_000_000, description="Most scans that one site may say it holds; more is not believed."
+    )
 
     @model_validator(mode="after")
     def _roles_are_apart(self) -> Self:
         if not self.train:
             raise ValueError("train is []; at least one site must train")
         everyone = [*self.train, *self.heldout]
-        twice = sorted({site for site in everyone if everyone.count(site) > 1})
+        twice = sorted(site for site, times in Counter(everyone).items() if times > 1)
         taken = sorted(RESERVED & set(everyone))
         if taken:
             raise ValueError(f'no site may be called "{taken[0]}"; results use that name')
