@@ -9,7 +9,7 @@ OUT ?= demo
 FUZZ ?= --count 1000000
 CHAOS ?=
 
-.PHONY: demo test slow check bench fuzz chaos format clean federation loading averaging wire deployment
+.PHONY: demo test slow check bench fuzz chaos format clean federation loading averaging sites wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -27,7 +27,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # `make bench wire` prints one table, `make bench` all of them
-TABLES := federation loading averaging wire deployment
+TABLES := federation loading averaging sites wire deployment
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):

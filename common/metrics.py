@@ -167,6 +167,15 @@ def primary(target: Target) -> str:
     return {"regression": "mae", "binary": "auc", "categorical": "balanced_accuracy"}[target.kind]
 
 
+def names(target: Target) -> tuple[str, ...]:
+    """Every metric that there is for `target`."""
+    return {
+        "regression": ("mae", "rmse", "r"),
+        "binary": ("auc", "balanced_accuracy"),
+        "categorical": ("accuracy", "balanced_accuracy"),
+    }[target.kind]
+
+
 def better(target: Target, candidate: float, best: float) -> bool:
     """Whether `candidate` beats `best` in the primary metric."""
     if np.isnan(best) or np.isnan(candidate):

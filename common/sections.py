@@ -147,6 +147,9 @@ class Sites(Table):
     time_limit_s: Positive = Field(
         3600.0, description="Longest wait without any answer arriving; then the quorum decides."
     )
+    most_scans: Annotated[int, Field(ge=1, le=2**40)] = Field(
+        1_000_000, description="Most scans that one site may say it holds; more is not believed."
+    )
 
     @model_validator(mode="after")
     def _roles_are_apart(self) -> Self:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -91,11 +92,9 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Let the next asked agent work, and return its reply."""
-        wanted = set(message_ids)
-        for message_id in list(self._waiting):
-            if message_id in wanted:
-                return [self._answer(self._waiting.pop(message_id))]
-        return []
+        wanted = message_ids if isinstance(message_ids, AbstractSet) else set(message_ids)
+        due = next((message_id for message_id in self._waiting if message_id in wanted), None)
+        return [] if due is None else [self._answer(self._waiting.pop(due))]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

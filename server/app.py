@@ -12,6 +12,7 @@ from contextlib import suppress
 from logging import FileHandler, Formatter, LogRecord, getLogger
 from pathlib import Path
 
+import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -22,7 +23,7 @@ from server.federation.exchange import Exchange
 from server.federation.phases import Phases
 from server.federation.progress import ProgressFile
 from server.run import open_run, read_run
-from server.run_state import note_failure
+from server.run_state import note_break, note_failure
 
 app = ServerApp()
 _log = getLogger("callosum.server")
@@ -33,6 +34,24 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study of a run folder over Flower's grid."""
     folder = Path(str(context.run_config["run"]))
     _log_to(folder / "run.log")
+    try:
+        _drive(grid, context, folder)
+    except RunBusyError:  # a ServerApp that lost its hub still ends; trying again is right
+        raise
+    except CallosumError as error:  # whoever drives the run must not try for ever
+        with suppress(StorageError):  # a full disk takes no note of itself
+            note_failure(folder, str(error))
+        raise
+    except httpx.TransportError:  # the hub went away; it hands the run over when it is back
+        _log.exception("the run lost its hub")
+        raise
+    except Exception as error:
+        _log.exception("the run broke off")
+        note_break(folder, error)
+        raise
+
+
+def _drive(grid: Grid, context: Context, folder: Path) -> None:
     nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
     key = str(context.run_config["key"])
     books = str(context.run_config["books"])
@@ -45,18 +64,8 @@ def main(grid: Grid, context: Context) -> None:
         books=SiteBooks(Path(books)) if books else None,
         progress=ProgressFile(folder, study.pretraining.rounds),
     )
-    try:
-        with open_run(folder, study) as run:
-            Phases(run, exchange).all()
-    except RunBusyError:  # a ServerApp that lost its hub still ends; trying again is right
-        raise
-    except CallosumError as error:  # whoever drives the run must not try for ever
-        with suppress(StorageError):  # a full disk takes no note of itself
-            note_failure(folder, str(error))
-        raise
-    except Exception:
-        _log.exception("the run broke off")
-        raise
+    with open_run(folder, study) as run:
+        Phases(run, exchange).all()
 
 
 class _RunLog(FileHandler):

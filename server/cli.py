@@ -73,7 +73,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     from server.report.live_view import ROUND, present_of, row_of
     from server.report.terminal import table_in_text
     from server.run import read_refused, read_run
-    from server.run_state import read_state_file, state_of
+    from server.run_state import failure_of, read_state_file, state_of
 
     run = read_run(folder)
     for branch in run.branches():
@@ -90,6 +90,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     if state:
         error = state.get("error")
         say(f"the hub says: {state.get('state')}" + (f": {error}" if error else ""))
+    elif error := failure_of(folder):
+        say(f"it broke off: {error}")
 
 
 def report(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:

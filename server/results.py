@@ -39,12 +39,16 @@ def together(run: Run) -> list[Measurement]:
     found = []
     for folder in sorted((run.folder / "evaluation").glob("*")):
         files = sorted(folder.glob("*.safetensors"))
-        by_metric: dict[tuple[str, str, str], list[Measurement]] = {}
-        for row in (row for file in files for row in read_spooled(file).measurements):
-            by_metric.setdefault((row.target, row.model, row.metric), []).append(row)
-        for rows in by_metric.values():
-            found += _together(rows)
+        found += put_together(read_spooled(file).measurements for file in files)
     return found
+
+
+def put_together(by_site: Iterable[Sequence[Measurement]]) -> list[Measurement]:
+    """What several sites measured of one model, as one row for each target and metric."""
+    by_metric: dict[tuple[str, str, str], list[Measurement]] = {}
+    for row in (row for rows in by_site for row in rows):
+        by_metric.setdefault((row.target, row.model, row.metric), []).append(row)
+    return [one for rows in by_metric.values() for one in _together(rows)]
 
 
 def _together(rows: Sequence[Measurement]) -> list[Measurement]:

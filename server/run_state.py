@@ -21,6 +21,9 @@ State = Literal["waiting", "running", "finished", "failed", "stopped"]
 _WANTED: Final = "wanted.json"
 _STATE: Final = "state.json"
 _FAILURE: Final = "failure.json"
+_BREAKS: Final = "breaks.json"
+_MOST_BREAKS: Final = 3  # without any progress in between
+_LONGEST_ERROR: Final = 500  # characters
 
 
 class _Stands(BaseModel):
@@ -35,7 +38,8 @@ class _Stands(BaseModel):
 
 def want(folder: Path, wanted: Wanted) -> None:
     """Say what should become of the run; a failure of before is forgiven."""
-    (folder / _FAILURE).unlink(missing_ok=True)
+    for file in (_FAILURE, _BREAKS):
+        (folder / file).unlink(missing_ok=True)
     write_json(folder / _WANTED, {"wanted": wanted, "since": time.time()})
 
 
@@ -70,6 +74,26 @@ def state_of(folder: Path) -> dict[str, Any]:
 def note_failure(folder: Path, error: str) -> None:
     """Say that the run cannot go on without a person; nothing done so far is lost."""
     write_json(folder / _FAILURE, {"error": error, "at": time.time()})
+
+
+def note_break(folder: Path, error: Exception) -> None:
+    """Count an exception that nobody expected; at the third the run needs a person.
+
+    An attempt that came further than the one before begins to count anew: what ends by itself is
+    worth its attempts, and a run of weeks may break off now and then.
+    """
+    told = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+    before, done = read_state_file(folder / _BREAKS), _done(folder)
+    times = 1 + (int(before.get("times", 0)) if before.get("done") == done else 0)
+    write_json(folder / _BREAKS, {"error": told, "done": done, "times": times})
+    if times >= _MOST_BREAKS:
+        note_failure(folder, f"it broke off {times} times, and run.log says where: {told}")
+
+
+def _done(folder: Path) -> int:
+    """Reports, records and checkpoints that there are."""
+    files = (*folder.rglob("*.safetensors"), *folder.rglob("record.json"))
+    return sum(not file.name.startswith(".") for file in files)
 
 
 def failure_of(folder: Path) -> str:

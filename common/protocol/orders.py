@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from common.errors import SENTENCES, Refusal
+from common.protocol.bounded_json import MOST_ROWS, fault_of, table_of, told
 from common.sections import Name
 from common.settings import Table
 from common.study import canonical
@@ -127,11 +127,11 @@ class Report(Table):
     )
     counts: dict[Label, tuple[float, ...]] = Field({}, description="Mergeable sums, by name.")
     measurements: tuple[Measurement, ...] = ()
-    cohort: str = Field("", description="Fingerprint of the site's prepared data.")
+    cohort: Hex | Literal[""] = Field("", description="Fingerprint of the site's prepared data.")
     holds: tuple[Hex, ...] = Field(
         (), description="Those of the order's digests that need not be sent to this site again."
     )
-    seconds: float = Field(0.0, ge=0)
+    seconds: float = Field(0.0, ge=0, le=1e9)
     books: Books | None = Field(None, description="Added at departure, no part of the answer.")
 
 
@@ -154,28 +154,34 @@ def declined(code: str) -> str:
     return Declined(refusal=code).model_dump_json()
 
 
-def read_report(text: str | bytes) -> Report:
+def read_report(text: str | bytes, most_rows: int = MOST_ROWS) -> Report:
     """A report from its JSON text, or `Refusal` with the code that fits."""
-    with suppress(ValidationError):
-        code = Declined.model_validate_json(text).refusal
-        raise Refusal(code if code in SENTENCES else "REPORT_MALFORMED")
+    table = table_of(text, Report.model_fields, Measurement.model_fields, most_rows)
+    if table.keys() == {"refusal"}:
+        raise Refusal(_code(table["refusal"]))
     try:
-        report = Report.model_validate_json(text)
-    except ValidationError as error:
-        faults = error.errors()
-        places = {str(fault["loc"][0]) for fault in faults if fault["loc"]}
-        types = {fault["type"] for fault in faults}
-        if any(fault["loc"] == ("protocol",) and type(fault["input"]) is int for fault in faults):
+        rows = tuple(Measurement.model_validate(row) for row in table.get("measurements", ()))
+        report = Report.model_validate({**table, "measurements": rows})
+    except ValidationError as error:  # of one row, or of all else: never more than some thousands
+        plain = error.errors(include_url=False, include_context=False, include_input=False)
+        places = {str(fault["loc"][0]) for fault in plain if fault["loc"]}
+        if any(fault["loc"] == ("protocol",) for fault in plain) and type(table["protocol"]) is int:
             raise Refusal(
                 "CODE", "a site of another version refuses in a form of its own"
             ) from None
-        if "finite_number" in types:
-            raise Refusal("NOT_FINITE", str(error)) from None
+        finite = all(fault["type"] != "finite_number" for fault in plain)
         counted = bool(places) and places <= {"support", "participants"}
-        raise Refusal("SUPPORT" if counted else "REPORT_MALFORMED", str(error)) from (None)
-    if report.refusal and report.refusal not in SENTENCES:
-        raise Refusal("REPORT_MALFORMED", f"unknown code {report.refusal!r}")
+        code = "SUPPORT" if counted else "REPORT_MALFORMED"
+        raise Refusal(code if finite else "NOT_FINITE", fault_of(error)) from None
+    if report.refusal:
+        _code(report.refusal)
     return report
+
+
+def _code(refusal: object) -> str:
+    if not isinstance(refusal, str) or refusal not in SENTENCES:
+        raise Refusal("REPORT_MALFORMED", f"unknown code {told(refusal)}")
+    return refusal
 
 
 def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays, Rows
 from common.errors import DamagedError, Refusal
+from common.protocol.bounded_json import LONGEST_TEXT, MOST_ROWS, told
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.signing import Sealed, read_envelope
 from common.runtime.durable import write_atomically
@@ -37,7 +38,7 @@ from common.runtime.durable import write_atomically
 _TEXT: Final = "callosum"  # the record that holds the JSON text
 _ARRAYS: Final = "arrays"
 _LONGEST_HEADER: Final = 10 + 0xFFFF  # bytes; of npy 1.0
-_LONGEST_TEXT: Final = 64 << 20  # bytes; a report with 10,000 measurements stays far below
+_LONGEST_REFUSAL: Final = 64 << 10  # bytes; a report that declines holds next to nothing
 _MOST_ARRAYS: Final = 100_000
 _CODES: Final = {  # in the order in which safetensors lays them out: the widest first
     "int64": "I64",
@@ -89,15 +90,18 @@ def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
     return order, _arrays(content, "ORDER_MALFORMED")
 
 
-def unpack_report(content: RecordDict) -> tuple[Report, Arrays]:
-    """The report in a Flower record, or `Refusal`."""
-    return read_report(_text(content, "REPORT_MALFORMED")), _arrays(content, "REPORT_MALFORMED")
+def unpack_report(
+    content: RecordDict, longest: int = LONGEST_TEXT, most_rows: int = MOST_ROWS
+) -> tuple[Report, Arrays]:
+    """The report in a Flower record, or `Refusal`; a text above `longest` bytes is not read."""
+    text = _text(content, "REPORT_MALFORMED", longest)
+    return read_report(text, most_rows), _arrays(content, "REPORT_MALFORMED")
 
 
 def refusal_of(content: RecordDict) -> str:
     """The code of a report that declines, or nothing; the report is otherwise not looked at."""
     try:
-        report = json.loads(_text(content, "REPORT_MALFORMED"))
+        report = json.loads(_text(content, "REPORT_MALFORMED", _LONGEST_REFUSAL))
     except (Refusal, ValueError, RecursionError):
         return ""
     code = report.get("refusal") if isinstance(report, dict) else None
@@ -368,11 +372,13 @@ def _damaged(path: Path, why: object) -> DamagedError:
     return DamagedError(f"{path} is damaged or not Callosum's: {why}")
 
 
-def _text(content: RecordDict, code: str) -> str:
+def _text(content: RecordDict, code: str, longest: int = LONGEST_TEXT) -> str:
     record = content.config_records.get(_TEXT)
     text = record.get("json") if record is not None else None
-    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
-        raise Refusal(code, "the text record is missing, too long or no text")
+    if not isinstance(text, str):
+        raise Refusal(code, "the text record is missing or no text")
+    if len(text) > longest or len(text.encode(errors="surrogatepass")) > longest:
+        raise Refusal(code, f"the text has {len(text)} characters, {longest} bytes may be")
     return text
 
 
@@ -385,8 +391,8 @@ def _arrays(content: RecordDict, code: str) -> Arrays:
 
 def _array(name: str, array: Array, code: str) -> NDArray[Any]:
     if array.stype != "numpy.ndarray":
-        raise Refusal(code, f"array {name!r} is {array.stype}, not NumPy's")
+        raise Refusal(code, f"array {told(name)} is {told(array.stype)}, not NumPy's")
     found = view_npy(array.data, code)
     if str(found.dtype) not in _TYPES:
-        raise Refusal("ARRAYS_MISTYPED", f"array {name!r} is {found.dtype}")
+        raise Refusal("ARRAYS_MISTYPED", f"array {told(name)} is {told(str(found.dtype))}")
     return found

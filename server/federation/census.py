@@ -15,16 +15,20 @@ def summarise(
     study: Study, reports: Mapping[str, Report], refused: Mapping[str, str]
 ) -> dict[str, Any]:
     """Each site's role and counts, or the code of its refusal, for `census.json`."""
-    lines: dict[str, Any] = {}
-    for site in [*study.sites.train, *study.sites.heldout]:
-        role = "train" if site in study.sites.train else "heldout"
-        report = reports.get(site)
-        held = dict(sorted(report.support.items())) if report else {}
-        people = {name: report.participants.get(name, 0) for name in held} if report else {}
-        lines[site] = {
-            "role": role,
+    sites = [*study.sites.train, *study.sites.heldout]
+    training = set(study.sites.train)
+    return {
+        site: {
+            "role": "train" if site in training else "heldout",
             "refused": refused.get(site, ""),
-            "held": held,
-            "participants": people,
+            **held_by(reports.get(site)),
         }
-    return lines
+        for site in sites
+    }
+
+
+def held_by(report: Report | None) -> dict[str, dict[str, int]]:
+    """One site's counts; none of one that declined."""
+    held = dict(sorted(report.support.items())) if report else {}
+    people = {name: report.participants.get(name, 0) for name in held} if report else {}
+    return {"held": held, "participants": people}

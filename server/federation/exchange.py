@@ -22,12 +22,13 @@ from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.errors import FolderError, Refusal
+from common.errors import SENTENCES, FolderError, Refusal
 from common.network.plan import Plan
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report
 from common.protocol.signing import seal
 from common.protocol.wire import (
+    Stored,
     array_record,
     pack_order,
     read_spooled,
@@ -38,10 +39,12 @@ from common.protocol.wire import (
 from common.runtime.progress import track
 from common.study import Study
 from server.federation.books import BOOKS, SiteBooks
+from server.federation.expectation import longest_text, most_rows
 from server.federation.parcel import Parcel
 from server.federation.progress import ProgressFile
 from server.federation.report_validation import Sound, accept
-from server.federation.transport import pull, push
+from server.federation.transport import Allowance, Inbox, push
+from server.federation.update_norms import Moved
 
 _log = getLogger("callosum.server")
 _SHORTEST_POLL_S: Final = 0.02
@@ -63,6 +66,13 @@ class Outcome:
     reports: dict[str, Report] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    moved: dict[str, Moved] = field(default_factory=dict)  # of training reports
+
+    def refuse(self, site: str, code: str) -> None:
+        """Take back what was accepted of a site."""
+        del self.reports[site], self.bytes[site], self.moved[site]
+        self.refused[site] = code
+        _log.warning("%s: %s: %s", site, code, SENTENCES[code])
 
 
 class Exchange:
@@ -92,7 +102,10 @@ class Exchange:
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
         self._time_limit_s = study.sites.time_limit_s
         self._code = agreed_digest(study)
+        self._inbox = Inbox(grid)
         self._sets: Mapping[str, Mapping[str, NDArray[Any]]] = {}
+        self._plan: Plan = {}
+        self._untold: tuple[Sequence[Order], Outcome] | None = None
         self._held: dict[str, set[str]] = {}  # by site: digests that need not be sent again
         self._sound: Sound | None = None
         self._whole: set[str] = set()  # orders that were sent with all of their arrays
@@ -114,10 +127,10 @@ class Exchange:
 
         `sound` raises `Refusal` for arrays that `plan` allows and nobody may believe.
         """
-        self._sound = sound
+        self._sound, self._plan, self._sets = sound, plan, parcel.sets
         outcome = Outcome()
         missing = self.missing(orders, folder, outcome)
-        self.receive(self.replies(missing, parcel, title), orders, folder, plan, outcome)
+        self.receive(self.replies(missing, title), orders, folder, outcome)
         return outcome
 
     def knows(self, site: str) -> bool:
@@ -128,9 +141,9 @@ class Exchange:
         """The orders that have no spooled report; `outcome` takes the reports of the others."""
         missing = []
         for order in orders:
-            kept = _kept(folder, order)
+            kept = self._kept(folder / f"{order.site}.safetensors", order)
             if kept is not None:
-                self._take(outcome, kept, folder)
+                self._take(outcome, order, *kept, folder)
             elif order.site not in self._nodes:
                 outcome.refused[order.site] = "NO_ANSWER"
             elif self._books.stops(order.site):
@@ -139,14 +152,20 @@ class Exchange:
                 missing.append(order)
         return missing
 
-    def replies(self, orders: Sequence[Order], parcel: Parcel, title: str) -> Iterator[Message]:
+    def replies(self, orders: Sequence[Order], title: str) -> Iterator[Message]:
         """Push, then yield replies as they come, until all came or the time limit passed.
 
         The limit runs while nothing arrives: sites that answer keep a slow round alive.
         """
         if not orders:
             return
-        self._sets = parcel.sets
+        try:
+            yield from self._replies(orders, title)
+        finally:
+            self._inbox.abandon()
+
+    def _replies(self, orders: Sequence[Order], title: str) -> Iterator[Message]:
+        allowance = self._allowance(orders)
         self._whole.clear()
         self._unreached.clear()
         self._resting.clear()
@@ -156,7 +175,7 @@ class Exchange:
         with track(title, len(orders)) as advance:
             while waiting or self._resting:
                 arrived = False
-                for reply in pull(self._grid, list(waiting)) if waiting else ():
+                for reply in self._inbox.pull(waiting, allowance) if waiting else ():
                     waiting.discard(reply.metadata.reply_to_message_id)
                     if self._rests_after(reply):
                         continue
@@ -171,6 +190,8 @@ class Exchange:
                 elif now > deadline:
                     return
                 else:
+                    if self._untold is not None:
+                        self._show(*self._untold)
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_POLL_S)
 
@@ -179,7 +200,6 @@ class Exchange:
         replies: Iterable[Message],
         orders: Sequence[Order],
         folder: Path,
-        plan: Plan,
         outcome: Outcome,
     ) -> None:
         """Check each reply on arrival; spool it or note its code. No reply ends the round.
@@ -188,13 +208,13 @@ class Exchange:
         that the order of replies stays the order of decisions. A large one is not overlapped:
         memory holds one, however many sites there are.
         """
-        self._show(orders, outcome)
+        self._show(orders, outcome, always=True)
         with ThreadPoolExecutor(1, thread_name_prefix="spool") as checker:
             before: Future[None] | None = None
             for reply in replies:
                 if before is not None:
                     before.result()
-                before = checker.submit(self._decide, reply, orders, folder, plan, outcome)
+                before = checker.submit(self._decide, reply, orders, folder, outcome)
                 large = _bytes(reply) > _LARGE
                 del reply
                 if large:
@@ -206,7 +226,7 @@ class Exchange:
             if order.site not in outcome.reports:
                 code, _ = self._unreached.get(order.site, ("NO_ANSWER", 0))
                 outcome.refused.setdefault(order.site, code)
-        self._show(orders, outcome)
+        self._show(orders, outcome, always=True)
 
     def _push(self, orders: Sequence[Order]) -> None:
         """Seal and send, without what a site holds; sites that need the same share one record."""
@@ -272,13 +292,15 @@ class Exchange:
         self._unreached[order.site] = (code, rests + 1)
         self._resting[order.site] = (time.monotonic() + rest_s, order)
 
+    def _allowance(self, orders: Sequence[Order]) -> Allowance:
+        """What one reply to any of `orders` may take; they differ in the site alone."""
+        sizes = [rule.nbytes for rule in self._plan.values() if rule.travels]
+        if orders[0].kind == "linear":  # of as many measures as the sites have
+            sizes = [_LARGE]
+        return Allowance.of(sizes, longest_text(self._study, orders[0]))
+
     def _decide(
-        self,
-        reply: Message,
-        orders: Sequence[Order],
-        folder: Path,
-        plan: Plan,
-        outcome: Outcome,
+        self, reply: Message, orders: Sequence[Order], folder: Path, outcome: Outcome
     ) -> None:
         order = self._asked.get(reply.metadata.reply_to_message_id)
         site = order.site if order else f"node {reply.metadata.src_node_id}"
@@ -287,47 +309,78 @@ class Exchange:
                 raise Refusal("STRANGER", f"{site} was not asked")
             if site in outcome.reports:
                 raise Refusal("DUPLICATE")
-            self._accept(reply, order, folder, plan, outcome)
+            self._accept(reply, order, folder, outcome)
         except Refusal as refusal:
-            _log.warning("%s: %s", site, refusal)
+            _log.warning("%s: %.300s", site, refusal)
             outcome.refused.setdefault(site, refusal.code)
             if order is not None and refusal.code == BOOKS:
                 self._books.stop(site, "the site itself says so")
         self._show(orders, outcome)
 
-    def _accept(
-        self, reply: Message, order: Order, folder: Path, plan: Plan, outcome: Outcome
-    ) -> None:
+    def _accept(self, reply: Message, order: Order, folder: Path, outcome: Outcome) -> None:
         if reply.has_error():
             raise Refusal("TRANSPORT", f"Flower error {reply.error.code}")
-        report, arrays = unpack_report(reply.content)
-        accept(self._study, order, plan, report, arrays, self.census.get(order.site))
-        if self._sound is not None:
-            self._sound(arrays)
+        longest, rows = longest_text(self._study, order), most_rows(self._study, order)
+        report, arrays = unpack_report(reply.content, longest, rows)
+        self._believe(order, report, arrays)
         self._books.take(order, report)
-        spool(folder / f"{order.site}.safetensors", report, arrays)
-        self._take(outcome, report, folder)
+        path = folder / f"{order.site}.safetensors"
+        spool(path, report, arrays)
+        try:
+            if read_spooled(path) != report or set(Stored(path)) != set(arrays):
+                raise FolderError(f"{path} holds something else than was written")
+        except (FolderError, Refusal) as error:  # as a text can be that its file cannot hold
+            path.unlink(missing_ok=True)
+            raise Refusal("REPORT_MALFORMED", f"it cannot be read back: {error}") from None
+        self._take(outcome, order, report, arrays, folder)
 
-    def _take(self, outcome: Outcome, report: Report, folder: Path) -> None:
-        outcome.reports[report.site] = report
-        outcome.bytes[report.site] = (folder / f"{report.site}.safetensors").stat().st_size
-        self._held.setdefault(report.site, set()).update(report.holds)
+    def _believe(self, order: Order, report: Report, arrays: Mapping[str, NDArray[Any]]) -> None:
+        census = self.census.get(order.site) if order.kind != "census" else None
+        accept(self._study, order, self._plan, report, arrays, census, self._sound)
 
-    def _show(self, orders: Sequence[Order], outcome: Outcome) -> None:
-        if self._progress is not None and orders:
-            seconds = {site: report.seconds for site, report in outcome.reports.items()}
-            self._progress.show(orders, seconds, outcome.bytes, outcome.refused)
+    def _kept(self, path: Path, order: Order) -> tuple[Report, Stored] | None:
+        """What is spooled already, if it is what would be accepted now; else it is asked again.
 
+        An older version may have accepted it, and a disk may have damaged it: the site keeps its
+        answer and sends it again.
+        """
+        if not path.exists():
+            return None
+        try:
+            report, arrays = read_spooled(path), Stored(path)
+            self._believe(order, report, arrays)
+        except (FolderError, Refusal) as error:
+            _log.warning("%s: what is kept is asked again: %.300s", order.site, error)
+            path.unlink(missing_ok=True)
+            return None
+        return report, arrays
 
-def _kept(folder: Path, order: Order) -> Report | None:
-    path = folder / f"{order.site}.safetensors"
-    if not path.exists():
-        return None
-    try:
-        report = read_spooled(path)
-    except (FolderError, Refusal):
-        return None  # damaged on disk; the site keeps its answer and sends it again
-    return report if report.order == order.id else None
+    def _take(
+        self,
+        outcome: Outcome,
+        order: Order,
+        report: Report,
+        arrays: Mapping[str, NDArray[Any]],
+        folder: Path,
+    ) -> None:
+        site = report.site
+        if order.kind == "train":
+            outcome.moved[site] = Moved.to(self._plan, arrays, self._sets[order.arrays])
+        outcome.bytes[site] = (folder / f"{site}.safetensors").stat().st_size
+        outcome.reports[site] = report
+        self._held.setdefault(site, set()).update(report.holds)
+
+    def _show(self, orders: Sequence[Order], outcome: Outcome, *, always: bool = False) -> None:
+        """Tell whoever looks on, now or as soon as it is due."""
+        if self._progress is None or not orders:
+            return
+        if not (always or self._progress.is_due()):
+            self._untold = (orders, outcome)
+            return
+        self._untold = None
+        reports = dict(outcome.reports)  # another thread may be taking the next
+        seconds = {site: report.seconds for site, report in reports.items()}
+        self._progress.show(orders, seconds, dict(outcome.bytes), dict(outcome.refused))
 
 
 def _bytes(reply: Message) -> int:

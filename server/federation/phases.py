@@ -116,6 +116,7 @@ class Phases:
         names = [*study.sites.train, *study.sites.heldout]
         pooled = [POOLED] if self.exchange.knows(POOLED) else []
         outcome = self.census_of([*names, *pooled])
+        self._without_judges_that_took_part(outcome)
         summary = summarise(study, outcome.reports, outcome.refused)
         write_json(self.run.folder / "census.json", summary)
         self.exchange.census = outcome.reports
@@ -126,20 +127,30 @@ class Phases:
                 f"{len(able)} of {len(study.sites.train)} training sites can take part, the quorum "
                 f"is {study.quorum}; {codes}. Mend those sites or lower sites.quorum"
             )
-        self._judges_took_no_part(outcome.reports, able)
         if study.learns_from_labels:
             _targets_are_held(study, [outcome.reports[site] for site in able])
         return outcome.reports
 
-    def _judges_took_no_part(self, reports: Mapping[str, Report], able: Sequence[str]) -> None:
-        """Before any work: no held-out site is one that trains, or trained, under another name."""
-        study = self.run.study
-        known = {reports[site].cohort for site in able}
-        known |= set(study.start.cohorts) if study.start is not None else set()
-        contributors = study.start.contributors if study.start is not None else ()
+    def _without_judges_that_took_part(self, outcome: Outcome) -> None:
+        """Before any work: no held-out site is one that trains, or trained, under another name.
+
+        It is left out and named. What a site says of its scans must not end everybody's run.
+        """
+        study, start = self.run.study, self.run.study.start
+        known = {
+            outcome.reports[site].cohort for site in study.sites.train if site in outcome.reports
+        }
+        known |= set(start.cohorts) if start is not None else set()
+        contributors = start.contributors if start is not None else ()
         for site in study.sites.heldout:
-            if site in reports:
-                took_no_part(site, reports[site], contributors, tuple(known), study.name)
+            if site not in outcome.reports:
+                continue
+            try:
+                took_no_part(site, outcome.reports[site], contributors, tuple(known), study.name)
+            except LineageError as error:
+                say(f"{site} does not judge: {error}")
+                del outcome.reports[site]
+                outcome.refused[site] = "ROLE"
 
     def _pretrain(
         self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]

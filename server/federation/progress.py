@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from common.protocol.orders import Order
-from server.run import write_json
+from common.runtime.durable import write_atomically
+
+# times as long as it took to write: after each reply, it was half the time of 1,000 sites
+_TIMES_AT_REST: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProgressFile:
     """Writes what one exchange looks like now; a reader never sees half of it."""
 
     folder: Path
     rounds: int
+    due: float = 0.0  # by the monotonic clock
+
+    def is_due(self) -> bool:
+        """Whether the file is old enough to be written anew for one reply more."""
+        return time.monotonic() >= self.due
 
     def show(
         self,
@@ -26,13 +36,13 @@ class ProgressFile:
         refused: Mapping[str, str],
     ) -> None:
         """Replace the file by the present state of one exchange."""
+        began = time.monotonic()
         first = orders[0]
         answered = {
             site: {"seconds": round(seconds[site], 3), "bytes": sizes[site]}
             for site in sorted(seconds)
         }
-        write_json(
-            self.folder / "progress.json",
+        table = json.dumps(
             {
                 "phase": first.kind,
                 "model": first.model,
@@ -44,5 +54,8 @@ class ProgressFile:
                 "answered": answered,
                 "refused": dict(sorted(refused.items())),
                 "updated": time.time(),
-            },
+            }
         )
+        write_atomically(self.folder / "progress.json", table.encode())
+        now = time.monotonic()
+        self.due = now + _TIMES_AT_REST * (now - began)

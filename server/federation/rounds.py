@@ -9,23 +9,23 @@ methods none is left to do anything where replies are averaged from disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from common import metrics
 from common.arrays import Rows
 from common.errors import DamagedError, FolderError, QuorumError
 from common.network.plan import Plan
-from common.protocol.orders import Order, Report
+from common.protocol.orders import Order
 from common.protocol.wire import Stored
 from common.runtime.progress import say
-from common.study import Study
 from server.federation.aggregation import Contribution, aggregate
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import Parcel, parcel_of
+from server.federation.record import line, means, validation, weights
+from server.federation.update_norms import Moved, overlong
 from server.run import Branch, Checkpoint, Run, write_sealed
 
 
@@ -95,7 +95,19 @@ class Rounds:
         self._base = parcel.base
         title = f"{self._branch.model}: round {number} of {rounds}, sites"
         folder = self._replies_of(number)
-        return self._exchange.ask(self._orders(number, parcel), parcel, folder, self._plan, title)
+        outcome = self._exchange.ask(
+            self._orders(number, parcel), parcel, folder, self._plan, title
+        )
+        self._without_overlong(outcome, folder, now)
+        return outcome
+
+    def _without_overlong(self, outcome: Outcome, folder: Path, now: Checkpoint) -> None:
+        """Take out the updates that are far longer than the others'; they are not kept either."""
+        lengths = Moved.to(self._plan, _by_rows(now.arrays))
+        found = overlong(self._study, self._plan, outcome.reports, outcome.moved, lengths)
+        for site in found:
+            outcome.refuse(site, "UPDATE_TOO_LONG")
+            (folder / f"{site}.safetensors").unlink(missing_ok=True)
 
     def _orders(self, number: int, parcel: Parcel) -> list[Order]:
         return [
@@ -158,7 +170,9 @@ class Rounds:
             "round": number,
             "model": self._branch.model,
             "degraded": bool(self._absent) or sorted(reports) != self._sites,
-            "answered": {site: _line(outcome, site) for site in sorted(reports)},
+            "answered": {
+                site: line(reports[site], outcome.bytes[site]) for site in sorted(reports)
+            },
             "refused": dict(sorted((self._absent | outcome.refused).items())),
             "loss": means(reports.values(), "loss/"),
             "validation_loss": means(reports.values(), "validation-loss/"),
@@ -169,47 +183,8 @@ class Rounds:
         write_sealed(self._branch.round(number) / "record.json", record)
 
 
-def weights(report: Report, study: Study) -> Mapping[str, int]:
-    """What a site's arrays weigh, by group: its scans or its people."""
-    by_people = study.aggregation.weight == "participants"
-    return report.participants if by_people else report.support
-
-
-def means(reports: Iterable[Report], prefix: str) -> dict[str, float]:
-    """Mean over all samples of what the sites counted as (sum, n)."""
-    sums = metrics.merged((report.counts for report in reports), prefix)
-    return {name: float(total / n) for name, (total, n) in sums.items() if n}
-
-
-def validation(study: Study, reports: Iterable[Report]) -> dict[str, dict[str, float]]:
-    """The global model's metrics on the sites' validation participants, by target.
-
-    Each is a mean over sites by scans, of what the sites measured.
-    """
-    rows = [row for report in reports for row in report.measurements if row.value is not None]
-    found: dict[str, dict[str, float]] = {}
-    for target, metric in sorted({(row.target, row.metric) for row in rows}):
-        these = [row for row in rows if (row.target, row.metric) == (target, metric)]
-        scans = [row.n_scans for row in these]
-        value = metrics.together(metric, [float(row.value or 0.0) for row in these], scans)
-        if value is not None and target in study.targets:
-            found.setdefault(target, {"n": sum(scans)})[metric] = value
-    return found
-
-
 def _by_rows(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, Rows]:
     return arrays.by_rows() if isinstance(arrays, Stored) else arrays
-
-
-def _line(outcome: Outcome, site: str) -> dict[str, Any]:
-    report = outcome.reports[site]
-    groups = report.support
-    return {
-        "support": groups,
-        "participants": {name: report.participants.get(name, 0) for name in groups},
-        "seconds": round(report.seconds, 3),
-        "bytes": outcome.bytes[site],
-    }
 
 
 def _refusals(outcome: Outcome) -> str:

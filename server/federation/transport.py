@@ -13,8 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from logging import getLogger
-from typing import Any, Final, TypeVar
+from threading import Lock
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -43,10 +46,17 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from common.protocol.bounded_json import told
+
 _log = getLogger("callosum.server")
 _LONGEST_HEADER: Final = 10 + 0xFFFF
 _WINDOW: Final = 3  # objects of 5 MiB under way
-_REST_S: Final = 0.2  # a site still sends what we fetch
+_SHORTEST_REST_S: Final = 0.2  # a site still sends what we would fetch
+_LONGEST_REST_S: Final = 2.0
+_TIMES_AT_REST: Final = 10  # as long as was spent on a reply that then lacked an object
+_SMALLEST_CHUNK: Final = 1 << 20  # bytes; Flower's are of five times as many
+_ABOUT_OBJECT: Final = 1 << 10  # bytes of an object's head, and of what stands around an array
+_LONGEST_REASON: Final = 200  # characters
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -79,50 +89,157 @@ def push(grid: Grid, messages: Sequence[Message]) -> list[str]:
     return list(answer.message_ids)
 
 
-def pull(grid: Grid, message_ids: Iterable[str]) -> Iterator[Message]:
-    """The replies that have arrived; each is fetched when the one before has been let go of."""
-    if not isinstance(grid, HttpGrid):
-        yield from grid.pull_messages(message_ids)
-        return
-    client, run_id = grid._runtime_client, grid.run.run_id  # noqa: SLF001
-    found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-    fetch = make_pull_object_fn_protobuf(client.PullObject, grid.node, run_id)
-    for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-        metadata = message_from_proto(about).metadata  # the hub has checked it; not so the objects
-        try:
-            message = _message(tree, fetch, metadata)
-        except ObjectPullError as error:  # the site went away while it sent
-            lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, str(error))
-            yield make_message(metadata=metadata, error=lost)
-            continue
-        client.ConfirmMessageReceived(
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one reply may take: bytes of all of its objects, and how many of them are fetched."""
+
+    bytes: int
+    objects: int
+
+    @classmethod
+    def of(cls, sizes: Iterable[int], longest_text: int) -> Self:
+        """For arrays of so many bytes each, and a text beside them."""
+        every = list(sizes)
+        chunks = sum(2 + size // _SMALLEST_CHUNK for size in every)
+        about = (_ABOUT_OBJECT * (chunks + len(every) + 8)) + 4 * longest_text  # UTF-8
+        return cls(sum(every) + about, 8 + chunks + len(every))
+
+
+UNLIMITED: Final = Allowance(1 << 62, 1 << 62)
+
+
+@dataclass(slots=True)
+class _Announced:
+    """A reply whose objects need not all be there yet, and when to look again."""
+
+    metadata: Metadata
+    tree: ObjectTree
+    due: float
+    rest_s: float = _SHORTEST_REST_S
+
+    def rest(self, tried_s: float) -> None:
+        """Look again later, and the later the longer it was looked at for nothing.
+
+        A site sends the head of its reply last, so as a rule nothing else is fetched for nothing.
+        """
+        self.due = time.monotonic() + max(self.rest_s, _TIMES_AT_REST * tried_s)
+        self.rest_s = min(2 * self.rest_s, _LONGEST_REST_S)
+
+
+@dataclass(slots=True)
+class Inbox:
+    """Replies from the sites, each handed out once all of it has arrived at the hub.
+
+    A hub announces a reply before the site has sent all of it. Nobody waits for the rest: what
+    lacks an object is looked at again later, and the others are fetched meanwhile, so a site that
+    drips its reply holds up nothing, and its time runs out like that of a silent one.
+    """
+
+    grid: Grid
+    announced: dict[str, _Announced] = field(default_factory=dict)
+
+    def pull(
+        self, message_ids: Iterable[str], allowance: Allowance = UNLIMITED
+    ) -> Iterator[Message]:
+        """What has arrived; each is fetched when the one before has been let go of."""
+        if not isinstance(self.grid, HttpGrid):
+            yield from self.grid.pull_messages(message_ids)
+            return
+        client, run_id = self.grid._runtime_client, self.grid.run.run_id  # noqa: SLF001
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            metadata = message_from_proto(about).metadata  # the hub has checked it; not so the tree
+            self.announced[metadata.message_id] = _Announced(metadata, tree, time.monotonic())
+        fetch = make_pull_object_fn_protobuf(client.PullObject, self.grid.node, run_id)
+        for message_id, reply in list(self.announced.items()):
+            if reply.due > time.monotonic():
+                continue
+            began = time.monotonic()
+            try:
+                message = _message(reply, fetch, allowance)
+            except ObjectUnavailableError:
+                reply.rest(time.monotonic() - began)
+                continue
+            except ObjectPullError as error:  # the site went away while it sent
+                lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, str(error)[:_LONGEST_REASON])
+                message = make_message(metadata=reply.metadata, error=lost)
+            else:
+                self._confirm(message_id)
+            del self.announced[message_id]
+            yield message
+            del message
+
+    def abandon(self) -> None:
+        """Forget what never arrived whole; the hub may forget it, too."""
+        for message_id in self.announced:
+            with suppress(httpx.HTTPError):
+                self._confirm(message_id)
+        self.announced.clear()
+
+    def _confirm(self, message_id: str) -> None:
+        assert isinstance(self.grid, HttpGrid)  # nothing else announces
+        self.grid._runtime_client.ConfirmMessageReceived(  # noqa: SLF001
             ConfirmMessageReceivedRequest(
-                node=grid.node, run_id=run_id, message_object_id=about.metadata.message_id
+                node=self.grid.node, run_id=self.grid.run.run_id, message_object_id=message_id
             )
         )
-        yield message
-        del message
 
 
-def _message(tree: ObjectTree, fetch: Callable[[str], bytes], metadata: Metadata) -> Message:
+def _check_tree(tree: ObjectTree, allowance: Allowance) -> None:
+    """Refuse before anything is fetched; an object has each of its parts once."""
+    number = 0
+    waiting = [tree]
+    while waiting:
+        number += 1
+        children = waiting.pop().children
+        if len({child.object_id for child in children}) != len(children):
+            raise ValueError("one of its objects names a part twice")
+        waiting += children
+        if number + len(waiting) > allowance.objects:
+            raise ValueError(f"it has more than {allowance.objects} objects")
+
+
+@dataclass(slots=True)
+class _Limited:
+    """Fetches objects for one reply, up to what it may take in all."""
+
+    fetch: Callable[[str], bytes]
+    allowance: Allowance
+    size: int = 0
+    objects: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    def __call__(self, name: str) -> bytes:
+        content = self.fetch(name)
+        with self.lock:
+            self.size += len(content)
+            self.objects += 1
+        if self.size > self.allowance.bytes or self.objects > self.allowance.objects:
+            raise ValueError(f"it is larger than the {self.allowance.bytes} bytes that were asked")
+        return content
+
+
+def _message(reply: _Announced, fetch: Callable[[str], bytes], allowance: Allowance) -> Message:
     """A reply; one whose objects make no sense has no content, which is a malformed report."""
+    metadata = reply.metadata
     try:
-        found = _inflated(tree, fetch)
+        _check_tree(reply.tree, allowance)
+        found = _inflated(reply.tree, _Limited(fetch, allowance))
         if found.has_error():
             return make_message(metadata=metadata, error=found.error)
         if not isinstance(found.content, RecordDict):
             raise TypeError("the content of a message must be records")
         return make_message(metadata=metadata, content=found.content)
-    except (ObjectPullError, httpx.HTTPError):
+    except (ObjectPullError, ObjectUnavailableError, httpx.HTTPError):
         raise
     except Exception as error:  # noqa: BLE001  a site's objects may say anything
-        _log.warning("a reply cannot be read: %s", error)
+        _log.warning("a reply cannot be read: %s: %s", type(error).__name__, told(str(error)))
         return make_message(metadata=metadata, content=RecordDict())
 
 
 def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
     """The object at the head of `tree`, with all below it."""
-    content = _patiently(fetch, tree.object_id)
+    content = fetch(tree.object_id)
     kind, children, _ = get_object_head_values_from_object_content(content)
     if kind == Array.__qualname__:
         return _array(content, children, fetch)
@@ -142,22 +259,13 @@ def _array(content: bytes, chunks: list[str], fetch: Callable[[str], bytes]) -> 
     most = _LONGEST_HEADER + math.prod(shape) * np.dtype(about["dtype"]).itemsize
     data = bytearray()
     names = [chunks[number] for number in about["arraychunk_ids"]]
-    for chunk in _windowed(lambda name: _patiently(fetch, name), names):
+    for chunk in _windowed(fetch, names):
         data += memoryview(chunk)[chunk.index(b"\0") + 1 :]
         if len(data) > most:
             raise ValueError(f"an array of shape {shape} has more than {most} bytes")
     array = Array(about["dtype"], shape, about["stype"], b"")
     array.data = data  # type: ignore[assignment]
     return array
-
-
-def _patiently(fetch: Callable[[str], bytes], name: str) -> bytes:
-    """An object that may still be on its way; Flower says when it will never come."""
-    while True:
-        try:
-            return fetch(name)
-        except ObjectUnavailableError:
-            time.sleep(_REST_S)
 
 
 def _windowed(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:

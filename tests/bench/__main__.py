@@ -13,12 +13,13 @@ from common.runtime.command import fix_allocator
 
 def main() -> None:
     """Run the chosen benchmarks, or all of them."""
-    from tests.bench import averaging, deployment, federation, loading, machine, wire
+    from tests.bench import averaging, deployment, federation, loading, machine, sites, wire
 
     tables = {
         "federation": federation.table,
         "loading": loading.table,
         "averaging": averaging.table,
+        "sites": sites.table,
         "wire": wire.table,
         "deployment": deployment.table,
     }

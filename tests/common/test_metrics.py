@@ -299,3 +299,11 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(target: Target, met
         low, high = metrics.percentiles(drawn[metric], 0.95) or (0, 0)
         inside += low <= truth <= high
     assert 0.90 <= inside / 400 <= 0.98
+
+
+@TARGETS
+def test_every_metric_that_is_told_has_a_name(target: Target) -> None:
+    """A coordinator knows by these what a site may say of a target."""
+    label, predicted = sample(target, 60, 1)
+    assert set(metrics.names(target)) == set(metrics.exact(target, label, predicted))
+    assert metrics.primary(target) in metrics.names(target)

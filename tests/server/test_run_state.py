@@ -16,6 +16,7 @@ from server.report.live_view import _states
 from server.run_state import (
     failure_of,
     is_finished,
+    note_break,
     note_failure,
     note_state,
     read_state_file,
@@ -168,3 +169,39 @@ def test_a_wish_for_what_is_done_already_is_answered(tmp_path: Path) -> None:
         want(folder, "running")
         runs.drive(Flower(), {})  # type: ignore[arg-type]
         assert next(_states(folder, since)).get("state") == "finished"
+
+
+def test_an_unexpected_error_three_times_over_needs_a_person(tmp_path: Path) -> None:
+    """A report that raises on every resume would else be met by the hub for ever."""
+    want(tmp_path, "running")
+    for number in range(3):
+        assert failure_of(tmp_path) == ""
+        note_break(tmp_path, RuntimeError(f"at 0x{number} dictionary changed size"))
+    assert "RuntimeError: at 0x2 dictionary changed size" in failure_of(tmp_path)
+    assert "3 times" in failure_of(tmp_path)
+    want(tmp_path, "running")
+    assert failure_of(tmp_path) == ""
+    note_break(tmp_path, RuntimeError())
+    assert failure_of(tmp_path) == ""
+
+
+def test_a_run_that_comes_further_each_time_is_tried_again(tmp_path: Path) -> None:
+    """A run of weeks may meet three bad moments; it is stuck only where nothing is added."""
+    for number in range(9):
+        note_break(tmp_path, OSError("a bad moment"))
+        (tmp_path / f"{number}.safetensors").touch()
+    assert failure_of(tmp_path) == ""
+
+
+def test_the_text_of_an_error_is_bounded(tmp_path: Path) -> None:
+    """It stands in a table on somebody's screen."""
+    for _ in range(3):
+        note_break(tmp_path, ValueError("x" * 10**6))
+    assert len(failure_of(tmp_path)) < 600
+
+
+def test_a_broken_count_begins_anew(tmp_path: Path) -> None:
+    """It is a help, not a truth."""
+    (tmp_path / "breaks.json").write_text('{"times": ')
+    note_break(tmp_path, ValueError("x"))
+    assert failure_of(tmp_path) == ""

@@ -29,6 +29,7 @@ from common.protocol.wire import (
 )
 from deploy import local
 from server.federation import exchange as room
+from server.federation import progress
 from server.federation.exchange import Exchange
 from server.federation.parcel import NOTHING, parcel_of
 from server.federation.progress import ProgressFile
@@ -173,8 +174,8 @@ def census(three, agents, stage, tmp_path) -> Census:
         Order(kind="census", study=study.digest, run="0" * 64, site=site, arrays=digest_of({}))
         for site in EVERYBODY
     ]
-    progress = ProgressFile(tmp_path, study.pretraining.rounds)
-    exchange = Exchange(grid, grid.nodes, study, key=KEY, progress=progress)
+    file = ProgressFile(tmp_path, study.pretraining.rounds)
+    exchange = Exchange(grid, grid.nodes, study, key=KEY, progress=file)
     return Census(exchange, orders, tmp_path)
 
 
@@ -390,8 +391,9 @@ def test_the_trouble_of_one_exchange_is_forgotten_in_the_next(census, stage):
     assert census.ask().refused == {BAD: "NO_ANSWER"}
 
 
-def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage):
+def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage, monkeypatch):
     """`callosum run` shows this file; a coordinator phones a hospital because of it."""
+    monkeypatch.setattr(progress, "_TIMES_AT_REST", 0)
     seen: list[dict[str, Any]] = []
 
     def play(order: Order, times: int) -> Said:
@@ -425,13 +427,11 @@ def test_whoever_looks_on_sees_who_answered_and_who_did_not(census, stage):
 
 def test_the_watch_names_round_task_start_and_method(tmp_path):
     """One line says which of many exchanges this is."""
-    progress = ProgressFile(tmp_path, 30)
+    file = ProgressFile(tmp_path, 30)
     common = {"study": "0" * 64, "run": "0" * 64, "site": "alpha", "arrays": "0" * 64}
 
     def shown(**more: Any) -> dict[str, Any]:
-        progress.show(
-            [Order.model_validate({**common, **more})], {"alpha": 1.23456}, {"alpha": 7}, {}
-        )
+        file.show([Order.model_validate({**common, **more})], {"alpha": 1.23456}, {"alpha": 7}, {})
         return json.loads((tmp_path / "progress.json").read_text())
 
     train = shown(kind="train", round=4, model="single-beta")

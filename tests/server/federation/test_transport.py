@@ -28,7 +28,6 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
-    ObjectUnavailableError,
     inflate_object_from_contents,
 )
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
@@ -42,7 +41,7 @@ from hypothesis.extra import numpy as npst
 from common.errors import Refusal
 from common.protocol.wire import npy_bytes, refusal_of, unpack_report, view_npy
 from server.federation import transport
-from server.federation.transport import _inflated, _windowed, pull, push
+from server.federation.transport import Inbox, _inflated, _windowed, push
 
 PATIENCE_S = 20.0
 
@@ -52,7 +51,6 @@ def _somebody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's Message asks who is speaking; outside its own processes nobody has said."""
     for name in ("_run_id", "_node_id", "_task_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr(transport, "_REST_S", 0.0)
 
 
 named_arrays = st.dictionaries(
@@ -240,25 +238,6 @@ def test_inflated_arrays_are_read_without_a_copy() -> None:
     assert np.array_equal(found, array)
 
 
-def test_an_object_that_is_still_on_its_way_is_waited_for() -> None:
-    """A message is announced before the site has sent all of it."""
-    message = message_of({"a": np.arange(9.0), "b": np.ones(3)})
-    contents = contents_of(message)
-    tries: dict[str, int] = {}
-    lock = threading.Lock()
-
-    def fetch(name: str) -> bytes:
-        with lock:
-            tries[name] = tries.get(name, 0) + 1
-        if tries[name] < 4:
-            raise ObjectUnavailableError(name)
-        return contents[name]
-
-    assert _inflated(get_object_tree(message), fetch).object_id == message.object_id
-    assert set(tries.values()) == {4}
-    assert tries.keys() == contents.keys()
-
-
 def test_an_object_that_will_never_come_is_an_error() -> None:
     """Whichever it is, from the message itself down to a chunk; not a wait without an end."""
     message = message_of({"a": np.arange(9.0)})
@@ -340,7 +319,8 @@ class Runtime:
         about = message_to_proto(remove_content_from_message(reply))
         self.store.preregister(1, tree)
         for below in iterate_object_tree(tree):
-            self.store.put(below.object_id, contents[below.object_id])
+            if below.object_id in contents:
+                self.store.put(below.object_id, contents[below.object_id])
         self.arrived.append((about, tree))
 
 
@@ -439,7 +419,8 @@ def test_replies_come_one_by_one_and_are_confirmed(grid: HttpGrid, runtime: Runt
     one, two = asked(grid)
     first = answer(runtime, one, {"a": np.zeros(3)})
     second = answer(runtime, two, {"a": np.ones(3)})
-    replies = pull(grid, [one.metadata.message_id, two.metadata.message_id])
+    inbox = Inbox(grid)
+    replies = inbox.pull([one.metadata.message_id, two.metadata.message_id])
     found = next(replies)
     assert found.metadata.reply_to_message_id == one.metadata.message_id
     assert found.metadata.message_id == first.metadata.message_id
@@ -449,11 +430,11 @@ def test_replies_come_one_by_one_and_are_confirmed(grid: HttpGrid, runtime: Runt
     assert found.object_id == second.object_id
     assert runtime.confirmed == [first.metadata.message_id, second.metadata.message_id]
     assert next(replies, None) is None
-    assert list(pull(grid, [one.metadata.message_id])) == []
+    assert list(inbox.pull([one.metadata.message_id])) == []
 
 
 def pulled(grid: HttpGrid, messages: Sequence[Message]) -> dict[str, Message]:
-    found = pull(grid, [message.metadata.message_id for message in messages])
+    found = Inbox(grid).pull([message.metadata.message_id for message in messages])
     return {reply.metadata.reply_to_message_id: reply for reply in found}
 
 
@@ -469,6 +450,75 @@ def test_a_site_that_went_away_in_mid_transfer_is_an_error_reply(
     assert found[one.metadata.message_id].has_error()
     assert found[two.metadata.message_id].has_content()
     assert lost.metadata.message_id not in runtime.confirmed
+
+
+def late(runtime: Runtime, message: Message, arrays: dict[str, Any]) -> dict[str, bytes]:
+    """A reply that is announced, and of which nothing has been sent; its objects, in order."""
+    reply = Message(message_of(arrays).content, reply_to=message)
+    contents, tree = contents_of(reply), get_object_tree(reply)
+    runtime.arrive(reply, {}, tree)
+    return contents
+
+
+def test_an_object_that_is_still_on_its_way_holds_up_nobody(
+    grid: HttpGrid, runtime: Runtime
+) -> None:
+    """A message is announced before the site has sent all of it; others are there already."""
+    one, two = asked(grid)
+    ids = [one.metadata.message_id, two.metadata.message_id]
+    contents = late(runtime, one, {"a": np.arange(9.0), "b": np.ones(3)})
+    answer(runtime, two, {"a": np.ones(3)})
+    inbox = Inbox(grid)
+    inbox_found = [reply.metadata.reply_to_message_id for reply in inbox.pull(ids)]
+    assert inbox_found == [ids[1]]
+    for name, content in contents.items():
+        inbox.announced[next(iter(inbox.announced))].due = 0.0  # its rest is over
+        assert list(inbox.pull(ids)) == []
+        runtime.store.put(name, content)
+    inbox.announced[next(iter(inbox.announced))].due = 0.0
+    [reply] = inbox.pull(ids)
+    assert reply.metadata.reply_to_message_id == ids[0]
+    assert np.array_equal(view_npy(reply.content["arrays"]["a"].data), np.arange(9.0))
+    assert inbox.announced == {}
+
+
+def test_a_reply_that_lacks_its_head_costs_one_question(grid: HttpGrid, runtime: Runtime) -> None:
+    """Sites send the head last: until then nothing is fetched that would be fetched again."""
+    one, _ = asked(grid)
+    contents = late(runtime, one, {"a": np.arange(9.0)})
+    asked_for: list[str] = []
+    plain = runtime.PullObject
+    runtime.PullObject = lambda request: asked_for.append(request.object_id) or plain(request)  # type: ignore[method-assign]
+    *most, head = contents
+    for name in most:
+        runtime.store.put(name, contents[name])
+    assert list(Inbox(grid).pull([one.metadata.message_id])) == []
+    assert asked_for == [head]
+
+
+def test_a_reply_that_lacks_something_is_asked_for_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A site that sends the head first and one part never would have the rest fetched in vain."""
+    reply = transport._Announced(None, ObjectTree(), 0.0, 0.2)  # type: ignore[arg-type]
+    monkeypatch.setattr(transport.time, "monotonic", lambda: 100.0)
+    due = []
+    for tried_s in (0.0, 0.0, 0.0, 0.0, 0.0, 3.0):
+        reply.rest(tried_s)
+        due.append(reply.due - 100.0)
+    assert due == pytest.approx([0.2, 0.4, 0.8, 1.6, 2.0, 30.0])
+
+
+def test_what_never_arrived_whole_is_forgotten(grid: HttpGrid, runtime: Runtime) -> None:
+    """The hub keeps what was sent until it is told that nobody wants it."""
+    one, _ = asked(grid)
+    late(runtime, one, {"a": np.arange(9.0)})
+    inbox = Inbox(grid)
+    assert list(inbox.pull([one.metadata.message_id])) == []
+    [announced] = inbox.announced
+    inbox.abandon()
+    assert runtime.confirmed == [announced]
+    assert inbox.announced == {}
 
 
 def stored(kind: str, children: Sequence[str], body: bytes) -> tuple[str, bytes]:

@@ -1,0 +1,121 @@
+"""What a report may say at all, known from study, order and census before it is read.
+
+Every number of a report has a name that the study and the order decide, and a largest value that
+follows from what the site said it holds. Whatever has no name here is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from common import metrics
+from common.protocol.orders import Order, Report
+from common.seams import LABELS, SHARED
+from common.sections import FineTuning, Target
+from common.study import Study
+from server.federation.census import POOLED
+
+HELD: Final = "scans"  # group of a census that holds everything
+LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
+WITH_ROWS: Final = ("train", "finetune", "judge", "evaluate")  # kinds of order that measure
+COUNTED: Final = {"train": ("loss", "validation-loss")}  # what comes as mergeable sums
+_TEXT: Final = 1 << 20  # bytes of a report without a row
+_TEXT_OF_ROW: Final = 1 << 10
+_SHARES: Final = {"auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0}  # lowest values
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How many scans and people a site may speak of, by group: its census, or the study's limit."""
+
+    study: Study
+    site: str
+    census: Report | None
+
+    def scans(self, group: str) -> int:
+        """Scans of the site; of a group of labels, those that are labelled."""
+        return self._of(self.census.support if self.census else None, group)
+
+    def people(self, group: str) -> int:
+        """The people whom they are of."""
+        return self._of(self.census.participants if self.census else None, group)
+
+    def _of(self, held: Mapping[str, int] | None, group: str) -> int:
+        if held is not None:
+            return held.get(HELD if group == SHARED else group, 0)
+        several = len(self.study.sites.train) if self.site == POOLED else 1
+        return self.study.sites.most_scans * several
+
+
+def role_of(study: Study, site: str) -> str:
+    """A site's role; one that the study does not name was asked to judge later."""
+    return "train" if site in (*study.sites.train, POOLED) else "heldout"
+
+
+def targets_of(study: Study, order: Order) -> Mapping[str, Target]:
+    """The targets that an order's answer may speak of."""
+    task = _task(study, order)
+    return study.targets if task is None else {task.target: study.targets[task.target]}
+
+
+def models_of(order: Order) -> tuple[str, ...]:
+    """The models that an order has measured, beside its own those that nobody trained with it."""
+    found = [order.model]
+    if order.kind == "evaluate":
+        found += [f"{order.model}+head"] * (order.model in ("federated", POOLED))
+        found += ["constant", "site-mean", "site-linear"] * (order.model == "federated")
+    return tuple(found)
+
+
+def metrics_of(order: Order, target: Target, model: str) -> tuple[str, ...]:
+    """Every metric that may be told of one model and target; differences of the order's own."""
+    told = metrics.names(target)
+    if model != order.model:
+        return told
+    return (*told, *(f"{metrics.primary(target)}_minus_{rival}" for rival in order.against))
+
+
+def repeats_of(study: Study, order: Order) -> int:
+    """How often each number is measured."""
+    task = _task(study, order)
+    return task.repeats * (task.draws if order.k else 1) if task is not None else 1
+
+
+def bounds_of(target: Target, metric: str) -> tuple[float, float]:
+    """The least and the largest value of a metric, or of a difference of two models in it."""
+    name, _, rival = metric.partition("_minus_")
+    if name in _SHARES:
+        return (-1.0 if rival else _SHARES[name]), 1.0
+    return (-LARGEST if rival else 0.0), LARGEST
+
+
+def most_rows(study: Study, order: Order) -> int:
+    """Measurements in a full answer to `order`."""
+    if order.kind not in WITH_ROWS:
+        return 0
+    pairs = [
+        len(metrics_of(order, target, model))
+        for target in targets_of(study, order).values()
+        for model in models_of(order)
+    ]
+    return sum(pairs) * repeats_of(study, order)
+
+
+def longest_text(study: Study, order: Order) -> int:
+    """Bytes that the text of an answer to `order` may have; a row of ours has about 350."""
+    return _TEXT + _TEXT_OF_ROW * most_rows(study, order)
+
+
+def groups_of(study: Study, order: Order) -> frozenset[str]:
+    """Groups whose scans and people an answer may count, where no plan of arrays says it."""
+    if order.kind != "census":
+        return frozenset()
+    return frozenset((HELD, *(LABELS + name for name in study.targets)))
+
+
+def _task(study: Study, order: Order) -> FineTuning | None:
+    return next((task for task in study.finetuning if task.name == order.task), None)
