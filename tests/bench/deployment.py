@@ -49,7 +49,7 @@ def _run(channels: list[int], rounds: int) -> tuple[list[float], float, float]:
     folder = short_folder()
     try:
         write_hospitals(
-            folder / "sites", names=SITES, heldout=[], participants=12, spacing_mm=14.0, seed=3
+            folder / "sites", names=SITES, heldout=[], participants=24, spacing_mm=14.0, seed=3
         )
         study_file = folder / "study.toml"
         study_file.write_text(

@@ -109,7 +109,7 @@ def write_runs(folder: Path, name: str, role: str, people: int) -> None:
         "data": {"kind": "volumes", "root": "runs"},
         "secret": SECRET,
         "targets": {"state": {"column": "state"}},
-        "policy": {"minimum_support": 2},  # a sixth of 24 people validate
+        "policy": {"minimum_support": 2},  # four of 24 people validate
         "device": {"kind": "cpu", "threads": 1},
     }
     (home / "site.toml").write_text(tomli_w.dumps(site))
@@ -132,6 +132,7 @@ def test_the_guides_slice_network_trains_on_volumes_in_a_federation(
         "objective": {"name": "own-heads", "targets": ["state"]},
         "pretraining": {"rounds": 3, "batch_size": 16, "learning_rate": 0.02},
         "sites": {"train": ["oak", "maple"], "heldout": ["elder"]},
+        "splits": {"validation": 0.25},  # enough people for the sites to report on them
         "comparisons": {"single_site": False, "pooled": False},
         "evaluation": {"bootstrap": 100},
     }
@@ -415,7 +416,8 @@ def test_an_unseen_site_reports_nothing_through_heads_that_never_came(
             "objective.name": "toy-own-heads",
             "sites.heldout": ["omega"],
             "splits.validation": 0.5,  # enough people for the sites to report on them
-        }
+        },
+        participants=dict.fromkeys(("alpha", "beta", "gamma"), 80),
     )
     run = made.simulate()
     models = {row["model"] for row in rows_of(run.folder) if row["phase"] == "evaluate"}

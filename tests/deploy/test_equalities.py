@@ -149,7 +149,7 @@ def test_one_site_of_brains_is_its_own_training_bit_for_bit(brains):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(20, 20, 20), (12, 20, 31)], ids=["equal sites", "sites weighted by scans"]
+    "sizes", [(20, 20, 20), (22, 20, 41)], ids=["equal sites", "sites weighted by scans"]
 )
 @pytest.mark.parametrize("backbone", ["linear", "mlp"])
 def test_one_full_step_a_round_is_pooled_training(federation, backbone, sizes):
