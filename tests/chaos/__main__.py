@@ -18,7 +18,7 @@ from tests.chaos import hurts, sites
 from tests.chaos.deployment import deployment_kills
 from tests.chaos.trial import Ground, ground
 
-FULL = {"kills": 200, "large-files": 20, "disks": 24, "flips": 1000, "site-flips": 120,
+FULL = {"kills": 200, "large-files": 20, "disks": 24, "flips": 400, "site-flips": 120,
         "deployment": 20}  # fmt: skip
 
 

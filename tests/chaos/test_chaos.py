@@ -33,7 +33,7 @@ def chaos(*arguments: str, limit_s: float) -> str:
 
 def test_a_few_hurt_runs_end_in_the_same_bits_or_one_error():
     """Whatever happens to a machine at night costs time, or says what it is: never the result."""
-    said = chaos("--share", "0.01", "--quick", limit_s=280)
+    said = chaos("--share", "0.005", "--quick", limit_s=280)
     for what in ("kills", "large-files", "disks", "flips", "site-flips"):
         assert f"\n{what}: " in f"\n{said}"
     assert "0 faults" in said
