@@ -38,6 +38,7 @@ from common.protocol.signing import LONGEST_ORDER, Sealed
 
 STALL_S: Final = 30.0  # without a chunk of progress
 _MOST_CALLS: Final = 32  # each holds a thread; one courier needs one call, and health checks one
+_LONGEST_FRAME: Final = LONGEST_ASKING + 1024  # what is a little too long, we refuse ourselves
 _LONGEST_PATH: Final = 100  # bytes; the kernel takes 107, and gRPC cuts what is longer
 _ORDER: Final = "ORDER_MALFORMED"
 _parsing = threading.Lock()  # JSON takes 25 times its bytes while it is read: one at a time
@@ -75,6 +76,8 @@ class Asking:
 
     def __init__(self, frames: Iterator[bytes]) -> None:
         frame = next(frames, b"")
+        if len(frame) > LONGEST_ASKING:
+            raise Refusal(_ORDER, f"its header has {len(frame):,} bytes")
         with _parsing:
             fields = read_header(frame, _ORDER)
             self.sealed = Sealed(
@@ -151,7 +154,7 @@ def serve_link(
     server = grpc.server(
         ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="link"),
         options=[
-            ("grpc.max_receive_message_length", LONGEST_ASKING),  # unpacked, if it is packed
+            ("grpc.max_receive_message_length", _LONGEST_FRAME),  # unpacked, if it is packed
             ("grpc.so_reuseport", 0),  # a second agent must fail, not take every other order
             ("grpc.keepalive_time_ms", 20_000),  # finds a courier that is gone without a word
         ],

@@ -219,7 +219,7 @@ def test_a_header_longer_than_a_chunk_is_not_taken(tmp_path: Path) -> None:
 
     listener = serve_link(note, socket=tmp_path / "s")
     try:
-        long = header(text=" " * LONGEST_ASKING, signature="", arrays=[])
+        long = header(text=" " * 2 * LONGEST_ASKING, signature="", arrays=[])
         for packing in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             with (
                 grpc.insecure_channel(listener.address, compression=packing) as channel,
