@@ -109,7 +109,7 @@ def _enough_behind(order: Order, minimum: int, answer: Answer) -> None:
     if order.kind == "train" and answer.participants.get(SHARED, 0) < minimum:
         raise Refusal("COHORT_TOO_SMALL", f"{answer.participants.get(SHARED, 0)} people trained")
     needed = minimum * answer.reveals
-    for name in answer.arrays if answer.behind else ():
+    for name in answer.arrays if order.kind != "train" else ():
         behind = answer.behind.get(name, 0)
         if behind < needed:
             raise Refusal(

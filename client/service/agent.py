@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from client.answer import Answer, Measured
+from client.answer import Answer
 from client.authority.admission import check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
 from client.authority.differencing import FILE as CENSUSES
@@ -41,12 +41,11 @@ from client.site import Site
 from common.arrays import Arrays, norm_of_difference
 from common.errors import CallosumError, Refusal, StorageError
 from common.network.building import arrays_of, build, load_arrays, plan_of
-from common.network.plan import Plan, Rule
+from common.network.plan import Plan, rules_of
 from common.network.settling import constants
 from common.network.starting import taken
 from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
-from common.seams import SHARED
 from common.study import Study
 
 _log = getLogger("callosum.site")
@@ -84,9 +83,9 @@ class Agent:
             if earlier is None:
                 report, sent = self._worked(order, self._assembled(order, arrays))
             else:  # the policy may have become stricter since
-                report, sent = earlier
+                report, kept = earlier
                 received = self._assembled(order, arrays) if order.kind == "train" else {}
-                report = inspect(order, self.site.policy, report, _kept(report, sent), received)
+                report, sent = inspect(order, self.site.policy, report, kept, received), kept.arrays
             return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
@@ -97,10 +96,13 @@ class Agent:
                 _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}
 
-    def _earlier(self, order: Order) -> tuple[Report, Arrays] | None:
+    def _earlier(self, order: Order) -> tuple[Report, Answer] | None:
         """The answer that was kept, unless it is another than the one that may leave."""
         kept = self._cache(order).report(order)
-        if kept is not None and self.records is not None and self.records.contradict(order, *kept):
+        if kept is None or self.records is None:
+            return kept
+        report, answer = kept
+        if self.records.contradict(order, report, answer.arrays):
             _log.error("the report kept for order %s is not the one that the ledger knows; the "
                        "order is worked on again", order.id)  # fmt: skip
             return None
@@ -123,10 +125,10 @@ class Agent:
         )
         report = inspect(order, self.site.policy, report, answer, arrays)
         if order.kind != "train":
-            self._cache(order).keep(order, report, answer.arrays)
+            self._cache(order).keep(order, report, answer)
         elif self.keeps_training:
             moved = norm_of_difference(answer.arrays, arrays)
-            self._cache(order).keep(order, report, answer.arrays, moved)
+            self._cache(order).keep(order, report, answer, moved)
         return report, answer.arrays
 
     def _enter(self, order: Order, report: Report, sent: Arrays) -> Report:
@@ -215,7 +217,9 @@ class Agent:
         if trained is not None:
             check_follows(order, arrays, trained, self.site.policy)
         elif order.kind == "train" and self.keeps_training:
-            check_joined(self.study, order, arrays, self.site.policy)
+            check_joined(self.study, _network(self.study)[1], order, arrays, self.site.policy)
+        elif order.kind == "send":  # what was tuned from it would go back whole
+            raise Refusal("ORDER_MALFORMED", "this site never trained what it was tuned from")
 
     def _held(self, order: Order) -> tuple[str, ...]:
         """Which of the order's sets need not come again; what else is held is not told."""
@@ -302,7 +306,7 @@ class Agent:
             network, self.cohort, test, name, choose_device(self.site.device.kind)
         )
         maps = {"map": found}
-        return Answer(arrays=maps, expected=_rules(maps), behind={"map": people})
+        return Answer(arrays=maps, expected=rules_of(maps), behind={"map": people})
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""
@@ -342,29 +346,7 @@ class Agent:
             behind |= dict.fromkeys(arrays, people_among(self.cohort, fitted))
             outputs = max(outputs, target.outputs)
         # of each feature its mean, its spread and the weights
-        return Answer(arrays=sent, expected=_rules(sent), behind=behind, reveals=2 + outputs)
-
-
-def _kept(report: Report, sent: Arrays) -> Answer:
-    """An answer that was let out before, as far as its report tells who stands behind it."""
-    return Answer(
-        support=dict(report.support),
-        participants=dict(report.participants),
-        counts=dict(report.counts),
-        measured=tuple(Measured(row, row.n_participants) for row in report.measurements),
-        arrays=sent,
-        expected=_rules(sent),
-    )
-
-
-def _rules(arrays: Arrays) -> Plan:
-    """Rules that allow just these arrays."""
-    return {
-        name: Rule(
-            shape=array.shape, dtype=str(array.dtype), group=SHARED, role="statistic", kept=False
-        )
-        for name, array in arrays.items()
-    }
+        return Answer(arrays=sent, expected=rules_of(sent), behind=behind, reveals=2 + outputs)
 
 
 def code_of(error: Exception) -> str:

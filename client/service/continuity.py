@@ -19,9 +19,11 @@ from client.site import Policy
 from common.arrays import norm_of_difference
 from common.errors import Refusal
 from common.network.building import arrays_of, build
+from common.network.plan import Plan
 from common.network.settling import constants
 from common.network.starting import names_taken
 from common.protocol.orders import Order, digest_of
+from common.seams import FROZEN
 from common.seeding import seed_of
 from common.study import Study
 
@@ -48,6 +50,8 @@ def check_first(study: Study, arrays: Arrays) -> None:
 
 def check_follows(order: Order, arrays: Arrays, trained: Trained, policy: Policy) -> None:
     """Raise `Refusal` if arrays lie further from this site's last report than rounds lead."""
+    if order.base != trained.base:
+        raise Refusal("ORDER_MALFORMED", "arrays that nobody trains are others than before")
     since = max(1, order.round - trained.round)
     length = max(trained.moved, _SHORTEST * _norm(trained.arrays.values()))
     apart = norm_of_difference(trained.arrays, arrays)
@@ -59,10 +63,14 @@ def check_follows(order: Order, arrays: Arrays, trained: Trained, policy: Policy
         )
 
 
-def check_joined(study: Study, order: Order, arrays: Arrays, policy: Policy) -> None:
+def check_joined(study: Study, plan: Plan, order: Order, arrays: Arrays, policy: Policy) -> None:
     """The same for a site that comes in late: against the first arrays, round by round."""
     names, _ = _drawn(study)
-    apart = norm_of_difference({name: arrays[name] for name in names}, _draw(study))
+    drawn = _draw(study)
+    still = {name: arrays[name] for name in names if plan[name].group == FROZEN}
+    if norm_of_difference(still, drawn) > _ALIKE * _norm(drawn[name] for name in still):
+        raise Refusal("ORDER_MALFORMED", "arrays that nobody trains are not those of the seed")
+    apart = norm_of_difference({name: arrays[name] for name in names}, drawn)
     most = policy.largest_update_norm * (order.round - 1)
     if policy.largest_update_norm and not apart <= most:
         raise Refusal(

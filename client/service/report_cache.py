@@ -7,13 +7,16 @@ kept by round, because a round that is asked for again must start from the state
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 
+from client.answer import Answer, Measured
 from common.arrays import Arrays
 from common.errors import DamagedError, Refusal
+from common.network.plan import rules_of
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.wire import open_arrays, write_arrays
 
@@ -23,11 +26,15 @@ _ROUNDS_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What the site sent of one round, and how far that was from what it had been given."""
+    """What the site sent of one round, and what it had been given.
+
+    moved: how far the two are from each other; base: digest of the arrays that never move.
+    """
 
     round: int
     arrays: Arrays
     moved: float
+    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +43,37 @@ class ReportCache:
 
     folder: Path
 
-    def report(self, order: Order) -> tuple[Report, Arrays] | None:
-        """The report this site gave to exactly this order, if it did."""
+    def report(self, order: Order) -> tuple[Report, Answer] | None:
+        """The report this site gave to exactly this order, if it did, and who stands behind it."""
         path = self._report_path(order)
         if not path.exists():
             return None
         try:
             with open_arrays(path) as file:
-                report, arrays = read_report(file.text("report")), file.all()
-        except (DamagedError, Refusal) as error:
+                report = read_report(file.text("report"))
+                answer = _answer(report, file.all(), file.text("people"))
+        except (DamagedError, Refusal, ValueError, KeyError, TypeError) as error:
             _log.error("%s; the order is worked on again, to the same bits", error)
             return None
-        return (report, arrays) if report.order == order.id else None
+        return (report, answer) if report.order == order.id else None
 
-    def keep(self, order: Order, report: Report, arrays: Arrays, moved: float = 0.0) -> None:
+    def keep(self, order: Order, report: Report, answer: Answer, moved: float = 0.0) -> None:
         """Keep an answer, and let go of those from rounds that can no longer be asked again.
 
         `moved` is how far a training report's arrays are from those that came with the order.
         """
-        texts = {"report": report.model_dump_json(), "moved": repr(moved)}
-        write_arrays(self._report_path(order), arrays, texts)
+        people = {
+            "behind": answer.behind,
+            "reveals": answer.reveals,
+            "measured": [one.people for one in answer.measured],
+        }
+        texts = {
+            "report": report.model_dump_json(),
+            "people": json.dumps(people),
+            "moved": repr(moved),
+            "base": order.base,
+        }
+        write_arrays(self._report_path(order), answer.arrays, texts)
         self._forget(order, "report")
 
     def trained(self, model: str, before: int = 10_001) -> Trained | None:
@@ -64,7 +82,8 @@ class ReportCache:
         for path in reversed(rounds):
             try:
                 with open_arrays(path) as file:
-                    return Trained(_round_of(path), file.all(), float(file.text("moved")))
+                    moved, base = float(file.text("moved")), file.text("base")
+                    return Trained(_round_of(path), file.all(), moved, base)
             except (DamagedError, ValueError):
                 continue  # damaged: the round before tells as well
         return None
@@ -118,3 +137,19 @@ class ReportCache:
 def _round_of(path: Path) -> int:
     found = re.search(r"-(\d+)\.safetensors$", path.name)
     return int(found.group(1)) if found else 0
+
+
+def _answer(report: Report, arrays: Arrays, people: str) -> Answer:
+    """What was let out before, with who stands behind each number of it."""
+    told = json.loads(people)
+    rows = zip(report.measurements, told["measured"], strict=True)
+    return Answer(
+        support=dict(report.support),
+        participants=dict(report.participants),
+        counts=dict(report.counts),
+        measured=tuple(Measured(row, int(n)) for row, n in rows),
+        arrays=arrays,
+        expected=rules_of(arrays),
+        behind={str(name): int(n) for name, n in told["behind"].items()},
+        reveals=int(told["reveals"]),
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from common.seams import FROZEN, SITE
+from common.seams import FROZEN, SHARED, SITE
 
 Role = Literal["parameter", "statistic"]
 
@@ -43,3 +45,13 @@ class Rule:
 
 
 Plan = dict[str, Rule]
+
+
+def rules_of(arrays: Mapping[str, NDArray[Any]]) -> Plan:
+    """Rules that allow just these arrays."""
+    return {
+        name: Rule(
+            shape=array.shape, dtype=str(array.dtype), group=SHARED, role="statistic", kept=False
+        )
+        for name, array in arrays.items()
+    }

@@ -284,6 +284,26 @@ def test_arrays_of_a_coordinators_own_making_are_not_trained(site: Any) -> None:
     assert tuned[0].refusal == "ORDER_MALFORMED"
 
 
+def test_arrays_that_nobody_trains_stay_what_they_were(site: Any) -> None:
+    """An imprint layer may as well lie in a frozen base, or in the constants of a standardiser."""
+    asked = site("alpha")
+    given = asked.drawn
+    report, sent = asked("train", given, round=1)
+    assert not report.refusal
+    moved = {**given, **sent, "backbone.standardise.mean": np.full(4, 1e3, np.float32)}
+    assert asked("train", moved, round=2)[0].refusal == "ORDER_MALFORMED"
+
+
+def test_what_was_kept_is_held_against_the_policy_of_today(site: Any) -> None:
+    """A site that asks for more people behind each number means yesterday's answers as well."""
+    asked = site("alpha", {"splits": {"validation": 0.0, "test": 0.0}}, participants={"alpha": 20})
+    assert not asked("settle", constants_of(asked))[0].refusal
+    policy = asked.agent.site.policy.model_copy(update={"minimum_support": 11})
+    stricter = replace(asked.agent, site=asked.agent.site.model_copy(update={"policy": policy}))
+    report, sent = Asked(stricter)("settle", constants_of(asked))
+    assert (report.refusal, sent) == ("COHORT_TOO_SMALL", {})
+
+
 def test_limits_are_set_before_anybody_thinks_of_them() -> None:
     """A default of no limit is nobody's decision."""
     policy = Policy()
