@@ -9,13 +9,16 @@ OUT ?= demo
 FUZZ ?= --count 1000000
 CHAOS ?=
 
-.PHONY: demo test slow check bench fuzz chaos format clean federation loading averaging sites wire deployment
+.PHONY: demo test whole slow check bench fuzz chaos format clean federation loading averaging sites wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
 
 test: $(READY)
 	$(BIN)/pytest -q -n 3 --dist loadfile
+
+whole: $(READY)
+	$(BIN)/pytest -q -n 3 --dist loadfile -m 'whole and not slow and not gpu'
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow

@@ -56,8 +56,8 @@ def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> 
     is the mean over sites: samples of two sites are never ranked against each other. A correlation
     cannot be put together so.
 
-    >>> together("mae", [4.0, 6.0], [10, 30]), together("rmse", [3.0, 4.0], [1, 1]) ** 2
-    (5.5, 12.5)
+    >>> together("mae", [4.0, 6.0], [10, 30]), together("rmse", [1.0, 7.0], [1, 1])
+    (5.5, 5.0)
     """
     if metric == "r" or not sum(weights):
         return None

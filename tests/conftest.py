@@ -7,6 +7,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from logging import NOTSET, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,28 @@ def write_federation(
     return made
 
 
+# files that stand whole federations, real processes or thousands of files up: `make whole`
+WHOLE = """
+    attacks/test_askings attacks/test_books attacks/test_files attacks/test_local_files
+    attacks/test_reports attacks/test_sizes_at_the_coordinator attacks/test_text
+    chaos/test_chaos client/data/readers/test_t1w client/data/test_prepare
+    client/learning/test_optimisers client/link/test_link client/service/test_agent
+    client/service/test_kill common/protocol/test_wire common/test_seams
+    deploy/hospitals/test_dataset deploy/hub/test_bundle deploy/hub/test_nginx
+    deploy/hub/test_prometheus deploy/kits/test_provision deploy/test_commands
+    deploy/test_deployment deploy/test_deployment_files deploy/test_equalities deploy/test_kill
+    deploy/test_refusals deploy/test_systemd plugins/test_chain plugins/test_prototypes
+    server/federation/test_exchange server/federation/test_rounds server/report/test_page
+""".split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that mostly wait for real processes go first, so that no worker waits alone at the end."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests):
+            if item.path.relative_to(tests).with_suffix("").as_posix() in WHOLE:
+                item.add_marker(pytest.mark.whole)
     items.sort(key=lambda item: item.path.name not in ("test_deployment.py", "test_kill.py"))
 
 
@@ -239,6 +260,15 @@ def brains(hospitals: Path, tmp_path: Path) -> Callable[..., Federation]:
         return Federation(tmp_path, BRAINS, dict(changes or {}))
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that an earlier test began keeps the log of its site to itself."""
+    for name in ("callosum", "callosum.site", "callosum.server"):
+        monkeypatch.setattr(getLogger(name), "propagate", True)
+        monkeypatch.setattr(getLogger(name), "disabled", False)
+        getLogger(name).setLevel(NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ class ReportCache:
             with open_arrays(path) as file:
                 report = read_report(file.text("report"))
                 answer = _answer(report, file.all(), file.text("people"))
-        except (DamagedError, Refusal, ValueError, KeyError, TypeError) as error:
+        except (DamagedError, Refusal, ValueError, KeyError, TypeError, AttributeError) as error:
             _log.error("%s; the order is worked on again, to the same bits", error)
             return None
         return (report, answer) if report.order == order.id else None

@@ -24,6 +24,7 @@ from client.authority import books as site_books
 from client.authority.ledger import read_ledger
 from client.doctor import readiness
 from client.link.caller import ask, unix_address
+from client.site import Policy
 from common.network.building import build, plan_of
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Report
@@ -441,7 +442,7 @@ def test_runs_that_overtake_each_other_at_one_site_stop_nobody(alpha, hub):
     for run, order, report in reversed(list(zip(runs, orders, reports, strict=True))):
         run.take(order, report)
     under_way = order_for(hub.study, "train", initial(hub.study), run="c" * 64)
-    there.daemon._records.spend(under_way, "tiny", 0)  # paid for, and not answered yet
+    there.daemon._records.spend(under_way, "tiny", Policy())  # paid for, and not answered yet
     hub.train(1)
     assert alpha.exposures == 4
     receipts = [books.receipt for books in hub.books.page("alpha").seen]

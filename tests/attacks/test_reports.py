@@ -317,7 +317,7 @@ def judged(module_federation):
             "name": "dementia", "target": "diagnosis", "methods": ["pretrained/full"],
             "epochs": 1, "learning_rates": [0.01], "repeats": 2,
         }],
-    }, participants={"gamma": 120})  # fmt: skip
+    }, participants={"gamma": 240})  # fmt: skip
 
 
 def tampering(kind: str, site: str, change: Change) -> Tamper:
@@ -343,12 +343,7 @@ def twice(report: dict[str, Any], _: dict[str, Array]) -> None:
     report["measurements"].append({**report["measurements"][0], "value": 3.0})
 
 
-def without_rows(report: dict[str, Any], _: dict[str, Array]) -> None:
-    report["measurements"].clear()
-
-
 ROWS: dict[str, Change] = {
-    "counts without rows": without_rows,
     "two bins of 1.7e308": counts(evaluation__sex=bins(HUGE, HUGE)),
     "n = 2**53": counts(evaluation__age=[2.0**53, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
     "the same row twice": twice,

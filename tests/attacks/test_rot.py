@@ -20,6 +20,7 @@ from common.errors import CallosumError, DamagedError
 from common.network.building import arrays_of, build, plan_of
 from common.protocol.orders import Order, digest_of
 from common.protocol.wire import open_arrays, spool
+from common.seeding import seed_of
 from server.run import read_run
 
 
@@ -144,7 +145,7 @@ def alpha(federation: Any) -> Iterator[tuple[Agent, Order, Any]]:
     """An agent with records, and an order to train."""
     made = federation({"sites": {"train": ["alpha"]}, "objective.targets": ["age"]})
     agent = made.agent("alpha")
-    network = build(agent.study, seed=3)
+    network = build(agent.study, seed=seed_of(agent.study.seed, "initial"))
     arrays, plan = arrays_of(network), plan_of(network, agent.study.aggregation.normalisation)
     moving = {name: array for name, array in arrays.items() if plan[name].travels}
     order = Order(

@@ -178,11 +178,13 @@ def poisoned(run: Any, text: str) -> None:
     """Let a run's records say `text` wherever a site or a study may have written it."""
     import json
 
+    from server.run import write_sealed
+
     path = next(run.folder.glob("rounds/*/record.json"))
-    record = json.loads(path.read_text())
+    [record] = run.federated.records()
     record["loss"] = {text: 1.0}
     record["refused"] = {text: text}
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     (run.folder / "state.json").write_text(
         json.dumps({"state": "failed", "error": text, "since": 1})
     )

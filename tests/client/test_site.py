@@ -130,7 +130,7 @@ def test_limits_and_hours_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert (plain.largest_update_norm, plain.largest_drift) == (1000.0, 30.0)
     text = TEXT + (
         "most_exposures = 40\nlargest_report_mb = 12.5\nlargest_update_norm = 3.0\n"
-        "most_judgements = 1\nlargest_step = 0.0\n"
+        "most_judgements = 1\nlargest_drift = 0.0\n"
         'hours = ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]\n'
     )
     policy = load(tmp_path, text).policy

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from client.answer import Answer
 from client.authority import approvals, receipts
 from client.authority.ledger import Ledger, read_ledger
 from client.authority.receipts import Receipts, read_receipts, verify
@@ -69,7 +70,7 @@ def _kinds(here: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         TunedModels(here / "runs/a"),
         ArrayStore(here),
     )
-    cache.keep(ORDER, report, ARRAYS)
+    cache.keep(ORDER, report, Answer(arrays=ARRAYS))
     cache.keep_own(ORDER, ARRAYS)
     cell = Cell(learning_rate=0.1, weight_decay=0.0, history=(Passage(epoch=1, loss=0.5),))
     models.keep(
@@ -102,6 +103,14 @@ def _files() -> dict[str, tuple[Path, bytes, Callable[[Path], object]]]:
     return {name: (path, path.read_bytes(), read) for name, (path, read) in kinds.items()}
 
 
+def _grown_text(random: Random, text: str) -> str:
+    """Another text in its place, as JSON where it was that."""
+    try:
+        return json.dumps(grown(random, json.loads(text)))
+    except ValueError:
+        return str(grown(random, text))
+
+
 def arrays(random: Random) -> tuple[str, bytes]:
     """A file that rots, or one whose header lies under a digest that fits."""
     name = random.choice(list(_files()))
@@ -117,9 +126,9 @@ def arrays(random: Random) -> tuple[str, bytes]:
     elif which == 1:
         told = grown(random, told)
     else:
-        [key] = list(told["texts"]) or [""]
+        key = random.choice(sorted(told["texts"]) or [""])
         if key:
-            told["texts"][key] = json.dumps(grown(random, json.loads(told["texts"][key])))
+            told["texts"][key] = _grown_text(random, told["texts"][key])
     if isinstance(header, dict) and isinstance(header.get("__metadata__"), dict):
         rest = {k: v for k, v in told.items() if k != "sha256"} if isinstance(told, dict) else told
         text = json.dumps({"sha256": "0" * 64, **rest} if isinstance(rest, dict) else rest,

@@ -16,10 +16,10 @@ import tomli_w
 
 from client.authority.approvals import approve
 from client.site import load_site
-from common.errors import LineageError, SettingError
+from common.errors import DamagedError, LineageError, SettingError
 from common.network.starting import taken
 from common.protocol.orders import digest_of
-from common.protocol.wire import Stored
+from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.study import load_study
 from deploy.local import simulate
 from server.federation.initial import start_table
@@ -159,7 +159,14 @@ def test_a_changed_checkpoint_is_not_the_studys(
     """Sites approved a digest; another file under the old name is another start."""
     file = chain("scans", clips)
     content = bytearray(clips.read_bytes())
+    begin = tmp_path / "begin.safetensors"
+    begin.write_bytes(content)
     content[8 + int.from_bytes(content[:8], "little") + 3] ^= 1  # in the first array
     clips.write_bytes(content)
+    with pytest.raises(DamagedError, match="no longer what was written"):
+        simulate(file, tmp_path / "sites", tmp_path / "scans")
+    with open_arrays(begin) as whole:
+        texts = {"checkpoint": whole.text("checkpoint")}
+        write_arrays(clips, {name: 2 * array for name, array in whole.all().items()}, texts)
     with pytest.raises(SettingError, match="start.arrays is .* but the arrays in"):
         simulate(file, tmp_path / "sites", tmp_path / "scans")

@@ -41,7 +41,7 @@ def undisturbed_and_killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        output, errors = child.communicate(timeout=280)
+        output, errors = child.communicate(timeout=840)
     except BaseException:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()

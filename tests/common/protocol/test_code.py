@@ -216,6 +216,7 @@ print(json.dumps({name: list(code.files_behind(["server." + name])) for name in 
         "server/one.py",
         "common/runtime/__init__.py",
         "common/runtime/durable.py",
+        "common/runtime/private_folder.py",
     }
     assert "common/kinds/t1w.py" in seen["two"]
     assert "common/kinds/__init__.py" in seen["two"]
