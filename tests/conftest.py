@@ -173,9 +173,10 @@ def write_federation(
 # files that stand whole federations, real processes or thousands of files up: `make whole`
 WHOLE = """
     attacks/test_askings attacks/test_books attacks/test_files attacks/test_local_files
-    attacks/test_reports attacks/test_sizes_at_the_coordinator attacks/test_text
+    attacks/test_reports attacks/test_rot attacks/test_sizes_at_the_coordinator attacks/test_text
     chaos/test_chaos client/data/readers/test_t1w client/data/test_prepare
-    client/learning/test_optimisers client/link/test_link client/service/test_agent
+    client/learning/test_evaluation client/learning/test_hooks client/learning/test_optimisers
+    client/learning/test_training client/link/test_link client/service/test_agent
     client/service/test_kill common/protocol/test_wire common/test_seams
     deploy/hospitals/test_dataset deploy/hub/test_bundle deploy/hub/test_nginx
     deploy/hub/test_prometheus deploy/kits/test_provision deploy/test_commands

@@ -68,7 +68,7 @@ def check_joined(study: Study, plan: Plan, order: Order, arrays: Arrays, policy:
     names, _ = _drawn(study)
     drawn = _draw(study)
     still = {name: arrays[name] for name in names if plan[name].group == FROZEN}
-    if norm_of_difference(still, drawn) > _ALIKE * _norm(drawn[name] for name in still):
+    if not norm_of_difference(still, drawn) <= _ALIKE * _norm(drawn[name] for name in still):
         raise Refusal("ORDER_MALFORMED", "arrays that nobody trains are not those of the seed")
     apart = norm_of_difference({name: arrays[name] for name in names}, drawn)
     most = policy.largest_update_norm * (order.round - 1)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.answer import Answer
 from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache, Trained
 from client.site import Policy
 from common.errors import Refusal
-from common.network.building import arrays_of, build
+from common.network.building import arrays_of, build, plan_of
 from common.network.settling import constants
 from common.protocol.orders import Order, Report, digest_of
 from common.seeding import seed_of
@@ -95,7 +96,7 @@ def round_of(number: int) -> Order:
 
 
 def sent(moved: float = 1.0, number: int = 1) -> Trained:
-    return Trained(number, {"a": np.ones(4, np.float32), "b": np.zeros(2, np.float32)}, moved)
+    return Trained(number, {"a": np.ones(4, np.float32), "b": np.zeros(2, np.float32)}, moved, "")
 
 
 @pytest.mark.parametrize("since", [1, 2, 5])
@@ -135,16 +136,22 @@ def test_the_sites_own_number_decides_how_far():
     assert not refused(check_follows, round_of(2), far, trained, trusting)
 
 
+def test_arrays_that_nobody_trains_are_those_of_the_round_before() -> None:
+    """They never leave a site, so nothing else would show that others were sent instead."""
+    order = round_of(2).model_copy(update={"base": "1" * 64})
+    assert refused(check_follows, order, sent().arrays, sent(), POLICY)
+
+
 def test_a_site_that_comes_late_measures_from_the_first_arrays(study, drawn):
     """It has no report of its own; the largest update of any round is all that it can say."""
     policy = Policy(largest_update_norm=2.0)
-    name = "heads.age.bias"
+    name, plan = "heads.age.bias", plan_of(build(study, seed=0), "average")
     for number, by, wrong in ((2, 1.9, False), (2, 2.1, True), (4, 5.9, False), (4, 6.1, True)):
         arrays = away(drawn, name, by)
-        assert refused(check_joined, study, round_of(number), arrays, policy) == wrong
-    assert refused(check_joined, study, round_of(2), away(drawn, name, np.nan), policy)
+        assert refused(check_joined, study, plan, round_of(number), arrays, policy) == wrong
+    assert refused(check_joined, study, plan, round_of(2), away(drawn, name, np.nan), policy)
     unlimited = Policy(largest_update_norm=0.0)
-    assert not refused(check_joined, study, round_of(2), away(drawn, name, 1e6), unlimited)
+    assert not refused(check_joined, study, plan, round_of(2), away(drawn, name, 1e6), unlimited)
 
 
 # What is kept to measure by.
@@ -152,7 +159,9 @@ def test_a_site_that_comes_late_measures_from_the_first_arrays(study, drawn):
 
 def kept(cache: ReportCache, number: int, moved: float) -> None:
     report = Report(order=HEX, site="alpha", kind="train", round=number)
-    cache.keep(round_of(number), report, {"a": np.full(3, number, np.float32)}, moved)
+    cache.keep(
+        round_of(number), report, Answer(arrays={"a": np.full(3, number, np.float32)}), moved
+    )
 
 
 def test_the_last_report_before_a_round_is_what_is_measured_by(tmp_path):
