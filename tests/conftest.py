@@ -171,28 +171,29 @@ def write_federation(
 
 
 # files that stand whole federations, real processes or thousands of files up: `make whole`
-WHOLE = """
-    attacks/test_askings attacks/test_books attacks/test_files attacks/test_local_files
-    attacks/test_reports attacks/test_rot attacks/test_sizes_at_the_coordinator attacks/test_text
-    chaos/test_chaos client/data/readers/test_t1w client/data/test_prepare
-    client/learning/test_evaluation client/learning/test_hooks client/learning/test_optimisers
-    client/learning/test_training client/link/test_link client/service/test_agent
-    client/service/test_kill common/protocol/test_wire common/test_seams
-    deploy/hospitals/test_dataset deploy/hub/test_bundle deploy/hub/test_nginx
-    deploy/hub/test_prometheus deploy/kits/test_provision deploy/test_commands
-    deploy/test_deployment deploy/test_deployment_files deploy/test_equalities deploy/test_kill
-    deploy/test_refusals deploy/test_systemd plugins/test_chain plugins/test_prototypes
-    server/federation/test_exchange server/federation/test_rounds server/report/test_page
-""".split()
+WHOLE = (
+    "attacks/test_askings", "attacks/test_books", "attacks/test_files",
+    "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
+    "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
+    "client/data/readers/test_t1w", "client/data/test_prepare", "client/learning/test_evaluation",
+    "client/learning/test_hooks", "client/learning/test_optimisers",
+    "client/learning/test_training", "client/link/test_link", "client/service/test_agent",
+    "client/service/test_kill", "common/protocol/test_wire", "common/test_seams",
+    "deploy/hospitals/test_dataset", "deploy/hub/test_bundle", "deploy/hub/test_nginx",
+    "deploy/hub/test_prometheus", "deploy/kits/test_provision", "deploy/test_commands",
+    "deploy/test_deployment", "deploy/test_deployment_files", "deploy/test_equalities",
+    "deploy/test_kill", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",
+    "plugins/test_prototypes", "server/federation/test_exchange", "server/federation/test_rounds",
+    "server/report/test_page",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that mostly wait for real processes go first, so that no worker waits alone at the end."""
-    tests = Path(__file__).parent
+    whole = {Path(__file__).parent / name for name in WHOLE}
     for item in items:
-        if item.path.is_relative_to(tests):
-            if item.path.relative_to(tests).with_suffix("").as_posix() in WHOLE:
-                item.add_marker(pytest.mark.whole)
+        if item.path.with_suffix("") in whole:
+            item.add_marker(pytest.mark.whole)
     items.sort(key=lambda item: item.path.name not in ("test_deployment.py", "test_kill.py"))
 
 
