@@ -307,8 +307,8 @@ _SITE_FILE_END: Final = """\
 # kind = "auto"  # or "cpu", "cuda"
 # threads = 0    # 0 takes the machine's cores
 
-# [policy]
+[policy]
+minimum_support = 4   # fewest participants behind any number that leaves; for real people 10
 # minimum_cohort = 10   # fewest usable participants to take part at all
-# minimum_support = 10  # fewest participants behind any number that leaves
 # orders = ["census", "train", "finetune", "evaluate"]
 """

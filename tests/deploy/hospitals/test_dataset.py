@@ -216,7 +216,7 @@ def test_a_killed_write_resumes_to_the_same_files(written: Path, tmp_path: Path)
 def test_a_complete_hospital_is_left_as_it_is(tmp_path: Path) -> None:
     """A hospital may edit its site file and keep its own state beside it."""
     [file] = write(tmp_path, names=["alpha"], heldout=[])
-    file.write_text(file.read_text() + "\n[policy]\nminimum_cohort = 5\n")
+    file.write_text(file.read_text() + "\nminimum_cohort = 5\n")
     (tmp_path / "alpha/.callosum").mkdir()
     (tmp_path / "alpha/.callosum/ledger").write_text("mine")
     before = digests(tmp_path)
