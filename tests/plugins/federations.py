@@ -152,6 +152,7 @@ PROTOTYPES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
             },
             "backbone": {"name": "proto-rows"},
             "objective": {"name": "proto-tokens", "targets": ["age", "task"]},
+            "splits": {"salt": "rows-0"},  # both sexes in every split of both sites
             **task("sex", "pretrained/full", "pretrained/tokens", "pretrained/frozen", "linear"),
         },
     ),
