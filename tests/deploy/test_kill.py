@@ -76,10 +76,11 @@ def complete(federation, everything):
     return federation(everything, participants=dict.fromkeys(["alpha", "beta", "gamma"], 40))
 
 
+@pytest.mark.timeout(900)
 def test_kill_in_every_phase_changes_no_bit(complete, tmp_path_factory):
     """A power cut costs time, never the result: one kill in each phase."""
     work = tmp_path_factory.mktemp("killed") / "work"
-    found = killed_run(complete, work, list(PHASES.values()), 160)
+    found = killed_run(complete, work, list(PHASES.values()), 840)
     assert found["faults"] == []
     assert found["kills"] == len(PHASES)
     assert sorted(found["digests"]) == [

@@ -18,6 +18,7 @@ from tests.plugins.federations import PROTOTYPES, SHARED, write
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent
+pytestmark = pytest.mark.timeout(900)  # eight federations, each twice, before the first test
 NEEDS_DATA = ("DeepLight on real BOLD",)
 # killed where a site has trained and nobody has heard of it, and where a task is being learnt
 PLACES = (
