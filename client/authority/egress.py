@@ -106,8 +106,11 @@ def _not_too_long(
 
 def _enough_behind(order: Order, minimum: int, answer: Answer) -> None:
     """Raise `Refusal` unless far more people stand behind arrays than these could tell apart."""
-    if order.kind == "train" and answer.participants.get(SHARED, 0) < minimum:
-        raise Refusal("COHORT_TOO_SMALL", f"{answer.participants.get(SHARED, 0)} people trained")
+    groups = {SHARED, *answer.support} if order.kind == "train" else set()
+    for group in sorted(groups):  # a head that nobody here labels has not moved
+        people = answer.participants.get(group, 0)
+        if people < minimum and (group == SHARED or people):
+            raise Refusal("COHORT_TOO_SMALL", f"{people} people trained {group}")
     needed = minimum * answer.reveals
     for name in answer.arrays if order.kind != "train" else ():
         behind = answer.behind.get(name, 0)
