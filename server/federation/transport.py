@@ -50,6 +50,9 @@ from common.protocol.bounded_json import told
 
 _log = getLogger("callosum.server")
 _LONGEST_HEADER: Final = 10 + 0xFFFF
+_MOST_AXES: Final = 32
+_MOST_CHUNKS: Final = 1 << 16  # equal ones are stored once and named often
+_LARGEST: Final = 1 << 48  # of an axis
 _WINDOW: Final = 3  # objects of 5 MiB under way
 _SHORTEST_REST_S: Final = 0.2  # a site still sends what we would fetch
 _LONGEST_REST_S: Final = 2.0
@@ -255,17 +258,28 @@ def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
 def _array(content: bytes, chunks: list[str], fetch: Callable[[str], bytes]) -> Array:
     """An array whose bytes are put in their place as they come; as `bytes` they would be twice."""
     about = json.loads(get_object_body(content, Array))
-    shape = tuple(about["shape"])
+    shape = _whole(about["shape"], _MOST_AXES)
+    numbers = _whole(about["arraychunk_ids"], _MOST_CHUNKS)
+    if not (isinstance(about["dtype"], str) and isinstance(about["stype"], str)):
+        raise TypeError("an array's type is no word")
     most = _LONGEST_HEADER + math.prod(shape) * np.dtype(about["dtype"]).itemsize
     data = bytearray()
-    names = [chunks[number] for number in about["arraychunk_ids"]]
-    for chunk in _windowed(fetch, names):
+    for chunk in _windowed(fetch, [chunks[number] for number in numbers]):
         data += memoryview(chunk)[chunk.index(b"\0") + 1 :]
         if len(data) > most:
             raise ValueError(f"an array of shape {shape} has more than {most} bytes")
     array = Array(about["dtype"], shape, about["stype"], b"")
     array.data = data  # type: ignore[assignment]
     return array
+
+
+def _whole(found: object, most: int) -> tuple[int, ...]:
+    """A short list of counts; a word among them would be repeated as often as the others say."""
+    if not isinstance(found, list) or len(found) > most:
+        raise TypeError(f"no list of at most {most} numbers")
+    if not all(type(number) is int and 0 <= number < _LARGEST for number in found):
+        raise TypeError("a list of an array's numbers holds something else")
+    return tuple(found)
 
 
 def _windowed(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:

@@ -648,3 +648,21 @@ def test_a_few_bytes_do_not_become_gigabytes(grid: HttpGrid, runtime: Runtime) -
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[2] * 30 + ["nan"], [2] * 31 + [[7]], [10**4000] * 200, [-1], [True], {"2": 2}, "22"],
+    ids=["a word", "a list", "digits", "less than none", "yes", "a table", "two words"],
+)
+def test_a_shape_is_a_few_whole_numbers(grid: HttpGrid, runtime: Runtime, shape: object) -> None:
+    """Two to the power of thirty times "nan" are 3 GB of text."""
+    one, two = asked(grid)
+    reply = Message(message_of({"a": np.zeros(3)}).content, reply_to=one)
+    forged(runtime, one, Forged(reply, {"Array": said(shape=shape)}), reply)
+    tracemalloc.start()
+    try:
+        assert_harmless(grid, runtime, one, two)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
