@@ -17,6 +17,7 @@ from common.errors import SettingError
 from common.printable import is_printable, printable
 
 _LARGEST_FILE = 4 << 20  # bytes; a study with a million feature names is a mistake, not a study
+_MOST_VALUES = 300_000  # of all tables and lists together
 _MOST_ENTRIES = 200_000  # of one list; a connectome of 600 regions has 179,700 edges
 _MOST_FAULTS = 20  # that are told at once
 _DEEPEST = 64  # parts of one dotted key; tomllib takes time by their square
@@ -80,19 +81,25 @@ def _unshowable(value: object, at: str) -> Iterator[tuple[str, str]]:
 
     What a person approves must be what she sees.
     """
-    if isinstance(value, str) and not is_printable(value):
-        hidden = next(one for one in value if not is_printable(one))
-        yield at, f'holds "{printable(hidden)}", a character that is not shown; take it out'
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            place = f"{at}.{key}" if at else str(key)
-            yield from _unshowable(str(key), printable(place))
-            yield from _unshowable(item, place)
-    elif isinstance(value, list | tuple):
-        if len(value) > _MOST_ENTRIES:
-            yield at, f"lists {len(value):,} things; at most {_MOST_ENTRIES:,} are read"
-        for number, item in enumerate(value):
-            yield from _unshowable(item, f"{at}.{number}")
+    seen = 0
+    waiting: list[tuple[str, object]] = [(at, value)]
+    while waiting:
+        place, found = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            yield at or "the file", f"holds over {_MOST_VALUES:,} values; fewer are read"
+            return
+        if isinstance(found, str) and not is_printable(found):
+            hidden = next(one for one in found if not is_printable(one))
+            yield place, f'holds "{printable(hidden)}", a character that is not shown; take it out'
+        elif isinstance(found, dict):
+            for key, item in reversed(found.items()):
+                below = f"{place}.{key}" if place else str(key)
+                waiting += [(below, item), (printable(below), str(key))]
+        elif isinstance(found, list | tuple):
+            if len(found) > _MOST_ENTRIES:
+                yield place, f"lists {len(found):,} things; at most {_MOST_ENTRIES:,} are read"
+            waiting += [(f"{place}.{n}", item) for n, item in reversed(list(enumerate(found)))]
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:

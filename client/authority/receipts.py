@@ -32,6 +32,7 @@ from common.runtime.durable import storage_checked, sync_folder, write_atomicall
 
 _log = getLogger("callosum.site")
 _TAIL: Final = len(', "hash": ""}') + 64
+_MOST_PARTS: Final = 300_000  # lists and tables in a line: three for an array, one for a number
 
 
 class Receipts:
@@ -264,6 +265,8 @@ def _sealed(entry: Mapping[str, Any]) -> tuple[bytes, Head]:
 
 def _parsed(line: bytes) -> _Entry | None:
     line = line.rstrip(b"\n")
+    if line.count(b"[") + line.count(b"{") > _MOST_PARTS:
+        return None
     try:
         content = json.loads(line)
         number, previous, found = content["number"], content["previous"], content["hash"]

@@ -16,15 +16,18 @@ import nibabel
 import numpy as np
 import pytest
 
+from client.authority.ledger import NOTHING
+from client.authority.receipts import verify
 from client.data.labels import read_labels
 from client.data.reader import MOST_FINDINGS, Finding, Findings
 from client.data.readers.features import FeaturesReader
 from client.data.readers.nifti import read_header, read_voxels
 from client.data.tables import Row, open_table
 from client.site import Column
-from common.errors import DataError, ScanError
+from common.errors import DataError, ScanError, SettingError
 from common.kinds.features import Features
 from common.sections import Target
+from common.study import read_resolved
 
 ROOT = Path(__file__).parents[2]
 STUDY = Features.Study(kind="features", columns=("a",))
@@ -245,3 +248,17 @@ def test_a_row_is_the_mapping_that_it_was(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(first)) == first
     assert first.get("a", "none") == "none"
     assert re.fullmatch(r"\w+", first["id"])
+
+
+def test_a_file_of_many_small_things_is_not_gone_through(tmp_path: Path) -> None:
+    """Lists of lists in a few MB kept a site busy for half a minute before it said no."""
+    nested: object = 1
+    for _ in range(3):
+        nested = [nested] * 120
+    began = time.process_time()
+    with pytest.raises(SettingError, match=r"holds over 300,000 values"):
+        read_resolved({"name": "tiny", "backbone": nested}, tmp_path / "study.json")
+    entry = {"number": 1, "previous": "0" * 64, "hash": "0" * 64, "numbers": [[]] * 10**6}
+    (tmp_path / "2026-01.jsonl").write_text(json.dumps(entry) + "\n")
+    assert "no receipt" in verify(tmp_path, lambda: NOTHING).faults[0].what
+    assert time.process_time() - began < 2
