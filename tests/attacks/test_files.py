@@ -257,7 +257,7 @@ def test_a_file_of_many_small_things_is_not_gone_through(tmp_path: Path) -> None
         nested = [nested] * 120
     began = time.process_time()
     with pytest.raises(SettingError, match=r"holds over 300,000 values"):
-        read_resolved({"name": "tiny", "backbone": nested}, tmp_path / "study.json")
+        read_resolved({"name": "tiny", "backbone": {"name": nested}}, tmp_path / "study.json")
     entry = {"number": 1, "previous": "0" * 64, "hash": "0" * 64, "numbers": [[]] * 10**6}
     (tmp_path / "2026-01.jsonl").write_text(json.dumps(entry) + "\n")
     assert "no receipt" in verify(tmp_path, lambda: NOTHING).faults[0].what
