@@ -30,6 +30,7 @@ from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network.buildable import check_buildable
+from common.protocol.bounded_json import parsed
 from common.protocol.wire import array_record, pack_report, unpack_order
 from common.sections import RESERVED
 from common.study import Study, load_study, with_plugins
@@ -313,7 +314,7 @@ def _is_synthetic(site: Site) -> bool:
     root = getattr(site.data, "root", None)
     try:
         text = (site.root / str(root) / "dataset_description.json").read_text()
-        made_by = [entry.get("Name") for entry in json.loads(text).get("GeneratedBy", [])]
+        made_by = [entry.get("Name") for entry in parsed(text).get("GeneratedBy", [])]
     except (OSError, ValueError, AttributeError):
         return False
     return "callosum hospitals" in made_by

@@ -7,7 +7,6 @@ books, both empty where sites and coordinator are one process.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from logging import FileHandler, Formatter, LogRecord, getLogger
 from pathlib import Path
@@ -17,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import CallosumError, RunBusyError, StorageError
+from common.protocol.bounded_json import parsed
 from common.protocol.signing import read_private_key
 from server.federation.books import SiteBooks
 from server.federation.exchange import Exchange
@@ -52,7 +52,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _drive(grid: Grid, context: Context, folder: Path) -> None:
-    nodes: dict[str, int] = json.loads(str(context.run_config["nodes"]))
+    nodes: dict[str, int] = parsed(str(context.run_config["nodes"]))
     key = str(context.run_config["key"])
     books = str(context.run_config["books"])
     study = read_run(folder).study

@@ -40,6 +40,7 @@ from common.arrays import Arrays
 from common.errors import DamagedError, FolderError, RunBusyError, SettingError
 from common.network.plan import Plan, Rule
 from common.network.starting import taken
+from common.protocol.bounded_json import parsed
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, write_arrays
 from common.runtime.durable import write_atomically
@@ -280,10 +281,10 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table of a run folder; `DamagedError` if the file holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FolderError(f"{path.parent} is not a run: {path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise DamagedError(f"{path} cannot be read: it holds no table")

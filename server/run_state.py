@@ -6,13 +6,13 @@ by the hub and read by whoever looks on. Whoever restarts finds here what to do.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from common.protocol.bounded_json import parsed
 from server.run import write_json
 
 Wanted = Literal["running", "stopped"]
@@ -109,7 +109,7 @@ def is_finished(folder: Path) -> bool:
 def read_state_file(path: Path) -> dict[str, Any]:
     """A small JSON table; empty if it is not there or damaged."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = parsed(path.read_text())
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,7 +6,6 @@ order asks of the prepared data is checked by the agent, which has them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ from client.authority.ledger import SPENDING, Ledger
 from client.hours import open_at
 from client.site import Site
 from common.errors import Refusal, StorageError
+from common.protocol.bounded_json import parsed
 from common.protocol.code import agreed_digest
 from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import Envelope, Sealed, unseal
@@ -77,10 +77,10 @@ class Admission:
     def _is_foreign(self, text: str) -> bool:
         """Whether a signed text that is no envelope of ours says that it is of another version."""
         try:
-            content = json.loads(text)
+            content = parsed(text)
             code, order = content.get("code"), content["order"]
             protocol, study = order.get("protocol", PROTOCOL), self.study_of(str(order["study"]))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return False
         differs = isinstance(code, str) and study is not None and code != agreed_digest(study)
         return bool(protocol != PROTOCOL or differs)

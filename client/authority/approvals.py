@@ -22,6 +22,7 @@ from client.data.reader import participants_of
 from client.data.splits import secret_of
 from client.site import Site
 from common.errors import FolderError, SettingError
+from common.protocol.bounded_json import parsed
 from common.runtime.durable import sync_folder, write_atomically
 from common.study import Study, load_study
 
@@ -176,7 +177,7 @@ def paused(site: Site) -> Pause | None:
     if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parsed(path.read_bytes())
         return Pause(str(content["since"]), str(content["reason"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Pause("", "")
@@ -193,7 +194,7 @@ def _write(site: Site, approval: Approval) -> None:
 
 def _read(path: Path) -> Approval | None:
     try:
-        approval = Approval(**json.loads(path.read_bytes()))
+        approval = Approval(**parsed(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

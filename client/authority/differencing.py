@@ -16,6 +16,7 @@ from typing import Any, Final, get_args
 
 from client.data.splits import Split, split_of
 from common.errors import FolderError, Refusal, SettingError
+from common.protocol.bounded_json import parsed
 from common.runtime.durable import write_secret
 from common.sections import Splits
 from common.study import Study
@@ -101,11 +102,11 @@ class Censuses:
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            found = json.loads(self.path.read_bytes())
+            found = parsed(self.path.read_bytes())
             return [{"time": str(one["time"]), "people": list(one["people"])} for one in found]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise FolderError(
                 f"{self.path} cannot be read: {error}; put its newest backup in its place"
             ) from None

@@ -27,12 +27,12 @@ from client.authority.egress import size_of
 from client.authority.ledger import NOTHING, Head, Ledger
 from common.arrays import Arrays
 from common.errors import FolderError
+from common.protocol.bounded_json import parsed
 from common.protocol.orders import Books, Order, Report
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
 
 _log = getLogger("callosum.site")
 _TAIL: Final = len(', "hash": ""}') + 64
-_MOST_PARTS: Final = 300_000  # lists and tables in a line: three for an array, one for a number
 
 
 class Receipts:
@@ -265,12 +265,10 @@ def _sealed(entry: Mapping[str, Any]) -> tuple[bytes, Head]:
 
 def _parsed(line: bytes) -> _Entry | None:
     line = line.rstrip(b"\n")
-    if line.count(b"[") + line.count(b"{") > _MOST_PARTS:
-        return None
     try:
-        content = json.loads(line)
+        content = parsed(line)
         number, previous, found = content["number"], content["previous"], content["hash"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     if not isinstance(number, int) or not isinstance(previous, str) or not isinstance(found, str):
         return None

@@ -38,6 +38,7 @@ from client.data.reader import Finding, Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
 from common.printable import csv_cell
+from common.protocol.bounded_json import parsed
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
 from common.runtime.private_folder import as_folder, make_folder
 from common.study import Study, canonical
@@ -153,11 +154,11 @@ def read_index(generation: Path) -> list[Record]:
     records: list[Record] = []
     for line in lines:
         try:
-            fields = json.loads(line)
+            fields = parsed(line)
             if fields.pop(_SEAL) != _seal(fields):
                 break
             records.append(Record(**{**fields, "notes": tuple(fields["notes"])}))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             break
     return records
 

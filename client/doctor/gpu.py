@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from typing import Any, Final
 from client.doctor.finding import CannotTellError, Finding, bad, good, literal, note, size
 from client.doctor.gpu_probe import is_faithful
 from client.site import Site
+from common.protocol.bounded_json import parsed
 
 _SMI_PATIENCE_S: Final = 30.0  # eight GPUs without persistence mode take ten
 _TORCH_PATIENCE_S: Final = 120.0  # the first use of CUDA after a restart
@@ -158,7 +158,7 @@ class Machine:
         if told.returncode > 0:
             last = told.stderr.decode(errors="replace").strip().splitlines()[-1:]
             return {"died": "cannot be started", "problem": "".join(last)}
-        found: Mapping[str, Any] = json.loads(told.stdout.splitlines()[-1])
+        found: Mapping[str, Any] = parsed(told.stdout.splitlines()[-1])
         return found
 
     def _without_smi(self) -> Driver | None:

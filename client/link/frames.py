@@ -23,6 +23,7 @@ from io import BytesIO
 from typing import Any, Final
 
 from common.errors import Refusal
+from common.protocol.bounded_json import parsed
 
 SERVICE: Final = "callosum.Agent"
 METHOD: Final = f"/{SERVICE}/Answer"
@@ -43,8 +44,8 @@ def header(**fields: object) -> bytes:
 def read_header(frame: bytes, code: str) -> dict[str, Any]:
     """The fields of a JSON frame, or `Refusal(code)`."""
     try:
-        fields = json.loads(frame)
-    except (ValueError, RecursionError) as error:
+        fields = parsed(frame)
+    except ValueError as error:
         raise Refusal(code, f"the header is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise Refusal(code, "the header is no JSON object")

@@ -17,6 +17,7 @@ from client.answer import Answer, Measured
 from common.arrays import Arrays
 from common.errors import DamagedError, Refusal
 from common.network.plan import rules_of
+from common.protocol.bounded_json import parsed
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.wire import open_arrays, write_arrays
 
@@ -141,7 +142,7 @@ def _round_of(path: Path) -> int:
 
 def _answer(report: Report, arrays: Arrays, people: str) -> Answer:
     """What was let out before, with who stands behind each number of it."""
-    told = json.loads(people)
+    told = parsed(people)
     rows = zip(report.measurements, told["measured"], strict=True)
     return Answer(
         support=dict(report.support),

@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from common.errors import Refusal
 
 LONGEST_TEXT: Final = 64 << 20  # bytes; whatever a study asks for
-MOST_ROWS: Final = LONGEST_TEXT >> 7  # no row is shorter than 128 bytes
+MOST_ROWS: Final = LONGEST_TEXT >> 8  # no row is shorter than 256 bytes
 _LONGEST_WORD: Final = 200  # characters; of a key, and of any text in a report
 _MOST_ENTRIES: Final = 4096  # of a table of numbers
 _MOST_NUMBERS: Final = 1 << 16  # of one entry
 _MOST_OTHERS: Final = 64  # entries of anything else
+_MOST_PARTS: Final = 300_000  # lists and tables; a receipt has three for an array
 _NUMBERS: Final = ("support", "participants", "counts")
 
 
@@ -33,6 +34,24 @@ def told(value: object, longest: int = 80) -> str:
     """
     head = value[:longest] if isinstance(value, str) else value
     return ascii(head)[:longest]
+
+
+def parsed(text: str | bytes) -> Any:
+    """The value that a JSON text from outside holds, if it is cheap to hold.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, is nested too deeply, or has too many lists and tables in it: each takes
+        a hundred times the two bytes that it is written with.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    if data.count(b"[") + data.count(b"{") > _MOST_PARTS:
+        raise ValueError(f"it holds over {_MOST_PARTS:,} lists and tables")
+    try:
+        return json.loads(text)  # noqa: TID251
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def table_of(
@@ -50,8 +69,8 @@ def table_of(
         REPORT_MALFORMED, SUPPORT or NOT_FINITE.
     """
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parsed(text)
+    except ValueError:
         raise Refusal("REPORT_MALFORMED", "it is no JSON") from None
     table = _table(found, keys, "the report")
     rows = table.get("measurements", [])

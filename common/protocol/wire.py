@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from common.arrays import Arrays, Rows
 from common.errors import DamagedError, Refusal
-from common.protocol.bounded_json import LONGEST_TEXT, MOST_ROWS, told
+from common.protocol.bounded_json import LONGEST_TEXT, MOST_ROWS, parsed, told
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.signing import Sealed, read_envelope
 from common.runtime.durable import write_atomically
@@ -101,8 +101,8 @@ def unpack_report(
 def refusal_of(content: RecordDict) -> str:
     """The code of a report that declines, or nothing; the report is otherwise not looked at."""
     try:
-        report = json.loads(_text(content, "REPORT_MALFORMED", _LONGEST_REFUSAL))
-    except (Refusal, ValueError, RecursionError):
+        report = parsed(_text(content, "REPORT_MALFORMED", _LONGEST_REFUSAL))
+    except (Refusal, ValueError):
         return ""
     code = report.get("refusal") if isinstance(report, dict) else None
     return code if isinstance(code, str) else ""
@@ -348,14 +348,14 @@ def _read_head(path: Path) -> tuple[dict[str, Any], dict[str, _Place]]:
         raise _damaged(path, "its header is no longer what was written")
     try:
         return _parsed(head, 8 + length, size)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"its header makes no sense: {error}") from None
 
 
 def _parsed(head: bytes, begin: int, size: int) -> tuple[dict[str, Any], dict[str, _Place]]:
     """What a header says, which must account for every byte from `begin` to `size`."""
-    header = json.loads(head)
-    told = json.loads(header.pop("__metadata__")["json"])
+    header = parsed(head)
+    told = parsed(header.pop("__metadata__")["json"])
     places: dict[str, _Place] = {}
     for (name, one), digest in zip(header.items(), told["arrays"], strict=True):
         shape = tuple(one["shape"])

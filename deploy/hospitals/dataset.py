@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from common.errors import FolderError, SettingError, StorageError
+from common.protocol.bounded_json import parsed
 from deploy.hospitals.anatomy import (
     Anatomy,
     Floats,
@@ -135,7 +136,7 @@ def _check(
 def _settings(hospital: Hospital, anatomy: Anatomy) -> dict[str, object]:
     """All that the hospital's files depend on, as JSON gives it back."""
     settings = {**asdict(hospital), "spacing_mm": anatomy.spacing_mm, "shape": anatomy.shape}
-    return dict(json.loads(json.dumps(settings)))
+    return dict(json.loads(json.dumps(settings)))  # noqa: TID251  our own
 
 
 def _is_complete(folder: Path, settings: dict[str, object]) -> bool:
@@ -160,7 +161,7 @@ def _is_complete(folder: Path, settings: dict[str, object]) -> bool:
 
 def _hospital_settings(file: Path) -> object:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parsed(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content.get("HospitalSettings") if isinstance(content, dict) else None

@@ -7,7 +7,6 @@ message is held once, and its objects travel in a short window.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
@@ -46,7 +45,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from common.protocol.bounded_json import told
+from common.protocol.bounded_json import parsed, told
 
 _log = getLogger("callosum.server")
 _LONGEST_HEADER: Final = 10 + 0xFFFF
@@ -249,7 +248,7 @@ def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
     below = {child.object_id: _inflated(child, fetch) for child in tree.children}
     if kind == ArrayRecord.__qualname__:  # its own inflate would copy every array
         record = ArrayRecord()
-        for name, reference in json.loads(get_object_body(content, ArrayRecord)).items():
+        for name, reference in parsed(get_object_body(content, ArrayRecord)).items():
             record[name] = below[reference]
         return record
     return inflatable_class_registry[kind].inflate(content, below)
@@ -257,7 +256,7 @@ def _inflated(tree: ObjectTree, fetch: Callable[[str], bytes]) -> Any:
 
 def _array(content: bytes, chunks: list[str], fetch: Callable[[str], bytes]) -> Array:
     """An array whose bytes are put in their place as they come; as `bytes` they would be twice."""
-    about = json.loads(get_object_body(content, Array))
+    about = parsed(get_object_body(content, Array))
     shape = _whole(about["shape"], _MOST_AXES)
     numbers = _whole(about["arraychunk_ids"], _MOST_CHUNKS)
     if not (isinstance(about["dtype"], str) and isinstance(about["stype"], str)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ SCALARS: tuple[Any, ...] = (
     "=HYPERLINK(1)", "[/]", "[red]", '"', "\\", "\n", "0" * 64, "nan", "1e999", "9" * 5000,
     "train", "alpha", "age", "features", "-9999", "1.0",
 )  # fmt: skip
+_MOST_PLACES = 20_000  # a tree that has grown large is changed near its beginning
 _WORDS = (b"\x00", b"\xff", b"\n", b"{", b"}", b"[", b"]", b'"', b",", b"=", b"\x93NUMPY", b"\\u",
           b"1e999", b"nan", b"-", b"\x1f\x8b", b"'", b"\t", b";", b"\x1b[", b"\r")  # fmt: skip
 
@@ -75,7 +77,7 @@ def as_toml(random: Random, value: Any) -> bytes:
 
 
 def _changed(random: Random, tree: Any) -> Any:
-    here = list(_places(tree))
+    here = list(islice(_places(tree), _MOST_PLACES))
     if not here:
         return _strange(random, [tree])
     parent, key = random.choice(here)

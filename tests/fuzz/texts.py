@@ -19,10 +19,11 @@ from client.site import Column, load_site
 from common.errors import CallosumError
 from common.explain import explain
 from common.kinds.features import Features
+from common.protocol.bounded_json import parsed
 from common.study import load_study, read_resolved
 from tests.fuzz.border import Border
 from tests.fuzz.made import SCANS_TABLE, SITE_TABLE, STUDY, STUDY_TABLE, folder
-from tests.fuzz.mutation import SCALARS, as_toml, grown, mutated
+from tests.fuzz.mutation import SCALARS, as_json, as_toml, mutated
 
 ROWS = "participant_id,thickness,volume,age,sex,site\n" + "".join(
     f"p{n},{n}.5,{n * 7},{40 + n},{'fm'[n % 2]},a\n" for n in range(6)
@@ -40,11 +41,15 @@ def read_study(data: bytes) -> None:
     found.digest, found.shape, explain(found)
 
 
-def resolved(random: Random) -> Any:
-    return grown(random, STUDY.model_dump(mode="json"))
+def resolved(random: Random) -> bytes:
+    return as_json(random, STUDY.model_dump(mode="json"))
 
 
-def read_resolved_study(table: Any) -> None:
+def read_resolved_study(data: bytes) -> None:
+    try:
+        table = parsed(data)
+    except ValueError:
+        return
     if isinstance(table, dict):
         read_resolved(table, Path("study.json")).digest  # noqa: B018
 
