@@ -74,12 +74,20 @@ def check(study: StudyFile, kit: KitOption = None, site: SiteOption = None) -> N
         span = f"{count.span[0]:g} to {count.span[1]:g}" if count.span else ""
         classes = ", ".join(f"{word} {n}" for word, n in count.classes.items())
         tell(f"  {name}: {count.participants} participants, {count.scans} scans  {span}{classes}")
-    for finding in found.findings:
-        tell(f"  {'left out' if finding.left_out else 'note'}: {finding.what}: {finding.problem}")
+    for join in found.joins:
+        tell(f"  {join.told}")
+    for finding in sorted(found.findings, key=lambda one: not one.error):
+        tell(f"  {finding.grade}: {finding.what}: {finding.problem}")
     if found.participants < own.policy.minimum_cohort:
         raise DataError(
             f"{found.participants} participants are usable, policy.minimum_cohort is "
             f"{own.policy.minimum_cohort}; this site would decline ({own.file})"
+        )
+    if found.errors:
+        raise DataError(
+            f"what {own.file} promises is not there: {found.errors[0].what}: "
+            f"{found.errors[0].problem}"
+            + (f" (and {len(found.errors) - 1} more above)" if len(found.errors) > 1 else "")
         )
 
 
@@ -111,6 +119,9 @@ def prepare(
         f"{own.name}: {len(set(cohort.participants))} participants, {len(cohort)} samples in "
         f"{folder}; {left_out} left out, see {folder / 'quality.tsv'}"
     )
+    for finding in cohort.findings:
+        if finding.error:
+            tell(f"  {finding.grade}: {finding.what}: {finding.problem}")
 
 
 @app.command()

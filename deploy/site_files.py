@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from client.data.tables import open_table
+from client.data.tables import open_table, plain
 from client.site import load_site
 from common import catalogue
 from common.errors import SettingError
@@ -28,7 +29,7 @@ def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path
     Raises
     ------
     SettingError
-        If the study names a site that the column does not hold.
+        If the study names a site that the column does not hold, or holds in two spellings.
     """
     table = read_toml(pattern)
     place = next((key for key in ("table", "root") if key in table.get("data", {})), None)
@@ -37,7 +38,7 @@ def write_site_files(study: Study, pattern: Path, data: Path, by: str, out: Path
             f"{pattern} has neither data.table nor data.root; it must say which data"
         )
     source = (data / str(table["data"][place])).resolve()
-    values = {name_of(value): value for value in _values(source, by)}
+    values = _named(_values(source, by), by, source)
     named = dict.fromkeys(study.sites.train, "train") | dict.fromkeys(
         study.sites.heldout, "heldout"
     )
@@ -75,7 +76,23 @@ def _write(
     return path
 
 
-def _values(source: Path, by: str) -> set[str]:
+def _named(values: Iterable[str], by: str, source: Path) -> dict[str, str]:
+    """Each entry by the site's name that it makes."""
+    found: dict[str, str] = {}
+    for value in values:
+        other = found.setdefault(name_of(value), value)
+        if other != value:
+            raise SettingError(
+                f'column {by} of {source} has "{other}" and "{value}", which would both be the '
+                f'site "{name_of(value)}"; spell them alike if they are one, and apart if they are '
+                f"two"
+            )
+    return found
+
+
+def _values(source: Path, by: str) -> list[str]:
+    """Every entry of the column, in the table's order; 1 and 1.0 are one."""
     table = open_table(source / "participants.tsv" if source.is_dir() else source)
     place = table.column(by)
-    return {line.cells[place] for line in table if not line.fault and line.cells[place]}
+    entries = {plain(line[place]): line[place] for line in table if not line.fault}
+    return [entry for entry in entries.values() if entry]

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.dictionary import contradictions
+from client.data.finding import Finding, Join
 from client.data.labels import read_labels
-from client.data.reader import Finding, find_sources, inspected
+from client.data.measures import read_measures
+from client.data.reader import find_sources, inspected
 from client.site import Site
 from common.sections import Target
 from common.study import Study
@@ -37,10 +40,16 @@ class Check:
     scans: int
     targets: Mapping[str, Count]
     findings: tuple[Finding, ...]
+    joins: tuple[Join, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What the site file promises and the data do not hold."""
+        return tuple(finding for finding in self.findings if finding.error)
 
 
 def check(study: Study, site: Site) -> Check:
-    """Read every scan's header and every phenotype row; write nothing.
+    """Read every scan's header and every table that a run will read; write nothing.
 
     Raises
     ------
@@ -51,8 +60,9 @@ def check(study: Study, site: Site) -> Check:
     """
     found = find_sources(study, site)
     usable, odd = inspected(study, found.sources)
-    rows = [source.row for source in usable]
-    labels = read_labels(study.targets, site.targets, rows, [source.scan for source in usable])
+    rows, scans = [source.row for source in usable], [source.scan for source in usable]
+    labels = read_labels(study.targets, site.targets, rows, scans, found.columns)
+    _, unread, joined = read_measures(study, site, scans)
     people = np.array([source.participant for source in usable], dtype=object)
     return Check(
         participants=len(set(people)),
@@ -61,7 +71,14 @@ def check(study: Study, site: Site) -> Check:
             name: _count(target, labels.values[name], people)
             for name, target in study.targets.items()
         },
-        findings=(*found.findings, *odd, *labels.findings),
+        findings=(
+            *found.findings,
+            *odd,
+            *contradictions(study.targets, site.targets, found.dictionary),
+            *labels.findings,
+            *unread,
+        ),
+        joins=(*found.joins, *joined),
     )
 
 

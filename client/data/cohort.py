@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.dictionary import contradictions
+from client.data.finding import Finding
 from client.data.labels import read_labels
 from client.data.lazy import Lazy
+from client.data.measures import read_measures
 from client.data.prepare import (
     MEASURES,
     SAMPLES,
@@ -21,22 +24,13 @@ from client.data.prepare import (
     prepared_folder,
     read_index,
 )
-from client.data.reader import (
-    Finding,
-    Source,
-    find_sources,
-    inspected,
-    is_lazy,
-    reader_of,
-)
+from client.data.reader import Source, find_sources, inspected, is_lazy
 from client.data.splits import Split, secret_of, split_of
 from client.site import Site
 from common.errors import DataError
 from common.seams import Layout
 from common.sections import Splits
 from common.study import Study, canonical
-
-_MOST_MEASURES: Final = 1 << 28  # numbers, 2 GiB
 
 
 class Samples(Protocol):
@@ -178,19 +172,22 @@ def _open(study: Study, site: Site) -> Cohort:
     sources = _matched(records, found.sources, site)
     kept = [(record, source) for record, source in zip(records, sources, strict=True) if record.n]
     scans = _repeated((record.scan for record, _ in kept), kept)
-    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans)
+    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans, found.columns)
+    tabled, unread, _ = read_measures(study, site, scans)
     return Cohort(
         samples=_map(generation, len(scans), study),
         layout=study.layout,
         participants=_repeated((record.participant for record, _ in kept), kept),
         scans=scans,
         labels=labels.values,
-        measures=_held(study, site, scans, [record for record, _ in kept], generation),
+        measures=_held(tabled, scans, [record for record, _ in kept], generation),
         findings=(
             *found.findings,
             *_left_out(records),
             *_unlike_measures([record for record, _ in kept]),
+            *contradictions(study.targets, site.targets, found.dictionary),
             *labels.findings,
+            *unread,
         ),
         contents=_repeated((record.sha256 for record, _ in kept), kept),
         secrets=(secret_of(site),) * len(scans),
@@ -204,7 +201,7 @@ def _unprepared(study: Study, site: Site) -> Cohort:
     kept = [(source.n, source) for source in usable]
     rows = [source.row for n, source in kept for _ in range(n)]
     scans = tuple(source.scan for n, source in kept for _ in range(n))
-    labels = read_labels(study.targets, site.targets, rows, scans)
+    labels = read_labels(study.targets, site.targets, rows, scans, found.columns)
     agreed = study.data.model_dump(mode="json")
     stamps = [hashlib.sha256(canonical([agreed, source.stamp])).hexdigest() for source in usable]
     return Cohort(
@@ -254,38 +251,17 @@ def _map(generation: Path, count: int, study: Study) -> NDArray[np.generic]:
 
 
 def _held(
-    study: Study, site: Site, scans: Sequence[str], records: Sequence[Record], generation: Path
+    tabled: NDArray[np.float64] | None,
+    scans: Sequence[str],
+    records: Sequence[Record],
+    generation: Path,
 ) -> NDArray[np.floating[Any]] | None:
     """Measures of every sample: from the site's own table if it has one, else as prepared."""
-    found = _tabled(study, site, scans)
     widths = {record.measures for record in records}
-    if found is not None or len(widths) != 1 or not any(widths):
-        return found
+    if tabled is not None or len(widths) != 1 or not any(widths):
+        return tabled
     shape = (len(scans), widths.pop())
     return np.memmap(generation / MEASURES, dtype=np.float32, mode="r", shape=shape)
-
-
-def _tabled(study: Study, site: Site, scans: Sequence[str]) -> NDArray[np.float64] | None:
-    """(N, R): the measures whose name is the scan's, or the longest beginning of it."""
-    regions = getattr(reader_of(study.kind_name), "regions", None)
-    measures = dict(regions(study.data, site.data, site.root)) if regions else {}
-    if not measures:
-        return None
-    width = len(next(iter(measures.values())))
-    if width * len(scans) > _MOST_MEASURES:
-        raise DataError(
-            f"{site.name} has {width:,} measures for each of {len(scans):,} samples; at most "
-            f"{_MOST_MEASURES:,} numbers are held; list fewer in the study's data.regions"
-        )
-    table = np.full((len(scans), width), np.nan)
-    for index, scan in enumerate(scans):
-        parts = scan.split("/")
-        for length in range(len(parts), 0, -1):
-            name = "/".join(parts[:length])
-            if name in measures:
-                table[index] = measures[name]
-                break
-    return table
 
 
 def _unlike_measures(records: Sequence[Record]) -> Iterable[Finding]:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.reader import Finding, Findings
+from client.data.finding import Finding, Findings
 from client.data.tables import nearest, number, plain
 from client.site import Column
 from common.errors import DataError, SettingError
@@ -35,21 +35,24 @@ def read_labels(
     columns: Mapping[str, Column],
     rows: Sequence[Mapping[str, str]],
     names: Sequence[str],
+    known: Sequence[str] = (),
 ) -> Labels:
     """Labels of every target of the study, all NaN where the site has no column for it.
 
-    `rows` are the cells of each sample by column, `names` what to call it in a finding.
+    `rows` are the cells of each sample by column, `names` what to call it in a finding, `known`
+    all columns of the site's tables. A mapped target without a single label is an error among the
+    findings, with the likeliest reason; the others go on.
 
     Raises
     ------
     DataError
-        If a mapped column is in no row.
+        If the site's tables have no such column.
     SettingError
         If `codes` leads to a class that the study does not have, or `value` to no label.
     """
     values = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in targets}
     findings = Findings(_strangers(targets, columns))
-    known = _columns(rows)
+    held = known or _columns(rows)
     for name, target in targets.items():
         column = columns.get(name)
         if column is None:
@@ -58,13 +61,14 @@ def read_labels(
         if column.value:
             values[name][:] = _value(name, target, column, words)
             continue
-        if known and column.column not in known:
+        if rows and held and held.count(column.column) != 1:
             raise DataError(
-                f'targets.{name}.column is "{column.column}"; the site\'s table has no such '
-                f"column, or has it twice, or a feature uses it; {nearest(column.column, known)}"
+                f'targets.{name}.column is "{column.column}"; the site\'s table has no such column,'
+                f" or has it twice, or a feature uses it; {nearest(column.column, held)}"
             )
         missing = {plain(entry) for entry in column.missing}
         complained: set[tuple[str, str]] = set()
+        unlike: list[str] = []
         for index, row in enumerate(rows):
             cell = row.get(column.column, "").strip()
             if not cell or plain(cell) in missing:
@@ -73,11 +77,31 @@ def read_labels(
             hints = not told and len(findings) < _MOST_HINTS
             label, problem = _label(cell, target, column, words, hints=hints)
             values[name][index] = label
+            if problem and not unlike:
+                unlike.append(problem.removesuffix("; label left out"))
             if problem and not told:
                 complained.add((names[index], cell))
                 what = f'{names[index]}, column "{column.column}"'
-                findings.append(Finding(what=what, problem=f"{name}: {problem}", left_out=False))
+                findings.append(Finding(what=what, problem=f"{name}: {problem}"))
+        if len(rows) and not np.isfinite(values[name]).any():
+            findings.append(_none_of(name, column, rows, unlike))
     return Labels(values=values, findings=findings.told())
+
+
+def _none_of(
+    name: str, column: Column, rows: Sequence[Mapping[str, str]], unlike: Sequence[str]
+) -> Finding:
+    """The error of a promised target that nobody has, and what the reason seems to be."""
+    if unlike:
+        reason = f"no entry of its column can be used: {unlike[0]}"
+    elif not any(column.column in row for row in rows):
+        reason = "no row of a table says it of these scans (see what else was found)"
+    elif any(row.get(column.column, "").strip() for row in rows):
+        reason = f"every entry of its column means: not known ({', '.join(column.missing[:8])})"
+    else:
+        reason = "its column is empty"
+    problem = f"none of {len(rows)} samples has a label ({column.place}): {reason}"
+    return Finding(what=f"targets.{name}", problem=problem, error=True)
 
 
 def _value(name: str, target: Target, column: Column, words: Mapping[str, int]) -> float:
@@ -132,8 +156,18 @@ def _label(
     scaled = value * column.factor
     if not target.low <= scaled <= target.high:
         span = f"{target.low:g} to {target.high:g} {target.unit}".strip()
-        return float("nan"), f"{scaled:g} is outside {span}; label left out"
+        unit = _other_unit(scaled, target)
+        return float("nan"), f"{scaled:g} is outside {span}{unit}; label left out"
     return scaled, ""
+
+
+def _other_unit(value: float, target: Target) -> str:
+    """A factor that would bring a value into the target's range, if it is a usual one."""
+    years = (("months", 1 / 12), ("days", 1 / 365.25)) if target.unit.startswith("year") else ()
+    for unit, factor in (*years, ("thousands", 1000.0), ("thousandths", 1 / 1000)):
+        if target.low <= value * factor <= target.high:
+            return f" (if it is in {unit}, set factor = {factor:.5g})"
+    return ""
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -151,5 +185,4 @@ def _strangers(targets: Mapping[str, Target], columns: Mapping[str, Column]) -> 
             yield Finding(
                 what=f"targets.{name}",
                 problem=f"the study has no such target; {nearest(name, list(targets))}",
-                left_out=False,
             )

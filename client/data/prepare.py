@@ -34,7 +34,8 @@ from typing import IO, Any, Final, Self
 
 import numpy as np
 
-from client.data.reader import Finding, Source, find_sources, reader_of
+from client.data.finding import Finding
+from client.data.reader import Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
 from client.site import Site
 from common.printable import csv_cell
@@ -425,7 +426,7 @@ def _write_quality(
 ) -> None:
     """The human's table: everything that is odd or left out, one line each."""
     lines = [("scan", "status", "problem")]
-    lines += [(f.what, "left out" if f.left_out else "noted", f.problem) for f in findings]
+    lines += [(f.what, f.grade, f.problem) for f in findings]
     for record in records:
         if record.status != "ready" or record.notes:
             status = "noted" if record.status == "ready" else record.status

@@ -7,7 +7,7 @@ own by the entry point group `callosum.readers`, or puts both halves into one cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.finding import Finding, Findings, Join
 from client.site import Site
 from common import catalogue
 from common.errors import ScanError, SettingError
 from common.study import Study
 
-MOST_FINDINGS: Final = 1000
 _OURS: Final = {
     "features": "client.data.readers.features:FeaturesReader",
     "t1w": "client.data.readers.t1w:T1wReader",
@@ -34,8 +34,8 @@ class Source:
     """One thing on a site's disk that becomes samples: a scan, a run, a row of a table.
 
     `scan` names it for people (never leaves the site); `stamp` changes when its content may have;
-    `row` holds the site's own columns as text; `payload` is whatever the reader needs to read it
-    and must survive a trip to a worker process. `n` counts its samples where the reader is lazy.
+    `row` holds the site's columns of labels as text; `payload` is whatever the reader needs to read
+    it and must survive a trip to a worker process. `n` counts its samples where the reader is lazy.
     """
 
     participant: str
@@ -47,57 +47,18 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something about one file or row that a person at the site should know."""
-
-    what: str
-    problem: str
-    left_out: bool
-
-
-class Findings(list[Finding]):
-    """Findings as they are made; beyond `MOST_FINDINGS` they are counted and no more.
-
-    A file of a few kB can be wrong in a million rows; nobody reads about the second thousand.
-    """
-
-    def __init__(self, found: Iterable[Finding] = ()) -> None:
-        super().__init__()
-        self._more, self._left_out = 0, 0
-        self.extend(found)
-
-    @property
-    def full(self) -> bool:
-        """Whether what is found from here on is only counted."""
-        return len(self) >= MOST_FINDINGS
-
-    def append(self, finding: Finding, /) -> None:
-        """Note one more."""
-        if not self.full:
-            super().append(finding)
-            return
-        self._more += 1
-        self._left_out += finding.left_out
-
-    def extend(self, found: Iterable[Finding], /) -> None:
-        """Note several."""
-        for finding in found:
-            self.append(finding)
-
-    def told(self) -> tuple[Finding, ...]:
-        """All of them, the last of which says how many more there are."""
-        if not self._more:
-            return tuple(self)
-        problem = f"and {self._more:,} more, of which {self._left_out:,} were left out"
-        return (*self, Finding(what="...", problem=problem, left_out=self._left_out > 0))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a reader found at a site: usable sources in a stable order, and what was wrong."""
+    """What a reader found at a site: usable sources in a stable order, and what was wrong.
+
+    joins: what was matched with what. columns: every column of the site's tables, for hints.
+    dictionary: what the data set itself says of a column (participants.json), as read.
+    """
 
     sources: tuple[Source, ...]
     findings: tuple[Finding, ...] = ()
+    joins: tuple[Join, ...] = ()
+    columns: tuple[str, ...] = ()
+    dictionary: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +81,9 @@ class Prepared:
 class Reader(Protocol):
     """How files become samples; the same code at every site, told apart by settings alone.
 
+    `find` is given the site's columns that labels are read from; a source's `row` holds these, and
+    nothing more of a table that may have thousands.
+
     Four things may be left out. `version` is raised when the same settings come to mean other
     samples. `lazy` says that samples are made whenever they are needed and never kept on disk;
     they must be the same each time. `inspect(study, source)` gives notes from a header alone, or
@@ -131,7 +95,7 @@ class Reader(Protocol):
     lazy: ClassVar[bool]
 
     @staticmethod
-    def find(study: Any, site: Any, root: Path) -> Found: ...
+    def find(study: Any, site: Any, root: Path, columns: frozenset[str]) -> Found: ...
 
     @staticmethod
     def prepare(study: Any, source: Source) -> Prepared: ...
@@ -151,7 +115,8 @@ def find_sources(study: Study, site: Site) -> Found:
     DataError
         If the site's folder or table cannot be used at all.
     """
-    return reader_of(study.kind_name).find(study.data, site.data, site.root)
+    columns = frozenset(column.column for column in site.targets.values() if column.column)
+    return reader_of(study.kind_name).find(study.data, site.data, site.root, columns)
 
 
 def participants_of(study: Study, site: Site) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """CSV and TSV files as hospitals write them: any delimiter, BOM, CRLF, gzip; cells are text.
 
-A table is read row by row and kept as text, so that it never takes more memory than its file has
-bytes; a file beyond the limits below is refused by one error that names it.
+A table is read row by row, and of a row only the columns that are used are kept, as text; a file
+beyond the limits below is refused by one error that names it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from client.data.finding import Finding
 from common.errors import DataError
 
 _LARGEST_TEXT: Final = 1 << 30  # bytes, unpacked
@@ -29,22 +30,36 @@ _APART: Final = "\0"  # stands in no cell
 _MOST_ROWS: Final = 1_000_000
 _LARGEST_CELL: Final = 1 << 16
 _MOST_COLUMNS: Final = 200_000  # a connectome of 600 regions has 179,700 edges
+_MOST_SEEN: Final = 5000  # entries of a column, for hints
 _LONGEST_NAME: Final = 100  # letters of a name that is looked for
 _LONGEST_HEADER: Final = 8 << 20
 _DELIMITERS: Final = "\t;,"
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One row below the header: its line in the file, and its cells in the header's order.
+    """One row below the header; `line[place]` is the text of one cell, without spaces around it.
 
-    `fault` says why the cells cannot be trusted (another number of them than in the header).
+    `number` is its (first) line in the file. `fault` says why its cells cannot be trusted: it has
+    another number of them than the header, or a quotation mark joins it with the lines below it.
     """
 
-    number: int
-    cells: tuple[str, ...]
-    fault: str = ""
+    __slots__ = ("_raw", "fault", "number")
+
+    def __init__(self, number: int, raw: list[str], width: int, fault: str = "") -> None:
+        while len(raw) > width and not _bare(raw[-1]):
+            raw.pop()  # spreadsheets end rows with empty cells
+        if not fault and len(raw) != width:
+            fault = f"{len(raw)} cells where the header has {width}"
+        self.number, self.fault = number, fault
+        self._raw = raw + [""] * (width - len(raw))
+
+    def __getitem__(self, place: int) -> str:
+        return _bare(self._raw[place])
+
+    def cells(self, places: Sequence[int]) -> list[str]:
+        """The cells at some places; most columns of a wide table are never looked at."""
+        return [_bare(self._raw[place]) for place in places]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +74,11 @@ class TextTable:
     def __iter__(self) -> Iterator[Line]:
         lines = _parsed(self.path, self.delimiter, self.inside)
         next(lines, None)
-        rows = 0
-        for number, cells in lines:
-            if any(cells):
-                rows += 1
-                if rows > _MOST_ROWS:
-                    raise DataError(f"{self.path} has over {_MOST_ROWS:,} rows; fewer are read")
-                yield _line(number, cells, len(self.columns))
+        width = len(self.columns)
+        for rows, (number, raw, fault) in enumerate(lines):
+            if rows >= _MOST_ROWS:
+                raise DataError(f"{self.path} has over {_MOST_ROWS:,} rows; fewer are read")
+            yield Line(number, raw, width, fault)
 
     def column(self, name: str) -> int:
         """Index of the column `name`.
@@ -81,10 +94,10 @@ class TextTable:
             raise DataError(f'{self.path} has no column "{name}"; {nearest(name, self.columns)}')
         return self.columns.index(name)
 
-    def row(self, line: Line, without: frozenset[str] = frozenset()) -> Row:
-        """Cells by column name; a name that stands twice in the header is left out."""
-        numbers, places = _kept(self.columns, without)
-        return Row(numbers, _APART.join([line.cells[place] for place in places]))
+    def row(self, line: Line, keep: frozenset[str] | None = None) -> Row:
+        """Cells by column name, of the columns to keep; a name that stands twice is left out."""
+        numbers, places = _kept(self.columns, keep)
+        return Row(numbers, _APART.join(line.cells(places)))
 
 
 class Row(Mapping[str, str]):
@@ -115,10 +128,11 @@ def _cells(text: str) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _kept(
-    columns: tuple[str, ...], without: frozenset[str]
+    columns: tuple[str, ...], keep: frozenset[str] | None
 ) -> tuple[dict[str, int], tuple[int, ...]]:
     """Columns whose name stands once, by their order, and their places in a line."""
-    once = {name for name, times in Counter(columns).items() if times == 1} - without
+    once = {name for name, times in Counter(columns).items() if times == 1}
+    once = once if keep is None else once & keep
     places = tuple(place for place, name in enumerate(columns) if name in once)
     return {columns[place]: number for number, place in enumerate(places)}, places
 
@@ -136,18 +150,37 @@ def open_table(path: Path, inside: Path | None = None) -> TextTable:
         to elsewhere.
     """
     first = _first_line(path, inside)
-    # the header decides: names of columns hold neither tabs nor semicolons
+    delimiter = _delimiter(path, first)
+    _, header, fault = next(_parsed(path, delimiter, inside))
+    if fault:
+        raise DataError(f"{path}, line 1: {fault}; a header line is needed")
+    columns = tuple(_bare(cell) for cell in header)
+    return TextTable(path=path, columns=columns, delimiter=delimiter, inside=inside)
+
+
+def _delimiter(path: Path, first: str) -> str:
+    """What stands between cells: the header decides, whose names hold neither tabs nor semicolons.
+
+    Raises
+    ------
+    DataError
+        If there are more columns than are read, or the first line is no header.
+    """
+    excel = re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"))
+    if excel:
+        raise DataError(
+            f'{path} begins with the line "sep={excel[1]}", which only Excel understands; delete '
+            f"it, so that the line of column names comes first"
+        )
     counts = {mark: first.count(mark) for mark in _DELIMITERS}
     delimiter = max(_DELIMITERS, key=lambda mark: counts[mark])
-    if not counts[delimiter]:
-        delimiter = "\t" if ".tsv" in path.name else ","
     if counts[delimiter] >= _MOST_COLUMNS:
         raise DataError(
             f"{path} has {counts[delimiter] + 1:,} columns; at most {_MOST_COLUMNS:,} are read"
         )
-    _, header = next(_parsed(path, delimiter, inside))
-    columns = tuple(cell.strip() for cell in header)
-    return TextTable(path=path, columns=columns, delimiter=delimiter, inside=inside)
+    if counts[delimiter]:
+        return delimiter
+    return "\t" if ".tsv" in path.name else ","
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -190,20 +223,48 @@ def plain(text: str) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def passes(row: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a row belongs to the site: every wanted column holds the wanted entry."""
-    return all(plain(row.get(name, "")) == plain(value) for name, value in wanted.items())
+class Filtered:
+    """The rows of a table that belong to the site: every wanted column holds the wanted entry.
 
+    `wanted` is the entry by the column's place. Keeps count, and what else stands there.
+    """
 
-def _line(line: int, cells: list[str], width: int) -> Line:
-    stripped = [cell.strip() for cell in cells]
-    while len(stripped) > width and not stripped[-1]:
-        stripped.pop()  # spreadsheets end rows with empty cells
-    if len(stripped) == width:
-        return Line(number=line, cells=tuple(stripped))
-    fault = f"{len(stripped)} cells where the header has {width}"
-    padded = (stripped + [""] * width)[:width]
-    return Line(number=line, cells=tuple(padded), fault=fault)
+    def __init__(self, wanted: Mapping[int, str], columns: Sequence[str]) -> None:
+        self._wanted, self._columns = wanted, columns
+        self._seen: dict[int, dict[str, None]] = {place: {} for place in wanted}
+        self.rows, self.passed = 0, 0
+
+    def passes(self, line: Line) -> bool:
+        """Whether a row belongs to the site."""
+        self.rows += 1
+        whole = True
+        for place, entry in self._wanted.items():
+            cell = line[place]
+            if len(self._seen[place]) < _MOST_SEEN:
+                self._seen[place][cell] = None
+            whole = whole and plain(cell) == plain(entry)
+        self.passed += whole
+        return whole
+
+    def findings(self, what: str) -> Iterator[Finding]:
+        """An error where nothing passes; other spellings of a wanted entry, which do not."""
+        for place, entry in self._wanted.items():
+            name, seen = self._columns[place], list(self._seen[place])
+            if not self.passed:
+                problem = f'no row of {self.rows:,} has {name} = "{entry}"; {nearest(entry, seen)}'
+                yield Finding(what=what, problem=problem, error=True)
+                continue
+            alike = [
+                cell
+                for cell in seen
+                if cell.casefold() == entry.casefold() and plain(cell) != plain(entry)
+            ]
+            if alike:
+                problem = (
+                    f'rows with {name} = "{alike[0]}" are not those with "{entry}" and are not '
+                    f"read; spell them alike if they are"
+                )
+                yield Finding(what=what, problem=problem, error=True)
 
 
 def _first_line(path: Path, inside: Path | None) -> str:
@@ -211,7 +272,7 @@ def _first_line(path: Path, inside: Path | None) -> str:
         try:
             first = stream.readline(_LONGEST_HEADER)
         except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(path, error, 1) from None
     if not first.strip():
         raise DataError(f"{path} is empty; a header line and rows are needed")
     if "\0" in first:
@@ -221,28 +282,96 @@ def _first_line(path: Path, inside: Path | None) -> str:
     return first
 
 
-def _parsed(path: Path, delimiter: str, inside: Path | None) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells, header included."""
-    csv.field_size_limit(_LARGEST_CELL)
+def _bare(cell: str) -> str:
+    """A cell without spaces and quotation marks around it.
+
+    >>> _bare(' "5 ""mm"" slices" '), _bare('5"'), _bare('"')
+    ('5 "mm" slices', '5"', '"')
+    """
+    cell = cell.strip()
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        return cell[1:-1].replace('""', '"').strip()
+    return cell
+
+
+def _marked(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
+
+
+_Parsed = tuple[int, list[str], str]  # line in the file, cells as they stand there, fault
+
+
+def _parsed(path: Path, delimiter: str, inside: Path | None) -> Iterator[_Parsed]:
+    """Every row that holds something, header included.
+
+    Cells are taken apart at the delimiter. Only a comma or semicolon may stand inside a cell, if
+    quotation marks stand around it; a tab may not, so a mark in a TSV joins nothing.
+    """
+    blank = f'{delimiter}" \t\r\n'
     with _text(path, inside) as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-            except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-                raise _unreadable(path, error) from None
-            if len(cells) > _MOST_COLUMNS:
-                raise DataError(
-                    f"{path}, line {reader.line_num} has {len(cells):,} cells; "
-                    f"at most {_MOST_COLUMNS:,} are read"
-                )
-            if "\0" in "".join(cells):
-                raise DataError(f"{path}, line {reader.line_num} holds a NUL byte; text is needed")
-            yield reader.line_num, cells
+        lines = _lines(stream, path)
+        for number, text in lines:
+            if not text.strip(blank):
+                continue
+            if text.count(delimiter) >= 2 * _MOST_COLUMNS:
+                raise DataError(f"{path}, line {number} has more cells than a table has columns")
+            if delimiter == "\t" or '"' not in text:
+                yield number, text.rstrip("\r\n").split(delimiter), ""
+            else:
+                yield _quoted(number, text, lines, delimiter, path)
+
+
+def _quoted(
+    number: int, text: str, below: Iterator[tuple[int, str]], delimiter: str, path: Path
+) -> _Parsed:
+    """A row with quotation marks; one that goes on below its line is a row that nobody meant."""
+    csv.field_size_limit(_LARGEST_CELL)
+    last = number
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        yield text
+        for last, following in below:  # noqa: B007  how far the row goes
+            yield following
+
+    try:
+        cells = next(csv.reader(lines(), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end" in str(error) or last > number:
+            raise DataError(
+                f"{path}, line {number}: a quotation mark opens a cell that does not end"
+            ) from None
+        return number, [], f"a quotation mark stands amid a cell ({error})"
+    # csv took one pair of marks away; a cell that shows another pair is to keep it
+    cells = [_marked(cell) if '"' in cell else cell for cell in cells]
+    if last == number:
+        return number, cells, ""
+    return (
+        number,
+        cells,
+        (
+            f"a quotation mark opens here and closes in line {last}, so that {last - number + 1} "
+            f"lines are one row; none of them is read"
+        ),
+    )
+
+
+def _lines(stream: io.TextIOWrapper, path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, each of bearable length and without what is no text."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            text = stream.readline(_LONGEST_HEADER)
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+            raise _unreadable(path, error, number) from None
+        if not text:
+            return
+        if len(text) >= _LONGEST_HEADER:
+            raise DataError(f"{path}, line {number} is longer than 8 MiB; this is no row of cells")
+        if "\0" in text:
+            raise DataError(f"{path}, line {number} holds a NUL byte; text is needed")
+        yield number, text
 
 
 def _text(path: Path, inside: Path | None) -> io.TextIOWrapper:
@@ -296,7 +425,14 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    if isinstance(error, UnicodeDecodeError):
-        return DataError(f"{path} is not text in UTF-8; save it as CSV or TSV in UTF-8")
-    return DataError(f"{path} cannot be read: {error or type(error).__name__}")
+def _unreadable(path: Path, error: Exception, line: int) -> DataError:
+    if not isinstance(error, UnicodeDecodeError):
+        return DataError(f"{path} cannot be read: {error or type(error).__name__}")
+    if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") and line == 1:
+        what = 'is UTF-16, as Excel writes "Unicode text"'
+    else:
+        byte = error.object[error.start]
+        what = (
+            f"is not text in UTF-8: it holds the byte 0x{byte:02X}, as old Windows programs write"
+        )
+    return DataError(f"{path} {what}; save it as CSV or TSV in UTF-8")

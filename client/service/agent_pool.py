@@ -59,6 +59,9 @@ def open_agent(
     if left_out:
         tell(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
              f"{left_out[0].what}: {left_out[0].problem}")  # fmt: skip
+    for finding in cohort.findings:
+        if finding.error:
+            tell(f"{site.name}: {finding.what}: {finding.problem}")
     return Agent(site, study, cohort, keeps_training=keeps_training, records=records)
 
 

@@ -48,6 +48,11 @@ class Features:
             description="Column that names the person.",
             examples=["participant_id"],
         )
+        session: str = Field(
+            "",
+            description="Column that names the visit, where a person has several rows.",
+            examples=["visit"],
+        )
         rows: dict[str, str] = Field(
             {},
             description="Only rows with these entries, such as {site = 'Baltimore'}.",

@@ -18,8 +18,8 @@ import pytest
 
 from client.authority.ledger import NOTHING
 from client.authority.receipts import verify
+from client.data.finding import MOST_FINDINGS, Finding, Findings
 from client.data.labels import read_labels
-from client.data.reader import MOST_FINDINGS, Finding, Findings
 from client.data.readers.features import FeaturesReader
 from client.data.readers.nifti import read_header, read_voxels
 from client.data.tables import Row, open_table
@@ -51,7 +51,7 @@ for name in sys.argv[1:]:
         else:
             site = Features.Site(kind="features", table=file.name)
             study = Features.Study(kind="features", columns=("a",))
-            told = f"{len(FeaturesReader.find(study, site, file.parent).findings)} findings"
+            told = f"{len(FeaturesReader.find(study, site, file.parent, frozenset()).findings)} findings"
     except CallosumError as error:
         told = str(error)
     found.append([file.name, told, peak() - before, time.monotonic() - began])
@@ -172,7 +172,8 @@ def rows_of_one(folder: Path, count: int) -> float:
     table = folder / "table.csv"
     table.write_text("participant_id,a\n" + "".join(f"x,{n}\n" for n in range(count)))
     began = time.process_time()
-    found = FeaturesReader.find(STUDY, Features.Site(kind="features", table="table.csv"), folder)
+    site = Features.Site(kind="features", table="table.csv")
+    found = FeaturesReader.find(STUDY, site, folder, frozenset({"age"}))
     assert len(found.sources) == count
     assert len({source.scan for source in found.sources}) == count
     return time.process_time() - began

@@ -96,7 +96,7 @@ def read_table(data: bytes) -> None:
         read_labels(STUDY.targets, COLUMNS, rows, [str(n) for n in range(len(rows))])
     except CallosumError:
         pass
-    for source in FeaturesReader.find(WANTED, HELD, path.parent).sources:
+    for source in FeaturesReader.find(WANTED, HELD, path.parent, frozenset({"age", "sex"})).sources:
         FeaturesReader.prepare(WANTED, source)
 
 

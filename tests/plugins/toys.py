@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from client.data.reader import Finding, Found, Prepared, Source
+from client.data.finding import Finding
+from client.data.reader import Found, Prepared, Source
 from common.errors import ScanError
 from common.objectives.multitask import Multitask
 from common.seams import FROZEN, LABELS, SHARED, SITE, Terms
@@ -46,7 +47,7 @@ class Lines:
         return "table"
 
     @staticmethod
-    def find(study: Lines.Study, site: Lines.Site, root: Path) -> Found:
+    def find(study: Lines.Study, site: Lines.Site, root: Path, columns: frozenset[str]) -> Found:
         sources, findings = [], []
         for path in sorted((root / site.folder).glob("*.txt")):
             first = path.read_text().partition("\n")[0]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from client.data.reader import Finding, Findings, Found, Prepared, Source
-from client.data.tables import Line, TextTable, number, open_table, passes
+from client.data.dictionary import read_dictionary, sidecar
+from client.data.finding import Finding, Findings
+from client.data.identity import Name, ambiguous, like_visits, name_in_table
+from client.data.reader import Found, Prepared, Source
+from client.data.tables import Filtered, Line, Row, TextTable, number, open_table
 from common.errors import ScanError
 from common.kinds.features import Features
 
@@ -17,7 +22,9 @@ class FeaturesReader:
     """Rows of a CSV or TSV file; the columns are their own measures for the linear rival."""
 
     @staticmethod
-    def find(study: Features.Study, site: Features.Site, root: Path) -> Found:
+    def find(
+        study: Features.Study, site: Features.Site, root: Path, columns: frozenset[str]
+    ) -> Found:
         """One source a usable row, in the table's order.
 
         Raises
@@ -27,36 +34,35 @@ class FeaturesReader:
         """
         table = open_table(root / site.table, root)
         places = [table.column(site.rename.get(name, name)) for name in study.columns]
-        local = frozenset(table.columns[place] for place in places)
-        who = table.column(site.participant)
-        for name in site.rows:
-            table.column(name)
-        sources: list[Source] = []
-        findings = Findings()
-        seen: dict[str, set[str]] = {}
+        wanted = {table.column(name): value for name, value in site.rows.items()}
+        who, when = table.column(site.participant), site.session and table.column(site.session)
+        taken = {table.columns[place] for place in places}  # no label is a feature, too
+        keep = columns - taken
+        findings, filtered = Findings(), Filtered(wanted, table.columns)
+        rows: list[_Row] = []
         for line in table:
-            row = table.row(line)
-            if not passes(row, site.rows):
+            if not line.fault and not filtered.passes(line):
                 continue
-            participant = line.cells[who]
-            what = f"{table.path.name}, line {line.number} ({participant or 'nobody'})"
-            problem, values = _read(line, table, places, participant)
-            stamp = hashlib.sha256(values).hexdigest()[:32]
-            earlier = seen.setdefault(participant, set())
-            if not problem and stamp in earlier:
-                problem = "repeats an earlier row of the same participant"
-            if problem:
+            cell = line[who]
+            name = name_in_table(cell, line[when] if when != "" else "")
+            problem, values = _read(line, table, places)
+            if name is None or problem:
+                what = f"{table.path.name}, line {line.number} ({cell[:40] or 'nobody'})"
+                problem = problem or "names no participant"
                 findings.append(Finding(what=what, problem=problem, left_out=True))
                 continue
-            earlier.add(stamp)
-            scan = participant if len(earlier) == 1 else f"{participant}/{len(earlier)}"
-            kept = table.row(line, local)
-            sources.append(
-                Source(participant=participant, scan=scan, stamp=stamp, row=kept, payload=values)
-            )
+            rows.append(_Row(line.number, name, values, table.row(line, keep)))
+        sources = _sources(rows, table.path.name, findings)
+        findings.extend(filtered.findings(str(table.path)))
         if not sources:
             findings.append(Finding(what=str(table.path), problem=_none(site), left_out=True))
-        return Found(sources=tuple(sources), findings=findings.told())
+        dictionary = read_dictionary(sidecar(table.path), root, findings)
+        return Found(
+            sources=tuple(sources),
+            findings=findings.told(),
+            columns=tuple(name for name in table.columns if name not in taken),
+            dictionary=dictionary,
+        )
 
     @staticmethod
     def prepare(study: Features.Study, source: Source) -> Prepared:
@@ -67,18 +73,79 @@ class FeaturesReader:
         return Prepared(samples=values[None, :])
 
 
-def _read(line: Line, table: TextTable, places: list[int], participant: str) -> tuple[str, bytes]:
+class _Row(NamedTuple):
+    line: int
+    name: Name
+    values: bytes
+    kept: Row
+
+    @property
+    def stamp(self) -> str:
+        return hashlib.sha256(self.values).hexdigest()[:32]
+
+
+def _sources(rows: list[_Row], table: str, findings: Findings) -> list[Source]:
+    """Rows as scans of people; a row that stands twice is one, and a doubtful one is none."""
+    doubtful = ambiguous(dict.fromkeys(row.name.participant for row in rows))
+    clashing = _clashing(rows)
+    found: list[Source] = []
+    seen: dict[tuple[str, str], int] = {}  # participant and stamp -> line
+    number = Counter[str]()
+    for row in rows:
+        who, key = row.name.participant, (row.name.participant, row.stamp)
+        problem = ""
+        if who in doubtful:
+            problem = f'"{who}" and "{doubtful[who]}" may be one person; give each one spelling'
+        elif row.line in clashing:
+            problem = f"contradicts line {clashing[row.line]}; neither is read"
+        elif key in seen:
+            problem = f"repeats an earlier row of the same participant (line {seen[key]})"
+        if problem:
+            what = f"{table}, line {row.line} ({who})"
+            findings.append(Finding(what=what, problem=problem, left_out=True))
+            continue
+        seen[key] = row.line
+        number[row.name.scan] += 1
+        scan = row.name.scan + (f"/{number[row.name.scan]}" if number[row.name.scan] > 1 else "")
+        found.append(
+            Source(participant=who, scan=scan, stamp=key[1], row=row.kept, payload=row.values)
+        )
+    alike = like_visits(source.participant for source in found)
+    if alike:
+        problem = (
+            f'"{alike[0]}" and "{alike[1]}" look like two visits of one person, and count as two '
+            f"people; name the person in data.participant and the visit in data.session"
+        )
+        findings.append(Finding(what=table, problem=problem))
+    return found
+
+
+def _clashing(rows: list[_Row]) -> dict[int, int]:
+    """Lines that contradict another: two measures of one visit, or two labels of one measure."""
+    found: dict[int, int] = {}
+    visits: dict[str, _Row] = {}
+    measures: dict[tuple[str, bytes], _Row] = {}
+    for row in rows:
+        if row.name.session and row.name.more == "":
+            other = visits.setdefault(row.name.scan, row)
+            if other.values != row.values:
+                found |= {row.line: other.line, other.line: row.line}
+        other = measures.setdefault((row.name.participant, row.values), row)
+        if other.kept != row.kept:
+            found |= {row.line: other.line, other.line: row.line}
+    return found
+
+
+def _read(line: Line, table: TextTable, places: list[int]) -> tuple[str, bytes]:
     """What is wrong with a row, and its features as little-endian float32."""
     if line.fault:
         return line.fault, b""
-    if not participant or not participant.isprintable():
-        return "names no participant", b""
     values = np.empty(len(places), dtype="<f4")
-    for index, place in enumerate(places):
-        value = number(line.cells[place])
+    for index, cell in enumerate(line.cells(places)):
+        value = number(cell)
         if value is None or abs(value) > 3e38:  # the largest float32 is 3.4e38
-            found = f'"{line.cells[place][:40]}"' if line.cells[place] else "nothing"
-            return f'column "{table.columns[place]}" holds {found}; a number is needed', b""
+            found = f'"{cell[:40]}"' if cell else "nothing"
+            return f'column "{table.columns[places[index]]}" holds {found}; a number is needed', b""
         values[index] = value
     return "", values.tobytes()
 

@@ -10,13 +10,19 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.reader import Finding, Findings, Found, Prepared, Source
+from client.data.dictionary import read_dictionary
+from client.data.finding import Finding
+from client.data.identity import bids_participant, name_in_table
+from client.data.reader import Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
 from client.data.readers.nifti import Header, read_header, read_voxels
+from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
 from client.data.tables import TextTable, number, open_table
 from common.errors import DataError, ScanError
 from common.kinds.t1w import T1w
 
+_SESSION = ("session", "session_id")
+_NAMES = frozenset({"participant_id", *_SESSION})
 _LEAST_ML = 150.0  # foreground; the smallest adult brains have about 900 ml
 _LEAST_SHARE = 0.5  # of the foreground that lies inside the study's grid
 
@@ -27,7 +33,7 @@ class T1wReader:
     version: ClassVar[int] = 1
 
     @staticmethod
-    def find(study: T1w.Study, site: T1w.Site, root: Path) -> Found:
+    def find(study: T1w.Study, site: T1w.Site, root: Path, columns: frozenset[str]) -> Found:
         """Every scan of the site's participants, by participant, session and name.
 
         Raises
@@ -36,26 +42,41 @@ class T1wReader:
             If the folder is absent, or the row filter names a column that is not there.
         """
         home = root / site.root
-        scans, findings = bids.find_scans(home, site.derivative, site.suffix, site.entities)
-        people = bids.read_people(home / "participants.tsv", site.rows)
+        links = tuple(root / place for place in site.links)
+        scans = bids.find_scans(home, site.derivative, site.suffix, site.entities, links)
+        bids.one_version(scans, _in_mni if study.align == "world" else _as_acquired)
+        people = read_people(home / "participants.tsv", site.rows, columns)
+        join, unmatched = joined(people, scans, bool(site.rows))
+        files = [
+            scan
+            for scan in scans.files
+            if scan.participant not in people.refused
+            and (not site.rows or scan.participant in people.rows)
+        ]
+        visits = read_visits(people, home, files, columns)
+        findings = scans.findings
         findings.extend(people.findings.told())
-        findings.extend(bids.absent(people, scans, bool(site.rows)).told())
-        visits: dict[str, dict[str, dict[str, str]]] = {}
-        sources: list[Source] = []
-        for scan in scans:
-            who = scan.participant
-            if who in people.refused or (site.rows and who not in people.rows):
-                continue
-            if who not in visits:
-                visits[who] = _visits(home, who, findings)
-            own, visit = people.rows.get(who, {}), visits[who].get(scan.session)
-            sources.append(_source(scan, {**own, **visit} if visit else own, site))
+        findings.extend(unmatched.told())
+        if visits.hardly:
+            names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
+            taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
+            findings.append(hardly(visits, names, taken))
+        sources = [
+            _source(scan, people.entries(scan.participant, scan.session), site) for scan in files
+        ]
         if not sources:
             problem = f"no usable *_{site.suffix}.nii or .nii.gz"
             findings.append(
                 Finding(what=str(home / site.derivative), problem=problem, left_out=True)
             )
-        return Found(sources=tuple(sources), findings=findings.told())
+        dictionary = read_dictionary(home / "participants.json", home, findings)
+        return Found(
+            sources=tuple(sources),
+            findings=findings.told(),
+            joins=tuple(one for one in (join, visits) if one.rows),
+            columns=people.columns,
+            dictionary=dictionary,
+        )
 
     @staticmethod
     def inspect(study: T1w.Study, source: Source) -> tuple[str, ...]:
@@ -109,22 +130,37 @@ class T1wReader:
             return
         table = open_table(root / site.regions, root)
         who = table.column("participant_id")
+        when = next((table.columns.index(name) for name in _SESSION if name in table.columns), None)
         places = [table.column(name) for name in study.regions or _measures(table)]
         for line in table:
-            participant = bids.participant_of(line.cells[who])
-            if line.fault or participant is None:
-                continue
-            values = [number(line.cells[place]) for place in places]
-            key = "/".join([participant, *_session(table.row(line))])
+            session = "" if when is None else line[when]
+            name = name_in_table(line[who], session)
+            participant = bids_participant(name.participant) if name else None
+            if line.fault or name is None or participant is None:
+                fault = line.fault or f'participant_id is "{line[who][:40]}"'
+                raise DataError(f"{table.path.name}, line {line.number}: {fault}")
+            values = [number(cell) for cell in line.cells(places)]
+            key = "/".join(part for part in (participant, name.session) if part)
             yield key, np.array([np.nan if v is None else v for v in values])
 
 
 def _measures(table: TextTable) -> list[str]:
     """Columns that hold numbers, by name: the order of a site's file means nothing."""
-    numeric: set[str] = set()
+    places = [place for place, name in enumerate(table.columns) if name not in _NAMES]
+    numeric: set[int] = set()
     for line in table:
-        numeric |= {name for name, cell in table.row(line).items() if number(cell) is not None}
-    return sorted(numeric - {"participant_id", "session", "session_id"})
+        waiting = [place for place in places if place not in numeric]
+        cells = line.cells(waiting)
+        numeric |= {p for p, cell in zip(waiting, cells, strict=True) if number(cell) is not None}
+    return sorted(table.columns[place] for place in numeric)
+
+
+def _in_mni(space: str) -> bool:
+    return space.startswith("MNI")
+
+
+def _as_acquired(space: str) -> bool:
+    return space in ("", "T1w", "orig", "individual")
 
 
 def _header(source: Source) -> Header:
@@ -146,30 +182,14 @@ def _doubt(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tuple[st
 
 
 def _source(scan: bids.ScanFile, row: Mapping[str, str], site: T1w.Site) -> Source:
-    state = scan.path.stat()
     unsure = site.unsure_orientation == "keep"
     return Source(
         participant=scan.participant,
         scan=scan.name,
-        stamp=f"{state.st_size}-{state.st_mtime_ns}" + ("" if unsure else "-sure"),
+        stamp=scan.stamp + ("" if unsure else "-sure"),
         row=row,
         payload={"path": os.fspath(scan.path), "unsure": unsure},
     )
-
-
-def _visits(home: Path, participant: str, findings: Findings) -> dict[str, dict[str, str]]:
-    path = home / participant / f"{participant}_sessions.tsv"
-    try:
-        return bids.session_rows(path, home)
-    except DataError as error:
-        findings.append(Finding(what=path.name, problem=str(error), left_out=False))
-        return {}
-
-
-def _session(row: Mapping[str, str]) -> list[str]:
-    entry = row.get("session") or row.get("session_id") or ""
-    entry = "" if entry.casefold() == "n/a" else entry
-    return [entry if entry.startswith("ses-") else f"ses-{entry}"] if entry else []
 
 
 def _check(inside: NDArray[np.bool_], study: T1w.Study, volume_ml: float) -> None:

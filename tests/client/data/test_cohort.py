@@ -16,8 +16,9 @@ from client.data import cohort as cohorts
 from client.data import prepare as preparing
 from client.data.check import check
 from client.data.cohort import Chosen, Cohort, open_cohort
+from client.data.finding import Finding
 from client.data.prepare import prepare
-from client.data.reader import Finding, Found, Prepared, find_sources
+from client.data.reader import Found, Prepared, find_sources
 from client.data.readers.features import FeaturesReader
 from client.site import Site, load_site
 from common.errors import DataError, ScanError

@@ -44,7 +44,7 @@ class Bold:
         return "volume"
 
     @staticmethod
-    def find(study: Bold.Study, site: Bold.Site, root: Path) -> Found:
+    def find(study: Bold.Study, site: Bold.Site, root: Path, columns: frozenset[str]) -> Found:
         return Found(
             sources=tuple(
                 Source(participant=Path(run).name.partition("_bold")[0], scan=Path(run).name,

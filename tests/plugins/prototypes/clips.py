@@ -38,7 +38,7 @@ class Clips:
         return "volume"
 
     @staticmethod
-    def find(study: Clips.Study, site: Clips.Site, root: Path) -> Found:
+    def find(study: Clips.Study, site: Clips.Site, root: Path, columns: frozenset[str]) -> Found:
         seeds = [site.seed * 1_000_000 + number for number in range(site.clips)]
         return Found(
             sources=tuple(

@@ -46,7 +46,9 @@ class ConnectomeReader:
     """The other half: a package may bring them apart."""
 
     @staticmethod
-    def find(study: Connectome.Study, site: Connectome.Site, root: Path) -> Found:
+    def find(
+        study: Connectome.Study, site: Connectome.Site, root: Path, columns: frozenset[str]
+    ) -> Found:
         lines = (root / site.folder / "people.tsv").read_text().splitlines()
         names = lines[0].split("\t")
         rows = [dict(zip(names, line.split("\t"), strict=True)) for line in lines[1:]]
