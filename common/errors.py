@@ -75,6 +75,15 @@ class LineageError(CallosumError):
     exit_code = 8
 
 
+def reason(error: OSError) -> str:
+    """What the operating system says, without number and path.
+
+    >>> reason(PermissionError(13, "Permission denied", "/data/sub-01"))
+    'Permission denied'
+    """
+    return error.strerror or str(error) or type(error).__name__
+
+
 INTERRUPTED: Final = 130  # as shells report SIGINT; the same command resumes
 
 SENTENCES: Final[dict[str, str]] = {

@@ -57,6 +57,19 @@ def is_printable(text: str) -> bool:
     )
 
 
+def name_as_text(name: str) -> str:
+    r"""A name from the file system as text for any file or screen, told apart from every other.
+
+    Bytes that are no UTF-8, as old Windows shares leave them, are written as their codes; that is
+    why a backslash is doubled.
+
+    >>> name_as_text("Universit\udce4t"), name_as_text("Universität"), name_as_text(r"\xe4")
+    ('Universit\\xe4t', 'Universität', '\\\\xe4')
+    """
+    doubled = name.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def csv_cell(text: str) -> str:
     """A text as a cell that no spreadsheet takes for a formula; `csv_text` gives it back.
 
@@ -80,4 +93,6 @@ def csv_text(cell: str) -> str:
 
 
 def _code(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

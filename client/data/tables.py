@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from common.errors import DataError
+from common.errors import DataError, reason
 
 _LARGEST_TEXT: Final = 1 << 30  # bytes, unpacked
 _MOST_PACKED: Final = 100  # bytes of text for one of gzip; tables of numbers have 3 to 20
@@ -251,12 +251,13 @@ def _text(path: Path, inside: Path | None) -> io.TextIOWrapper:
             raise DataError(f"{path} does not exist or is not a file")
         _refuse_link_out(path, inside)
         raw = path.open("rb")
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        binary = gzip.GzipFile(fileobj=raw) if compressed else raw
+        bounded = io.BufferedReader(_Bounded(binary, path))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    compressed = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    binary = gzip.GzipFile(fileobj=raw) if compressed else raw
-    return io.TextIOWrapper(io.BufferedReader(_Bounded(binary, path)), "utf-8-sig", newline="")
+        raise _unreadable(path, error) from None
+    return io.TextIOWrapper(bounded, "utf-8-sig", newline="")
 
 
 def _refuse_link_out(path: Path, inside: Path | None) -> None:
@@ -299,4 +300,5 @@ class _Bounded(io.RawIOBase):
 def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, UnicodeDecodeError):
         return DataError(f"{path} is not text in UTF-8; save it as CSV or TSV in UTF-8")
-    return DataError(f"{path} cannot be read: {error or type(error).__name__}")
+    told = reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+    return DataError(f"{path} cannot be read: {told}")

@@ -54,6 +54,11 @@ class T1w:
             description='Folder below root to read scans from, such as "derivatives/fmriprep".',
             examples=["derivatives/fmriprep"],
         )
+        links: tuple[str, ...] = Field(
+            (),
+            description="Other folders that links in the data folder may lead to, such as scratch "
+            "storage, relative to the site file.",
+        )
         suffix: str = Field("T1w", description="Last part of the scans' names.")
         entities: dict[str, str] = Field(
             {}, description="Only scans named so, such as {space = 'MNI152NLin2009cAsym'}."

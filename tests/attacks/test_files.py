@@ -202,7 +202,8 @@ def test_scans_without_rows_take_linear_time(tmp_path: Path) -> None:
 
     people = bids.People(readable=True)
     people.rows = {f"sub-{n:05d}": {} for n in range(5_000)}
-    scans = [
+    scans = bids.Scans()
+    scans.files = [
         bids.ScanFile(participant=f"sub-x{n:05d}", session="", name="", path=tmp_path, entities={})
         for n in range(5_000)
     ]

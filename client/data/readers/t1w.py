@@ -14,7 +14,7 @@ from client.data.reader import Finding, Findings, Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
 from client.data.readers.nifti import Header, read_header, read_voxels
 from client.data.tables import TextTable, number, open_table
-from common.errors import DataError, ScanError
+from common.errors import DataError, ScanError, reason
 from common.kinds.t1w import T1w
 
 _LEAST_ML = 150.0  # foreground; the smallest adult brains have about 900 ml
@@ -36,13 +36,15 @@ class T1wReader:
             If the folder is absent, or the row filter names a column that is not there.
         """
         home = root / site.root
-        scans, findings = bids.find_scans(home, site.derivative, site.suffix, site.entities)
+        links = tuple(root / place for place in site.links)
+        scans = bids.find_scans(home, site.derivative, site.suffix, site.entities, links)
         people = bids.read_people(home / "participants.tsv", site.rows)
+        findings = scans.findings
         findings.extend(people.findings.told())
         findings.extend(bids.absent(people, scans, bool(site.rows)).told())
         visits: dict[str, dict[str, dict[str, str]]] = {}
         sources: list[Source] = []
-        for scan in scans:
+        for scan in scans.files:
             who = scan.participant
             if who in people.refused or (site.rows and who not in people.rows):
                 continue
@@ -146,12 +148,11 @@ def _doubt(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tuple[st
 
 
 def _source(scan: bids.ScanFile, row: Mapping[str, str], site: T1w.Site) -> Source:
-    state = scan.path.stat()
     unsure = site.unsure_orientation == "keep"
     return Source(
         participant=scan.participant,
         scan=scan.name,
-        stamp=f"{state.st_size}-{state.st_mtime_ns}" + ("" if unsure else "-sure"),
+        stamp=scan.stamp + ("" if unsure else "-sure"),
         row=row,
         payload={"path": os.fspath(scan.path), "unsure": unsure},
     )
@@ -162,8 +163,11 @@ def _visits(home: Path, participant: str, findings: Findings) -> dict[str, dict[
     try:
         return bids.session_rows(path, home)
     except DataError as error:
-        findings.append(Finding(what=path.name, problem=str(error), left_out=False))
-        return {}
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read: {reason(error)}"
+    findings.append(Finding(what=path.name, problem=problem, left_out=False))
+    return {}
 
 
 def _session(row: Mapping[str, str]) -> list[str]:
