@@ -36,7 +36,7 @@ class Findings(list[Finding]):
 
     def __init__(self, found: Iterable[Finding] = ()) -> None:
         super().__init__()
-        self._more, self._left_out, self._errors = 0, 0, 0
+        self._more, self._left_out = 0, 0
         self.extend(found)
 
     @property
@@ -46,12 +46,11 @@ class Findings(list[Finding]):
 
     def append(self, finding: Finding, /) -> None:
         """Note one more."""
-        if not self.full:
+        if not self.full or finding.error:  # of errors there is one a table or target
             super().append(finding)
             return
         self._more += 1
         self._left_out += finding.left_out
-        self._errors += finding.error
 
     def extend(self, found: Iterable[Finding], /) -> None:
         """Note several."""
@@ -63,15 +62,7 @@ class Findings(list[Finding]):
         if not self._more:
             return tuple(self)
         problem = f"and {self._more:,} more, of which {self._left_out:,} were left out"
-        return (
-            *self,
-            Finding(
-                what="...",
-                problem=problem,
-                left_out=self._left_out > 0,
-                error=self._errors > 0,
-            ),
-        )
+        return (*self, Finding(what="...", problem=problem, left_out=self._left_out > 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

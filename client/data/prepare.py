@@ -166,7 +166,9 @@ def read_index(generation: Path) -> list[Record]:
 
 def _line(record: Record) -> bytes:
     fields = asdict(record)
-    return json.dumps({**fields, _SEAL: _seal(fields)}, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps({**fields, _SEAL: _seal(fields)}, ensure_ascii=False)
+    # a plug-in's reader may name files as the file system gives them
+    return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _seal(fields: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from client.data.finding import Finding, Findings, Join
 from client.site import Site
 from common import catalogue
-from common.errors import ScanError, SettingError
+from common.errors import ScanError, SettingError, reason
 from common.study import Study
 
 _OURS: Final = {
@@ -137,8 +137,12 @@ def inspected(study: Study, sources: tuple[Source, ...]) -> tuple[list[Source], 
     for source in sources:
         try:
             notes = inspect(study.data, source) if inspect else ()
-        except (ScanError, OSError) as error:
+        except ScanError as error:
             findings.append(Finding(what=source.scan, problem=str(error), left_out=True))
+            continue
+        except OSError as error:
+            problem = f"cannot be read: {reason(error)}"
+            findings.append(Finding(what=source.scan, problem=problem, left_out=True))
             continue
         usable.append(source)
         findings.extend(Finding(what=source.scan, problem=note, left_out=False) for note in notes)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.reader import Prepared, Source, reader_of
-from common.errors import ScanError
+from common.errors import ScanError, reason
 from common.study import Study
 
 _FIRST: Final = 4  # scans prepared here to learn what one costs
@@ -91,6 +91,8 @@ def prepare_one(kind: str, data: Any, form: Form, source: Source) -> Outcome:
             raise ScanError(f"prepared to {len(samples)} samples with another number of labels")
     except ScanError as error:
         return Outcome(status="left out", notes=(str(error),))
+    except OSError as error:
+        return Outcome(status="failed", notes=(f"cannot be read: {reason(error)}",))
     except Exception as error:  # noqa: BLE001  one bad scan must never stop a site
         return Outcome(status="failed", notes=(f"{type(error).__name__}: {error}",))
     return Outcome(

@@ -195,25 +195,28 @@ def test_many_wrong_labels_take_linear_time() -> None:
         {"stage": target}, {"stage": Column(column="stage")}, rows, [str(n) for n in range(20_000)]
     )
     assert time.process_time() - began < 5
-    assert len(labels.findings) == MOST_FINDINGS + 1
+    assert len(labels.findings) == MOST_FINDINGS + 2
+    assert labels.findings[-2].error
     assert labels.findings[-1].problem.startswith("and 19,000 more")
     assert "did you mean" in labels.findings[0].problem
 
 
 def test_scans_without_rows_take_linear_time(tmp_path: Path) -> None:
     """Five thousand scans beside another table's five thousand names: a hint for the first few."""
-    from client.data.readers import bids
+    from client.data.readers import bids, phenotypes
 
-    people = bids.People(readable=True)
+    people = phenotypes.People(columns=("participant_id",))
     people.rows = {f"sub-{n:05d}": {} for n in range(5_000)}
-    scans = [
+    scans = bids.Scans()
+    scans.files = [
         bids.ScanFile(participant=f"sub-x{n:05d}", session="", name="", path=tmp_path, entities={})
         for n in range(5_000)
     ]
     began = time.process_time()
-    found = bids.absent(people, scans, filtered=False)
+    join, found = phenotypes.joined(people, scans, filtered=False)
     assert time.process_time() - began < 10
-    assert len(found.told()) == MOST_FINDINGS + 1
+    assert join.hardly
+    assert len(found.told()) == MOST_FINDINGS + 2
 
 
 def test_findings_beyond_a_thousand_are_counted() -> None:

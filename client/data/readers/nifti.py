@@ -70,6 +70,8 @@ def read_header(path: Path) -> Header:
     ------
     ScanError
         With what was found and what was needed.
+    OSError
+        If the disk or its permissions do not let the file be read: that may pass.
     """
     _not_a_stand_in(path)
     _credible_start(path)
@@ -165,7 +167,7 @@ def _credible_start(path: Path) -> None:
     try:
         with _opened(path) as stream:
             start = stream.read(540)
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ScanError(f"its header cannot be read: {_short(error)}") from None
     offset = _voxel_offset(start)
     # NaN is in no range; from a lower number nibabel would read extensions up to the file's end

@@ -86,7 +86,7 @@ def read_people(path: Path, wanted: Mapping[str, str], columns: frozenset[str]) 
 def read_visits(
     people: People, home: Path, scans: Sequence[ScanFile], columns: frozenset[str]
 ) -> Join:
-    """Add what the sessions tables say; how many of their rows and of the scans found each other."""
+    """Add what the sessions tables say; how many of their rows and of the scans fit."""
     sessions: dict[str, set[str]] = {}
     for scan in scans:
         sessions.setdefault(scan.participant, set()).add(scan.session)

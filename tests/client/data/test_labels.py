@@ -23,7 +23,7 @@ STAGE = Target(kind="categorical", classes=("none", "mild", "severe"))
 def read(target: Target, cells: list[str], **column: Any) -> tuple[list[float], list[str]]:
     """Labels and problems of one column."""
     found = all_of({"it": target}, {"it": Column(column="c", **column)}, cells)
-    return found.values["it"].tolist(), [finding.problem for finding in found.findings]
+    return found.values["it"].tolist(), [f.problem for f in found.findings if not f.error]
 
 
 def all_of(targets: dict[str, Target], columns: dict[str, Column], cells: list[str]) -> Labels:
@@ -142,7 +142,7 @@ def test_one_cell_is_complained_of_once() -> None:
     """A scan of a thousand volumes has one age, not a thousand wrong ones."""
     rows = [{"c": "x"}] * 3
     found = read_labels({"age": AGE}, {"age": Column(column="c")}, rows, ["scan"] * 3)
-    assert len(found.findings) == 1
+    assert [finding.error for finding in found.findings] == [False, True]
 
 
 def test_rows_without_any_table_have_no_labels() -> None:
@@ -182,3 +182,40 @@ def test_a_label_comes_from_a_column_or_is_a_value(given_: dict[str, str]) -> No
     """Both would contradict each other, neither says nothing."""
     with pytest.raises(ValidationError, match="column or value is needed"):
         Column(**given_)
+
+
+@pytest.mark.parametrize(
+    ("cells", "column", "reason"),
+    [
+        (["", "n/a"], {}, "every entry of its column means: not known"),
+        (["", ""], {}, "its column is empty"),
+        (["1041", "300"], {}, "if it is in months, set factor = 0.083333"),
+        (["14600", "20000"], {}, "if it is in days, set factor = 0.0027379"),
+        (["39,5"], {}, "write the decimal point as ."),
+        (["old", "young"], {}, "is not a number"),
+    ],
+)
+def test_a_promised_target_without_a_label_is_an_error(
+    cells: list[str], column: dict[str, Any], reason: str
+) -> None:
+    """A site without labels trains nothing, and would hear of it from nobody."""
+    found = all_of({"it": AGE}, {"it": Column(column="c", **column)}, cells)
+    (error,) = [finding for finding in found.findings if finding.error]
+    assert error.what == "targets.it"
+    assert error.problem.startswith(f"none of {len(cells)} samples has a label (column c)")
+    assert reason in error.problem
+
+
+def test_one_label_is_enough_to_be_no_error() -> None:
+    """Missing ones are normal."""
+    found = all_of({"it": AGE}, {"it": Column(column="c")}, ["", "n/a", "40"])
+    assert not found.findings
+
+
+def test_a_column_that_no_table_has_is_named_beside_what_tables_have() -> None:
+    """Only the columns that are asked for are kept; hints come from all."""
+    rows = [{}, {}]
+    with pytest.raises(DataError, match=r'did you mean "Age"\?'):
+        read_labels({"it": AGE}, {"it": Column(column="age")}, rows, ["a", "b"], ("id", "Age"))
+    with pytest.raises(DataError, match="has it twice"):
+        read_labels({"it": AGE}, {"it": Column(column="age")}, rows, ["a", "b"], ("age", "age"))

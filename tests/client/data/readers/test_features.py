@@ -156,7 +156,7 @@ def test_a_header_without_rows_is_a_finding(tmp_path: Path) -> None:
 
 def test_a_gzip_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A megabyte on disk may be a gigabyte in memory."""
-    monkeypatch.setattr("client.data.tables._LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr("client.data.delimited._LARGEST_TEXT", 1 << 20)
     content = HEADER.encode() + b"a,40,1,1\n" * 500_000
     with pytest.raises(DataError, match="no table of people"):
         find(tmp_path, gzip.compress(content))

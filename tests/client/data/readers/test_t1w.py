@@ -430,7 +430,7 @@ def turned(path: Path, turn: orientation.Turn, folder: Path) -> Path:
 def test_no_real_scan_is_taken_for_turned() -> None:
     """90 scans of three sites: a false alarm would cost a hospital its data."""
     site = T1w.Site(kind="t1w", root="t1_three_sites_2mm")
-    found = T1wReader.find(STUDY, site, SHARED)
+    found = T1wReader.find(STUDY, site, SHARED, frozenset())
     assert len(found.sources) == 90
     assert not found.findings
     for scan in found.sources:
@@ -442,7 +442,7 @@ def test_no_real_scan_is_taken_for_turned() -> None:
 def test_no_scan_as_acquired_is_taken_for_turned() -> None:
     """Eight at full resolution."""
     for root, count in (("t1_native/ds000011", 3), ("t1_native/ds002748", 5)):
-        found = T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root), SHARED)
+        found = T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root), SHARED, frozenset())
         assert len(found.sources) == count
         for scan in found.sources:
             assert T1wReader.prepare(STUDY, scan).notes == ()
@@ -451,7 +451,9 @@ def test_no_scan_as_acquired_is_taken_for_turned() -> None:
 @real
 def test_most_turned_scans_are_noticed(tmp_path: Path) -> None:
     """Every 15th real scan in each of the 23 wrong ways; over all scans 64 % are left out."""
-    found = T1wReader.find(STUDY, T1w.Site(kind="t1w", root="t1_three_sites_2mm"), SHARED)
+    found = T1wReader.find(
+        STUDY, T1w.Site(kind="t1w", root="t1_three_sites_2mm"), SHARED, frozenset()
+    )
     refused = []
     for scan in found.sources[::15]:
         for turn in orientation._turns()[1:]:
@@ -494,7 +496,8 @@ def bids_folder(root: Path, table: str | bytes | None, *scans: str) -> Path:
 
 
 def found_in(root: Path, **keys: Any) -> Found:
-    return T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root.name, **keys), root.parent)
+    site = T1w.Site(kind="t1w", root=root.name, **keys)
+    return T1wReader.find(STUDY, site, root.parent, frozenset({"age", "sex"}))
 
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
@@ -512,7 +515,8 @@ def test_sessions_and_runs_are_found_in_a_stable_order(tmp_path: Path) -> None:
     assert [s.scan for s in found.sources] == [ONE, TWO_EARLIER, TWO]
     assert [s.participant for s in found.sources] == ["sub-01", "sub-02", "sub-02"]
     assert [s.row["age"] for s in found.sources] == ["40", "50", "50"]
-    assert not found.findings
+    (note,) = found.findings
+    assert "1 people have scans of several sessions and no table of them" in note.problem
 
 
 def test_what_differs_between_visits_comes_from_the_sessions_table(tmp_path: Path) -> None:
@@ -522,7 +526,8 @@ def test_what_differs_between_visits_comes_from_the_sessions_table(tmp_path: Pat
     )
     (root / "sub-02/sub-02_sessions.tsv").write_text("session_id\tage\nses-b\t53\n")
     rows = [source.row for source in found_in(root).sources]
-    assert [(row["age"], row["sex"]) for row in rows] == [("50", "F"), ("53", "F")]
+    # the first visit has no row: its age is not known, and not another visit's
+    assert [(row.get("age"), row["sex"]) for row in rows] == [(None, "F"), ("53", "F")]
 
 
 @pytest.mark.parametrize(
