@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -80,10 +80,16 @@ class TextTable:
             raise DataError(f'{self.path} has no column "{name}"; {nearest(name, self.columns)}')
         return self.columns.index(name)
 
-    def row(self, line: Line, keep: frozenset[str] | None = None) -> Row:
-        """Cells by column name, of the columns to keep; a name that stands twice is left out."""
-        numbers, places = _kept(self.columns, keep)
-        return Row(numbers, _APART.join(line.cells(places)))
+    def picker(self, keep: frozenset[str] | None = None) -> Callable[[Line], Row]:
+        """What makes a line a `Row` of the columns to keep; a name that stands twice is no key."""
+        times = Counter(self.columns)
+        places = [
+            place
+            for place, name in enumerate(self.columns)
+            if times[name] == 1 and (keep is None or name in keep)
+        ]
+        numbers = {self.columns[place]: number for number, place in enumerate(places)}
+        return lambda line: Row(numbers, _APART.join(line.cells(places)))
 
 
 class Row(Mapping[str, str]):
@@ -110,17 +116,6 @@ class Row(Mapping[str, str]):
 @lru_cache(maxsize=4)  # whoever asks for one cell of a row asks for the next
 def _cells(text: str) -> list[str]:
     return text.split(_APART)
-
-
-@lru_cache(maxsize=16)
-def _kept(
-    columns: tuple[str, ...], keep: frozenset[str] | None
-) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Columns whose name stands once, by their order, and their places in a line."""
-    once = {name for name, times in Counter(columns).items() if times == 1}
-    once = once if keep is None else once & keep
-    places = tuple(place for place, name in enumerate(columns) if name in once)
-    return {columns[place]: number for number, place in enumerate(places)}, places
 
 
 def open_table(path: Path, inside: Path | None = None) -> TextTable:

@@ -91,7 +91,7 @@ def read_table(data: bytes) -> None:
     path = folder("texts") / "table.csv"
     path.write_bytes(data)
     opened = open_table(path)
-    rows = [opened.row(line) for line in opened]
+    rows = list(map(opened.picker(), opened))
     try:
         read_labels(STUDY.targets, COLUMNS, rows, [str(n) for n in range(len(rows))])
     except CallosumError:

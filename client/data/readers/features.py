@@ -37,7 +37,7 @@ class FeaturesReader:
         wanted = {table.column(name): value for name, value in site.rows.items()}
         who, when = table.column(site.participant), site.session and table.column(site.session)
         taken = {table.columns[place] for place in places}  # no label is a feature, too
-        keep = columns - taken
+        kept = table.picker(columns - taken)
         findings, filtered = Findings(), Filtered(wanted, table.columns)
         rows: list[_Row] = []
         for line in table:
@@ -51,7 +51,7 @@ class FeaturesReader:
                 problem = problem or "names no participant"
                 findings.append(Finding(what=what, problem=problem, left_out=True))
                 continue
-            rows.append(_Row(line.number, name, values, table.row(line, keep)))
+            rows.append(_Row(line.number, name, values, kept(line)))
         sources = _sources(rows, table.path.name, findings)
         findings.extend(filtered.findings(str(table.path)))
         if not sources:

@@ -153,6 +153,7 @@ def _read_rows(
     table: TextTable, who: int, filtered: Filtered, columns: frozenset[str], people: People
 ) -> None:
     when = next((table.columns.index(n) for n in _SESSION if table.columns.count(n) == 1), None)
+    kept = table.picker(columns)
     first: dict[tuple[str, str], int] = {}
     rows: dict[str, dict[str, Entries]] = {}  # by participant and session
     for line in table:
@@ -169,7 +170,7 @@ def _read_rows(
             people.elsewhere.add(participant)
             continue
         session = "" if when is None else bids_session(line[when])
-        row, visits = table.row(line, columns), rows.setdefault(participant, {})
+        row, visits = kept(line), rows.setdefault(participant, {})
         if session in visits:
             problem = f"{participant} stands in line {first[participant, session]} already, "
             _twice(people, participant, what, problem, same=visits[session] == row)
@@ -224,11 +225,12 @@ def _session_rows(
     table = open_table(path, home)
     place = table.column("session_id")
     people.columns += tuple(name for name in table.columns if name not in people.columns)
+    kept = table.picker(columns)
     rows: dict[str, Entries] = {}
     contradicted: set[str] = set()
     for line in table:
         what, session = f"{path.name}, line {line.number}", bids_session(line[place])
-        row, problem = table.row(line, columns), line.fault
+        row, problem = kept(line), line.fault
         if not problem and not session:
             problem = "names no session"
         elif not problem and session in rows and rows[session] != row:
@@ -238,8 +240,10 @@ def _session_rows(
             people.findings.append(Finding(what=what, problem=problem, left_out=True))
             continue
         rows[session] = row
-    # an empty row, not none: what differs between visits is not known of this one
-    return {session: {} if session in contradicted else row for session, row in rows.items()}
+    return {
+        session: dict.fromkeys(row, "") if session in contradicted else row
+        for session, row in rows.items()
+    }
 
 
 def _tell_of_visits(people: People, sessions: Mapping[str, set[str]]) -> None:
