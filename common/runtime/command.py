@@ -15,6 +15,7 @@ import typer
 from common.errors import INTERRUPTED, CallosumError, StorageError
 from common.printable import in_log, printable
 from common.runtime.progress import say
+from common.runtime.proxies import spare_loopback
 
 _LONGEST_TRACEBACK: Final = 20_000  # characters
 _ALLOCATOR: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -47,6 +48,7 @@ def fix_allocator(argv: Sequence[str]) -> None:
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line and leave with its exit code; a traceback means a defect of ours."""
+    spare_loopback(os.environ)  # children have it from here
     log = logging.StreamHandler()
     log.setFormatter(Shown("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
