@@ -452,7 +452,8 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))  # names from a file are no markup
     # a log or a pipe has no width; 160 characters keep a row on one line
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _print_json(content: object) -> None:

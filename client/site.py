@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, model_validator
 
@@ -17,6 +17,8 @@ from common.errors import SettingError
 from common.protocol.orders import OrderKind
 from common.sections import Name
 from common.settings import Table, checked, line_of, read_toml
+
+LOCAL_DISK: Final = "set folder in the site file to a place on a local disk"
 
 
 class Column(Table):

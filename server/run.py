@@ -21,7 +21,6 @@ set aside as `NAME.damaged`, and made again from the one before and those replie
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -44,6 +43,7 @@ from common.protocol.bounded_json import parsed
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, write_arrays
 from common.runtime.durable import write_atomically
+from common.runtime.locks import lock
 from common.runtime.progress import say
 from common.settings import Table
 from common.study import Study, read_resolved
@@ -442,12 +442,12 @@ def is_held(folder: Path) -> bool:
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel lets go of it however the process ends."""
     try:
-        lock = (folder / ".lock").open("a")
+        held = (folder / ".lock").open("a")
     except OSError as error:
         raise FolderError(f"{folder} cannot be written: {error}") from None
-    with lock:
+    with held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(held, folder, wait=False, remedy="give the folder a place on a local disk")
         except BlockingIOError:
             raise RunBusyError(f"another process is working in {folder}; wait for it") from None
         yield

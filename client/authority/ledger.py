@@ -7,7 +7,6 @@ do so meanwhile.
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,10 +19,12 @@ from typing import IO, Final, NamedTuple, Self
 from pydantic import ValidationError
 
 from client.authority.ledger_schema import VERSION, brought_up, check_version, version_of
+from client.site import LOCAL_DISK
 from common.errors import FolderError, Refusal, StorageError
 from common.protocol.books import fallen
 from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
+from common.runtime.locks import lock
 
 SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
 JUDGING: Final = "evaluate"  # tells about participants what the arrays of an order ask
@@ -344,12 +345,15 @@ def _alone(path: Path) -> IO[str]:
     with storage_checked(path):
         handle = path.with_suffix(".lock").open("a")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle, path, wait=False, remedy=LOCAL_DISK)
     except BlockingIOError:
         handle.close()
         raise FolderError(
             f"another process holds {path}; a site has one agent, stop that one first"
         ) from None
+    except StorageError:
+        handle.close()
+        raise
     return handle
 
 

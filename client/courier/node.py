@@ -11,27 +11,28 @@ import os
 import secrets
 import socket
 import sys
+from logging import getLogger
 from pathlib import Path
 from typing import Final
 
 from client.courier.node_deactivation import deactivate_node
 from client.kit import SiteKit
+from client.link.hub_clock import REFUSED, clock_fault
 from common.runtime.durable import write_secret
+from common.runtime.proxies import spare_loopback, without_socks
 from common.runtime.supervision import Child, told_to_stop
 
+_log = getLogger("callosum.node")
 _TICK_S: Final = 0.5
-_NO_PROXY: Final = ("NO_PROXY", "no_proxy")
 
 
 def flower_environment(home: Path) -> dict[str, str]:
     """What Flower's programs are started with: our own beside them, nothing told to anybody."""
     programs, path = Path(sys.executable).parent, os.environ.get("PATH", "")
-    # httpx would ask a hospital's proxy for its own loopback; what is excepted already stays so
-    excepted = {os.environ[name] for name in _NO_PROXY if os.environ.get(name)}
-    direct = ",".join([*sorted(excepted), "127.0.0.1", "localhost"])
+    own = without_socks(os.environ)
+    spare_loopback(own)
     return {
-        **os.environ,
-        **dict.fromkeys(_NO_PROXY, direct),
+        **own,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_HOME": str(home),
@@ -49,6 +50,8 @@ def run_node(kit: SiteKit, *, agent: str = "", hub: str = "") -> None:
     """
     folder = kit.folder / "courier" / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in os.environ.keys() - without_socks(os.environ).keys():
+        del os.environ[name]
     children = _children(kit, agent or f"unix:{kit.socket}", hub or kit.hub, folder)
     stop = told_to_stop()
     try:
@@ -80,10 +83,17 @@ def _children(kit: SiteKit, agent: str, hub: str, folder: Path) -> list[Child]:
     courier = [sys.executable, "-m", "client.courier.executor", f"127.0.0.1:{port}", str(secret)]
     log = folder / "supernode.log"
     carrier = Child("SuperNode", supernode, environment, log)
-    carrier.after_end = lambda: deactivate_node(hub, kit.ca, kit.node_key, log)
+    carrier.after_end = lambda: _see_to(carrier, hub, kit)
     # what a courier that died was carrying is lost; a SuperNode that starts anew says so at once
     hands = Child("courier", courier, environment, folder / "courier.log", carrier.stop)
     return [carrier, hands]
+
+
+def _see_to(carrier: Child, hub: str, kit: SiteKit) -> None:
+    """After a SuperNode's end: tell the hub that it is gone, and people if the clock is why."""
+    deactivate_node(hub, kit.ca, kit.node_key, carrier.log)
+    if REFUSED in carrier.said:
+        _log.error("%s", clock_fault(hub))
 
 
 def _free_port() -> int:

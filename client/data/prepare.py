@@ -19,7 +19,6 @@ is: all are compared when the data are opened, and what a disk has changed is pr
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -37,10 +36,11 @@ import numpy as np
 from client.data.finding import Finding
 from client.data.reader import Source, find_sources, reader_of
 from client.data.workers import Outcome, prepare_all
-from client.site import Site
+from client.site import LOCAL_DISK, Site
 from common.printable import csv_cell
 from common.protocol.bounded_json import parsed
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
+from common.runtime.locks import lock
 from common.runtime.private_folder import as_folder, make_folder
 from common.study import Study, canonical
 
@@ -199,7 +199,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with storage_checked(folder):
         handle = as_folder(os.fspath(folder / "lock"), os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, folder, wait=True, remedy=LOCAL_DISK)
         yield
     finally:
         os.close(handle)

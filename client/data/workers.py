@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
+import tempfile
 import threading
 import time
 from collections import deque
@@ -12,6 +14,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +29,10 @@ _FIRST: Final = 4  # scans prepared here to learn what one costs
 _START_S: Final = 1.2  # measured: until a first worker has imported what it needs
 _MOST: Final = 16
 _AHEAD: Final = 3  # results waiting for each worker: enough to hide one slow scan
+# bytes of a folder in which Python's forkserver can have its socket, whose path the kernel bounds
+_LONGEST: Final = 107 - len("/pymp-12345678/listener-12345678")
+_SHORT: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  tried in turn, as Python does
+_log = getLogger("callosum.site")
 
 
 Form = tuple[np.dtype[Any], tuple[int, ...]]  # dtype and shape of one sample
@@ -68,10 +76,15 @@ def _here(study: Study, sources: Sequence[Source]) -> Iterator[Outcome]:
 def _elsewhere(study: Study, sources: Sequence[Source], count: int) -> Iterator[Outcome]:
     start = 0
     while start < len(sources):
-        with closing(_until_broken(study, sources[start:], count)) as outcomes:
-            for outcome in outcomes:
-                yield outcome
-                start += 1
+        try:
+            with closing(_until_broken(study, sources[start:], count)) as outcomes:
+                for outcome in outcomes:
+                    yield outcome
+                    start += 1
+        except OSError as error:  # of starting processes: what a scan raises is told as its outcome
+            _log.warning("no processes can be started (%s); this one prepares alone", reason(error))
+            yield from _here(study, sources[start:])
+            return
         if start < len(sources):
             # a process died, of its scan or of another's: the one that is due is tried alone
             alone = list(_until_broken(study, sources[start : start + 1], 1))
@@ -132,6 +145,7 @@ def _until_broken(
 ) -> Generator[Outcome, None, None]:
     """Outcomes in order, fewer than sources if a process died."""
     kind = study.kind_name
+    _place_socket()
     # forkserver, not fork: the caller may hold threads and a GPU
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["client.data.workers", reader_of(kind).__module__])
@@ -149,6 +163,25 @@ def _until_broken(
         return
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def socket_folder() -> Path | None:
+    """Where the forkserver's socket can be: the folder for temporary files, or a shorter one."""
+    for place in (tempfile.gettempdir(), *_SHORT):
+        if len(os.fsencode(place)) <= _LONGEST and os.access(place, os.W_OK | os.X_OK):
+            return Path(place)
+    return None
+
+
+def _place_socket() -> None:
+    """Let Python make its folder for sockets where their names are not too long."""
+    place, before = socket_folder(), tempfile.tempdir
+    if place is not None:
+        tempfile.tempdir = str(place)
+        try:
+            multiprocessing.util.get_temp_dir()  # made once, and kept until the process ends
+        finally:
+            tempfile.tempdir = before
 
 
 def _form(study: Study) -> Form:

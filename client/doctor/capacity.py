@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from client.data.workers import socket_folder
 from client.doctor.demand import Demand, scans_of
 from client.doctor.finding import (
     CannotTellError,
@@ -102,6 +103,12 @@ def temporary() -> Finding:
         return bad(
             "no folder for temporary files can be written",
             "mount a tmpfs at /tmp, or point TMPDIR to a folder that this user may write",
+        )
+    if socket_folder() is None:
+        return note(
+            "the name of the folder for temporary files is too long for a socket: scans are "
+            "prepared by one process",
+            "point TMPDIR to a folder with a short name, or mount a tmpfs at /tmp",
         )
     free = room.f_bavail * room.f_frsize
     if free < _LEAST_TEMPORARY:

@@ -8,7 +8,6 @@ import os
 import socket
 from datetime import UTC, datetime
 from typing import Final
-from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -17,12 +16,9 @@ from client.doctor.bandwidth import PROBE
 from client.doctor.finding import CannotTellError, Finding, bad, good, note
 from client.doctor.hub_connection import Answer, Line
 from client.kit import WARNING_DAYS, SiteKit
+from client.link.hub_clock import MOST_AHEAD_S, MOST_BEHIND_S
 
 _PROXIES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
-# Flower's hub refuses a node's signature from more than 5 s ahead of it or 305 s behind
-# (flwr 1.41, superlink/routers/fleet/node_auth.py)
-_MOST_AHEAD_S: Final = 5.0
-_MOST_BEHIND_S: Final = 305.0
 _WORTH_TELLING_S: Final = 2.0
 # none of these changes anything, should it be answered
 _HIDDEN: Final = (
@@ -46,13 +42,13 @@ def reached(line: Line) -> Finding:
 
 
 def proxies(line: Line) -> Finding:
-    """Proxies of the environment: the node takes them, on its way to the hub and to its courier."""
+    """Proxies of the environment: the node takes them, on its way to the hub alone."""
     given = [name for name in _PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
     if not given:
         return good("the environment of this command names none (a service may have another)")
     names, proxy = ", ".join(given), _without_password(line.proxy)
     remedy = (
-        "set NO_PROXY to 127.0.0.1,localhost and {host} in the node's environment, and allow a "
+        "set NO_PROXY to {host} in the node's environment, and allow a "
         "direct way to {host} in the firewall; or leave it so if the proxy is meant"
     )
     if "socks" in line.proxy:
@@ -61,9 +57,6 @@ def proxies(line: Line) -> Finding:
     if line.proxy:
         found = f"{names}: the node goes to the hub through {{proxy}}"
         return note(found, remedy, host=line.host, proxy=proxy)
-    if getproxies().get("http") and not proxy_bypass("127.0.0.1"):
-        found = f"{names}: node and courier, both on 127.0.0.1, would speak through a proxy"
-        return note(found, remedy, host=line.host)
     return good(f"{names} set; NO_PROXY lets the node go to the hub directly")
 
 
@@ -101,8 +94,8 @@ def clock(line: Line) -> Finding:
         "let this machine follow a time server (timedatectl set-ntp true; chronyc tracking); if "
         "it does, tell the coordinator that the hub's clock is off"
     )
-    if ahead - doubt > _MOST_AHEAD_S or -ahead - doubt > _MOST_BEHIND_S:
-        limits = f"at most {_MOST_AHEAD_S:.0f} s ahead or {_MOST_BEHIND_S:.0f} s behind is let in"
+    if ahead - doubt > MOST_AHEAD_S or -ahead - doubt > MOST_BEHIND_S:
+        limits = f"at most {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind is let in"
         return bad(f"{found}; {limits}", remedy)
     if abs(ahead) - doubt > _WORTH_TELLING_S:
         return note(found, remedy)

@@ -21,7 +21,9 @@ from common.errors import Refusal, SettingError
 from common.protocol.orders import Books, Hex, Order
 from common.settings import Table
 
-CLOCK_TOLERANCE_S: Final = 300.0  # hospital clocks that nobody watches are minutes off, not hours
+# hospital clocks that nobody watches are minutes off, not hours; of those that are ahead, Flower
+# lets in none that is so by more than 5 s (client/link/hub_clock.py)
+CLOCK_TOLERANCE_S: Final = 300.0
 LONGEST_ORDER: Final = 1 << 18  # characters; a lineage of a thousand sites has 64 thousand
 _CONTEXT: Final = b"callosum order 1\0"  # a signature made for something else never fits
 _END: Final = b"-----END PUBLIC KEY-----"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -12,10 +13,16 @@ from typing import Any, Final
 import click
 import typer
 
-from common.errors import INTERRUPTED, CallosumError, StorageError
+from common.errors import INTERRUPTED, CallosumError, StorageError, reason
 from common.printable import in_log, printable
 from common.runtime.progress import say
+from common.runtime.proxies import spare_loopback
 
+# what disks, permissions and limits refuse, whatever a program does
+_DISKS: Final = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "EIO", "ESTALE", "EMFILE", "ENFILE", "ETIMEDOUT")
+)
 _LONGEST_TRACEBACK: Final = 20_000  # characters
 _ALLOCATOR: Final = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -47,6 +54,9 @@ def fix_allocator(argv: Sequence[str]) -> None:
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line and leave with its exit code; a traceback means a defect of ours."""
+    spare_loopback(os.environ)  # children have it from here
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of ours
     log = logging.StreamHandler()
     log.setFormatter(Shown("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])
@@ -69,9 +79,12 @@ def _exit_code(app: typer.Typer, name: str) -> int:
         say(f"error: {error}")
         return error.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            say(f"error: the disk is full ({error.filename}); free space and run again")
+        elif error.errno in _DISKS:
+            say(f"error: {error.filename or 'this machine'}: {reason(error)}; see to it, run again")
+        else:
             raise
-        say(f"error: the disk is full ({error.filename}); free space and run again")
         return StorageError.exit_code
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
         say("stopped; the same command goes on from here")

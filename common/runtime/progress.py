@@ -28,7 +28,8 @@ from common.printable import printable
 
 _WORTH_A_LINE_S: Final = 2.0
 
-console = Console(stderr=True, highlight=False)
+# what people wrote is neither markup nor a picture
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _lock = threading.Lock()
 _open = 0
 _bars = Progress(
@@ -60,7 +61,7 @@ def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
 
 def say(text: str) -> None:
     """One line for people, beside any bars; what others wrote in it is shown and never obeyed."""
-    console.print(printable(text, lines=True), soft_wrap=True, markup=False, emoji=False)
+    console.print(printable(text, lines=True), soft_wrap=True)
 
 
 def tell(text: str) -> None:

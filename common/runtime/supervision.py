@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,12 +20,22 @@ from logging import getLogger
 from pathlib import Path
 from typing import Final
 
+from common.printable import printable
+
 _log = getLogger("callosum.supervision")
 _SHORTEST_REST_S: Final = 1.0
 _LONGEST_REST_S: Final = 15.0  # Flower lets a crashed node in again after a minute: not much later
 _HEALTHY_S: Final = 60.0  # one that ran this long starts again without a long rest
 _GRACE_S: Final = 5.0
 _LARGEST_LOG: Final = 20 << 20
+_LAST: Final = 1 << 14  # bytes of a log that are looked through for last words
+_LONGEST_WORDS: Final = 300  # characters
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_TELLING: Final = re.compile(
+    r"error|exception|refused|denied|in use|cannot|no space", re.IGNORECASE
+)
+_CALM: Final = re.compile(r"\b(INFO|DEBUG)\b")
+_IN_USE: Final = re.compile(r"(\d{1,5})\D*address already in use", re.IGNORECASE)
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,7 +44,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Child:
     """One supervised process; its output goes to `log`.
 
-    `after_end` is called when it ended by itself, before it is due again. Only a thread that lives
+    `hindrance` is asked before each start: a text says why it would come to nothing. `after_end` is
+    called when it ended by itself, before it is due again. Only a thread that lives
     as long as the process may tend it: the kernel ends children with the thread that made them.
     """
 
@@ -42,10 +54,13 @@ class Child:
     environment: Mapping[str, str]
     log: Path
     after_end: Callable[[], None] | None = None
+    hindrance: Callable[[], str] | None = None
     starts: int = 0
+    said: str = ""  # the end of its log, if it ended and has not been seen to work since
     _process: subprocess.Popen[bytes] | None = None
     _began: float = 0.0
     _due: float = 0.0
+    _from: int = 0  # where in the log its last start begins
     _rest_s: float = field(default=_SHORTEST_REST_S)
 
     @property
@@ -62,18 +77,27 @@ class Child:
             self._process = None
             if now - self._began > _HEALTHY_S:
                 self._rest_s = _SHORTEST_REST_S
-            _log.warning("%s ended (%s); again in %.0f s", self.name, code, self._rest_s)
-            self._due, self._rest_s = now + self._rest_s, min(2 * self._rest_s, _LONGEST_REST_S)
+            self.said = end_of(self.log, self._from)
+            why = last_words(self.said)
+            told = f"{code}: {why}" if why else code
+            _log.warning("%s ended (%s); again in %.0f s", self.name, told, self._rest_s)
+            self._rest(now)
             if self.after_end is not None:
                 self.after_end()
         if self._process is not None or now < self._due:
+            return False
+        why = self.hindrance() if self.hindrance is not None else ""
+        if why:
+            self.said = why
+            _log.warning("%s cannot start: %s; again in %.0f s", self.name, why, self._rest_s)
+            self._rest(now)
             return False
         self._start(now)
         return True
 
     def settle(self) -> None:
         """Forget earlier failures: it has been seen to work."""
-        self._rest_s = _SHORTEST_REST_S
+        self._rest_s, self.said = _SHORTEST_REST_S, ""
 
     def stop(self) -> None:
         """End it politely, then by force."""
@@ -88,11 +112,15 @@ class Child:
         self._process.wait()
         self._process = None
 
+    def _rest(self, now: float) -> None:
+        self._due, self._rest_s = now + self._rest_s, min(2 * self._rest_s, _LONGEST_REST_S)
+
     def _start(self, now: float) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _LARGEST_LOG:
             self.log.replace(self.log.with_suffix(".1.log"))
         with self.log.open("ab") as output:
+            self._from = output.tell()
             self._process = subprocess.Popen(  # noqa: S603  our own command line, without a shell
                 self.command,
                 env=dict(self.environment),
@@ -111,6 +139,37 @@ class Child:
                 os.killpg(self._process.pid, number)
             except ProcessLookupError:
                 return
+
+
+def last_words(said: str) -> str:
+    """Why a program ended, by what it said: the fault that it named, else its last line."""
+    return fault_in(said) or printable(said.strip().rpartition("\n")[2], most=_LONGEST_WORDS)
+
+
+def fault_in(said: str) -> str:
+    r"""The last line of what a program said that names a fault, or nothing.
+
+    Libraries end in order after a fault, and say so in lines that explain nothing.
+
+    >>> fault_in("OSError: cannot bind ('127.0.0.1', 80): address already in use\nGood bye.")
+    'port 80 is in use by another program'
+    """
+    lines = [line.strip() for line in said.splitlines() if not _CALM.search(line)]
+    told = next((line for line in reversed(lines) if _TELLING.search(line)), "")
+    in_use = _IN_USE.search(told)
+    if in_use:
+        return f"port {in_use[1]} is in use by another program"
+    return printable(told, most=_LONGEST_WORDS)
+
+
+def end_of(log: Path, since: int = 0) -> str:
+    """The end of what was written to a log behind `since`, without colours."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(since, log.stat().st_size - _LAST))
+            return _COLOURS.sub("", stream.read().decode(errors="replace"))
+    except OSError:
+        return ""
 
 
 def told_to_stop() -> threading.Event:

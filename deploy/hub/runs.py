@@ -11,6 +11,7 @@ from typing import Final
 
 from common.errors import CallosumError
 from common.runtime.progress import say
+from common.runtime.supervision import end_of, fault_in
 from deploy.hub.control import Control
 from server.run import is_held
 from server.run_state import (
@@ -39,6 +40,8 @@ class HubRun:
     began: float = 0.0
     seen: float = 0.0  # when its ServerApp last held the run folder
     due: float = 0.0
+    log_from: int = 0  # where in SuperExec's log this attempt begins
+    why: str = ""  # what an attempt that came to nothing said last
 
 
 @dataclass(slots=True)
@@ -49,10 +52,12 @@ class HubRuns:
     ----------
     runs : the folder of run folders
     bundle : the app bundle that each is handed over with
+    log : what ServerApps write before they have a run folder, and SuperExec beside them
     """
 
     runs: Path
     bundle: bytes
+    log: Path
     known: dict[Path, HubRun] = field(default_factory=dict)
 
     def drive(self, control: Control, config: Mapping[str, str]) -> None:
@@ -70,6 +75,14 @@ class HubRuns:
         """Flower knows none of them any more."""
         for run in self.known.values():
             run.flower = None
+
+    def wait(self, why: str) -> None:
+        """Note at every run that should be going why it does not."""
+        for wanted in sorted(self.runs.glob("*/wanted.json")):
+            folder = wanted.parent
+            over = is_finished(folder) or failure_of(folder)
+            if wanted_of(folder) == "running" and not over:
+                _note(self.known.setdefault(folder, HubRun(folder)), "waiting", why)
 
     def interrupt(self, control: Control) -> None:
         """End the present attempts; each run is handed over anew."""
@@ -89,7 +102,7 @@ class HubRuns:
             _note(run, "stopped")
         elif alive:
             self._look_after(control, run)
-            _note(run, "running")
+            _note(run, "running", run.why)
         elif is_finished(run.folder):
             _note(run, "finished")
         elif error := failure_of(run.folder):
@@ -101,9 +114,10 @@ class HubRuns:
         """A ServerApp that was killed holds its folder no longer; Flower would wait a minute."""
         now = time.monotonic()
         if is_held(run.folder) or is_finished(run.folder):
-            run.seen = now
+            run.seen, run.why = now, ""
         elif now - max(run.began, run.seen) > _ABSENT_S and run.flower is not None:
-            say(f"{run.folder.name}: its ServerApp is gone")
+            run.why = self._last_words(run)
+            say(f"{run.folder.name}: its ServerApp is gone{': ' if run.why else ''}{run.why}")
             control.stop(run.flower)
             run.seen = now
 
@@ -111,12 +125,18 @@ class HubRuns:
         now = time.monotonic()
         if run.flower is not None and now - run.began > _HEALTHY_S:
             run.attempts = 0
+        elif run.attempts:
+            run.why = run.why or self._last_words(run)
+        run.log_from = self.log.stat().st_size if self.log.exists() else 0
         rest_s = min(2.0 ** min(run.attempts, 9), _LONGEST_REST_S)
         run.attempts, run.began, run.due = run.attempts + 1, now, now + rest_s
         told = {**config, "run": str(run.folder.resolve())}
         run.flower = control.start(self.bundle, told)
         say(f"{run.folder.name}: handed to Flower, attempt {run.attempts}")
-        _note(run, "running")
+        _note(run, "running", run.why)
+
+    def _last_words(self, run: HubRun) -> str:
+        return fault_in(end_of(self.log, run.log_from))
 
 
 def _note(run: HubRun, state: State, error: str = "") -> None:

@@ -7,9 +7,13 @@ to Flower once more; it resumes by itself.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
+import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -19,10 +23,11 @@ import httpx
 
 from client.courier.node import flower_environment
 from client.kit import certificate_end, expiring
-from common.errors import CallosumError, SettingError
+from common.errors import CallosumError, SettingError, reason
 from common.runtime.durable import write_secret
 from common.runtime.progress import say
-from common.runtime.supervision import Child, told_to_stop
+from common.runtime.proxies import without_proxies
+from common.runtime.supervision import Child, last_words, told_to_stop
 from common.study import Study
 from deploy.hub.bundle import stage
 from deploy.hub.control import Control
@@ -33,6 +38,7 @@ from server.run import alone, is_held
 
 _log = getLogger("callosum.hub")
 _TICK_S: Final = 1.0
+_SILENT_S: Final = 60.0  # SuperLink serves within seconds, on a busy machine within half a minute
 
 
 @dataclass(slots=True)
@@ -47,11 +53,15 @@ class Hub:
     nodes: dict[str, int] = field(default_factory=dict)
     online: set[int] = field(default_factory=set)
     admitted: dict[Path, int] = field(default_factory=dict)  # when what was acted on was written
+    told: float = field(default_factory=time.monotonic)  # when its silence was last spoken of
 
     def tick(self) -> None:
         """Look after processes, nodes and runs once."""
         if self.superlink.tend():
             self._forget()
+        if self.superlink.pid is None:  # whoever else has its port may take a call and never answer
+            self.runs.wait(f"the hub cannot serve: {last_words(self.superlink.said)}")
+            return
         control = self.control or Control.at(f"127.0.0.1:{self.kit.port}", self.kit.ca)
         try:
             self._admit(control)
@@ -64,8 +74,10 @@ class Hub:
             }
             self.runs.drive(control, told)
         except httpx.HTTPError as error:
-            log = _log.warning if self.control else _log.debug  # it has not served yet
-            log("SuperLink does not answer: %s", error)
+            now = time.monotonic()
+            if self.control or now - self.told > _SILENT_S:  # else it has not served yet
+                self.told = now
+                _log.warning("SuperLink does not answer: %s", error)
             if control is not self.control:
                 control.close()
             return
@@ -124,11 +136,14 @@ class Hub:
 def serve_hub(kit: HubKit, *, metrics: str = "") -> None:
     """Serve until told to stop; metrics at ``host:port`` if one is given."""
     stop = told_to_stop()
+    for name in os.environ.keys() - without_proxies(os.environ).keys():
+        del os.environ[name]  # all that the hub and its children ask is on loopback
     kit.runs.mkdir(exist_ok=True)
     for certificate in expiring([kit.ca, kit.server_certificate]):
         say(f"warning: {certificate}")
     with alone(kit.folder):
-        hub = Hub(kit, *_children(kit), HubRuns(kit.runs, stage(kit.app)))
+        superlink, superexec = _children(kit)
+        hub = Hub(kit, superlink, superexec, HubRuns(kit.runs, stage(kit.app), superexec.log))
         if metrics:
             hub.collector().serve(metrics)
         try:
@@ -195,7 +210,18 @@ def _children(kit: HubKit) -> tuple[Child, Child]:
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs = kit.log
-    return (
-        Child("SuperLink", superlink, environment, logs / "superlink.log"),
-        Child("SuperExec", superexec, environment, logs / "superexec.log"),
-    )
+    serving = Child("SuperLink", superlink, environment, logs / "superlink.log")
+    serving.hindrance = lambda: _taken(kit.port)
+    return serving, Child("SuperExec", superexec, environment, logs / "superexec.log")
+
+
+def _taken(port: int) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as SuperLink does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            why = "is in use by another program" if in_use else f"cannot be had: {reason(error)}"
+            return f"port {port} {why}"
+    return ""

@@ -8,7 +8,6 @@ stays as it is.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from client.templates import site_template
 from common.errors import FolderError, SettingError
 from common.protocol.signing import read_public_keys
 from common.runtime.durable import storage_checked, sync_folder
+from common.runtime.locks import lock
 from deploy.kits import certificates
 from deploy.kits.consortium import Consortium, Hub, Member, load_consortium, refuse
 from deploy.kits.files import (
@@ -175,7 +175,7 @@ def _alone(kits: Path) -> Iterator[None]:
         raise FolderError(f"{kits} is no folder of kits: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle, kits, wait=False, remedy="give --out a place on a local disk")
         except BlockingIOError:
             raise FolderError(f"another command is at work in {kits}; wait for it") from None
         yield

@@ -8,7 +8,6 @@ hub's runs take turns by a lock. Where sites and coordinator are one process not
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from common.errors import Refusal, SettingError
 from common.protocol.books import apart, fallen
 from common.protocol.orders import Books, Order, Report
 from common.runtime.durable import storage_checked, write_atomically
+from common.runtime.locks import lock
 from common.settings import Table
 
 _log = getLogger("callosum.server")
@@ -140,12 +140,13 @@ class SiteBooks:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Several runs of one hub may hear of one site at once."""
-        lock = self._place / ".lock"
-        with storage_checked(lock):
+        place = self._place / ".lock"
+        with storage_checked(place):
             self._place.mkdir(parents=True, exist_ok=True)
-            handle = lock.open("a")
+            handle = place.open("a")
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            remedy = "give the hub's kit a place on a local disk"
+            lock(handle, place, wait=True, remedy=remedy)
             yield
 
 

@@ -121,6 +121,9 @@ def _in_lines(run: Run, since: float) -> dict[str, Any]:
     told = len(run.federated.records())
     state: dict[str, Any] = {}
     for now in _states(run.folder, since):
+        error = now.get("error")
+        if error and error != state.get("error") and now["state"] not in _OVER:
+            say(f"{now['state']}: {error}")
         state = now
         for record in run.federated.records()[told:]:
             phase, answered, _, seconds, size, loss = row_of(record, run.study.pretraining.rounds)

@@ -160,7 +160,7 @@ def test_a_wish_for_what_is_done_already_is_answered(tmp_path: Path) -> None:
     def start(control: object, config: Mapping[str, str]) -> int:
         raise AssertionError("it is finished")
 
-    runs = HubRuns(tmp_path, start)
+    runs = HubRuns(tmp_path, start, tmp_path / "superexec.log")
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "results.csv").touch()

@@ -160,6 +160,36 @@ def test_what_follows_an_end_is_done_once_before_the_next_start(child: Make, clo
     assert len(seen) == 2  # it was told to end
 
 
+def test_a_childs_last_words_are_told(
+    child: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason stood in a file that nobody looked at; the screen said "ended (1)" for ever."""
+    failing = child("echo 'ERROR: no such key'; echo 'INFO: [uvicorn.error] Good bye.'; exit 3")
+    assert failing.tend()
+    rest_of(failing, clock)
+    assert "child ended (3: ERROR: no such key); again in 1 s" in caplog.text
+    assert "no such key" in failing.said
+    failing.settle()
+    assert not failing.said
+
+
+def test_a_child_whose_start_would_come_to_nothing_is_not_started(
+    child: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A port that another program has: SuperLink would end at once, and its calls go astray."""
+    hindered, why = child("sleep 60"), ["port 1 is in use"]
+    hindered.hindrance = lambda: "".join(why)
+    assert not hindered.tend()
+    assert (hindered.pid, hindered.said) == (None, "port 1 is in use")
+    assert "child cannot start: port 1 is in use; again in 1 s" in caplog.text
+    clock.now += 1
+    assert not hindered.tend()
+    why.clear()
+    assert not hindered.tend()  # it rests longer each time, as after an end
+    clock.now += 2
+    assert hindered.tend()
+
+
 def test_a_child_that_runs_is_left_alone(child: Make, clock: Clock) -> None:
     """Tending is done twice a second, for months."""
     running = child("exec sleep 1000")

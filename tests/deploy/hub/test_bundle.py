@@ -147,7 +147,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for room in ("common", "client", "server", "deploy"):
         shutil.copytree(ROOT / room, source / room, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "callosum_entry.py"):
         shutil.copy(ROOT / name, source)
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
@@ -187,6 +187,7 @@ def test_a_wheel_holds_every_module_and_every_template(wheel: Path) -> None:
         if (file.suffix in (".py", ".j2", ".conf") and (file.parent / "__init__.py").exists())
         or file.parent == ROOT / "deploy" / "studies"
     ]
+    wanted.append(ROOT / "callosum_entry.py")
     assert len(wanted) > len(bundle_files())
     for file in wanted:
         inside = wheel / file.relative_to(ROOT)
