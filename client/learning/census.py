@@ -11,7 +11,7 @@ import torch
 from client.answer import Answer
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
-from client.learning.support import people_among, support_of
+from client.learning.support import learnt_from, people_among, support_of
 from client.learning.training import lay_out
 from client.site import Site
 from common.arrays import Arrays
@@ -58,3 +58,17 @@ def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torc
         behind=dict.fromkeys(total, people),
         reveals=max(1, sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)),
     )
+
+
+def lacking_labels(study: Study, site: Site, cohort: Cohort) -> str:
+    """What to tell a training site whose samples have no label that is learnt; or nothing."""
+    everyone = cohort.indices("train", study.splits)
+    _, learnt = learnt_from(study, cohort, site.policy.minimum_support)
+    if site.role != "train" or len(learnt) == len(everyone):
+        return ""
+    names = " or ".join(study.pretraining_targets)
+    found = (
+        f"{len(everyone) - len(learnt)} of {len(everyone)} training samples have no label of "
+        f"{names} that is learnt; nothing is learnt from them, and they weigh nothing"
+    )
+    return found if len(learnt) else f"{found}. This site cannot train; see callosum-site check"

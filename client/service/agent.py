@@ -25,13 +25,13 @@ from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
-from client.learning.census import census, settle
+from client.learning.census import census, lacking_labels, settle
 from client.learning.evaluation import Judge
 from client.learning.explanation import mean_map
 from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
 from client.learning.pretraining import train_round
-from client.learning.support import people_among
+from client.learning.support import learnt_from, people_among
 from client.learning.training import choose_device
 from client.learning.tuned_models import TunedModels
 from client.service.array_store import ArrayStore
@@ -110,6 +110,8 @@ class Agent:
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
+        if order.kind == "train":
+            self._check_labels()
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
@@ -165,6 +167,17 @@ class Agent:
         if people < self.site.policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
+
+    def _check_labels(self) -> None:
+        """Refuse to train on nobody, or on too few, before the ledger is charged for it."""
+        policy = self.site.policy
+        people = people_among(
+            self.cohort, learnt_from(self.study, self.cohort, policy.minimum_support)[1]
+        )
+        if people == 0:
+            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, self.cohort))
+        if people < policy.minimum_cohort:
+            raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
 
     def _assembled(self, order: Order, sent: Arrays) -> Arrays:
         """All arrays that the order is about: those that came with it, and those held here.
@@ -252,6 +265,8 @@ class Agent:
             people = frozenset(pseudonyms(self.cohort.participants, secret_of(self.site)))
             censuses = Censuses(self.site.state / CENSUSES)
             censuses.admit(people, self.site.policy.minimum_support)
+        if lacking := lacking_labels(self.study, self.site, self.cohort):
+            _log.warning("%s: %s", self.site.name, lacking)
         return census(self.study, self.site, self.cohort)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:

@@ -19,6 +19,7 @@ from common.protocol.wire import Stored, open_arrays
 from common.runtime.progress import say
 from common.sections import FineTuning
 from common.study import Study
+from server import site_findings
 from server.federation.census import POOLED, summarise
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import NOTHING, Parcel, parcel_of
@@ -129,6 +130,8 @@ class Phases:
             )
         if study.learns_from_labels:
             _targets_are_held(study, [outcome.reports[site] for site in able])
+        for text in site_findings.without_labels(study, summary):
+            say(text)
         return outcome.reports
 
     def _without_judges_that_took_part(self, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from common.errors import SENTENCES
 from common.study import Study
+from server import site_findings
 from server.report.tables import (
     FEDERATED,
     SMALL,
@@ -119,6 +120,7 @@ def missing(
         for site, line in census.items()
         if line.get("refused")
     ]
+    found += site_findings.without_labels(run.study, census)
     found += _unjudged(run, census, compared)
     found += _rivals_missing(run.study, compared)
     for task in tasks:
