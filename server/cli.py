@@ -75,7 +75,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     from server.report.terminal import table_in_text
     from server.run import read_refused, read_run
     from server.run_state import failure_of, read_state_file, state_of
-    from server.site_findings import without_labels
+    from server.site_findings import kept, without_labels
 
     run = read_run(folder)
     for branch in run.branches():
@@ -85,7 +85,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
         for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
-    for text in without_labels(run.study, census(run)):
+    for text in (*without_labels(run.study, census(run)), *kept(folder)):
         say(text)
     state = state_of(folder)
     if state.get("state") == "running":

@@ -213,7 +213,17 @@ class Phases:
         if not outcome.reports:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
             raise QuorumError(f"no site's sums settle the constants of {branch.model}; {codes}")
-        return [Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)]
+        found = {site: Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)}
+        if branch == self.run.federated and number == 0:
+            self._compare_columns(found)
+        return list(found.values())
+
+    def _compare_columns(self, sums: Mapping[str, Stored]) -> None:
+        """Name sites whose columns are in other units; the sums are all that tells of it."""
+        found = site_findings.unlike_columns(self.run.study, sums)
+        site_findings.keep(self.run.folder, found)
+        for text in found:
+            say(text)
 
     def _comparisons(
         self, census: Mapping[str, Report], able: Sequence[str]

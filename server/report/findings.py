@@ -132,7 +132,10 @@ def missing(
 
 
 def caveats(
-    compared: Sequence[Comparison], tasks: Sequence[TaskTable], records: Sequence[Record]
+    run: Run,
+    compared: Sequence[Comparison],
+    tasks: Sequence[TaskTable],
+    records: Sequence[Record],
 ) -> list[str]:
     """What to keep in mind while reading this run's numbers."""
     small = sorted({
@@ -146,7 +149,7 @@ def caveats(
         for row in task.cells.values()
         if row.n_participants < SMALL and row.cell.value is not None
     })  # fmt: skip
-    found = []
+    found = [f"{text}." for text in site_findings.kept(run.folder)]
     if small:
         found.append(
             f"Fewer than {SMALL} participants stand behind: {'; '.join(small)}. "
