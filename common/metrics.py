@@ -20,6 +20,7 @@ Floats = NDArray[np.floating[Any]]
 Repeats = NDArray[np.float64]
 
 FIGURES: Final = 3  # of any metric that leaves a site
+FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 
 
 def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, Counts]:
@@ -135,7 +136,8 @@ def _regressions(y: Floats, p: Floats, weights_RN: Floats) -> dict[str, Repeats]
     found = {"mae": absolute / n, "rmse": np.sqrt(squared / n)}
     if p.std() > 1e-9 * max(float(np.abs(p).max()), 1e-300):  # a constant has no correlation
         spread = (n * y2 - y1 * y1) * (n * p2 - p1 * p1)
-        found["r"] = np.where(spread > 0, (n * yp - y1 * p1) / np.sqrt(spread), np.nan)
+        defined = (spread > 0) & ((weights_RN > 0).sum(1) >= FEWEST)
+        found["r"] = np.where(defined, (n * yp - y1 * p1) / np.sqrt(spread), np.nan)
     return found
 
 

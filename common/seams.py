@@ -73,14 +73,16 @@ class Objective(Protocol):
     answers for targets alone; without heads it answers nothing. An objective that learns from
     labels has a key `targets` in its `Settings`.
 
-    Two things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
+    Three things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
     of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
+    `supervised`: a sample without a label of any target enters no loss, so none is trained on.
     """
 
     Settings: ClassVar[type[Table]]
     coupled: ClassVar[bool]
     finetunes: ClassVar[bool]
+    supervised: ClassVar[bool]
     weights: Mapping[str, float]
 
     def __init__(self, settings: Any, backbone: Any, targets: Mapping[str, Any]) -> None: ...

@@ -71,9 +71,11 @@ def show_keys() -> None:
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
     from server.report.live_view import ROUND, present_of, row_of
+    from server.report.participation import census
     from server.report.terminal import table_in_text
     from server.run import read_refused, read_run
     from server.run_state import failure_of, read_state_file, state_of
+    from server.site_findings import kept, without_labels
 
     run = read_run(folder)
     for branch in run.branches():
@@ -83,6 +85,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
         for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
+    for text in (*without_labels(run.study, census(run)), *kept(folder)):
+        say(text)
     state = state_of(folder)
     if state.get("state") == "running":
         title, answered, *_ = present_of(read_state_file(folder / "progress.json"))

@@ -40,6 +40,7 @@ from common.errors import DamagedError, FolderError, RunBusyError, SettingError
 from common.network.plan import Plan, Rule
 from common.network.starting import taken
 from common.protocol.bounded_json import parsed
+from common.protocol.code import agreed_digest
 from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, write_arrays
 from common.runtime.durable import write_atomically
@@ -199,6 +200,7 @@ def open_run(folder: Path, study: Study, source: Path | None = None) -> Iterator
             _create(folder, study, source)
         run = read_run(folder)
         _same_study(run, study)
+        _tell_of_other_code(run, study)
         if source is not None:
             _mend_start(run, study, source)
         yield run
@@ -359,9 +361,21 @@ def _create(folder: Path, study: Study, source: Path | None) -> None:
             "format": FORMAT,
             "run": secrets.token_hex(32),
             "study": study.digest,
+            "code": agreed_digest(study),
             "versions": versions,
         },
     )
+
+
+def _tell_of_other_code(run: Run, study: Study) -> None:
+    """A run may go on after an update; that its rounds are then of two codes is never silent."""
+    begun, now = read_json(run.folder / "provenance.json").get("code"), agreed_digest(study)
+    if begun != now and not run.federated.final.exists():
+        say(
+            f"{run.folder} was begun with other code ({str(begun or 'not noted')[:12]}, now "
+            f"{now[:12]}): what it trains from here on may differ from its rounds so far; for one "
+            "model of one code give a new --out"
+        )
 
 
 def _mend_start(run: Run, study: Study, source: Path) -> None:

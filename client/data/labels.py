@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from client.data.finding import Finding, Findings
 from client.data.tables import nearest, number, plain
 from client.site import Column
+from common.column_units import figures, in_words
 from common.errors import DataError, SettingError
 from common.sections import Target
 
+_MOST_SCALES: Final = 8.0  # of a study between its centre and a site's mean: children are 4 away
+_MOST_TIMES: Final = 10.0  # months are 12 times as many as years; a kindergarten's 6 are 1/8 of 50
 _MOST_HINTS: Final = 20  # each compares a cell with all of a target's words
 
 
@@ -83,6 +86,7 @@ def read_labels(
                 complained.add((names[index], cell))
                 what = f'{names[index]}, column "{column.column}"'
                 findings.append(Finding(what=what, problem=f"{name}: {problem}"))
+        findings.extend(_far_off(name, target, values[name]))
         if len(rows) and not np.isfinite(values[name]).any():
             findings.append(_none_of(name, column, rows, unlike))
     return Labels(values=values, findings=findings.told())
@@ -102,6 +106,28 @@ def _none_of(
         reason = "its column is empty"
     problem = f"none of {len(rows)} samples has a label ({column.place}): {reason}"
     return Finding(what=f"targets.{name}", problem=problem, error=True)
+
+
+def _far_off(name: str, target: Target, values: NDArray[np.float32]) -> Iterator[Finding]:
+    """One finding if a site's mean cannot well be in the study's unit: ages in months, say.
+
+    Only a study that says where its values lie can be compared with.
+    """
+    known = values[~np.isnan(values)].astype(np.float64)
+    if target.kind != "regression" or not len(known) or not target.centre:
+        return
+    mean = float(known.mean())
+    scales = abs(mean - target.centre) / target.scale
+    times = max(abs(mean), 1e-9) / abs(target.centre)
+    if scales > _MOST_SCALES or (scales > 2 and max(times, 1 / times) >= _MOST_TIMES):
+        unit = f" {target.unit}" if target.unit else ""
+        yield Finding(
+            what=f"targets.{name}",
+            problem=(
+                f"the labels' mean is {figures(mean)}, the study's centre {figures(target.centre)}"
+                f"{unit} ({in_words(times)}); targets.{name}.factor converts another unit"
+            ),
+        )
 
 
 def _value(name: str, target: Target, column: Column, words: Mapping[str, int]) -> float:

@@ -1,20 +1,26 @@
-"""What a site holds for a study, in counts; and the sums that a network's constants are made of."""
+"""What a site holds for a study, in counts; and the sums that a network's constants are made of.
+
+A site compares its own columns with those constants, since nobody else can see both.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
-from client.learning.support import people_among, support_of
+from client.learning.support import learnt_from, people_among, support_of
 from client.learning.training import lay_out
 from client.site import Site
 from common.arrays import Arrays
+from common.column_units import Columns, among_all, figures, in_words, named
 from common.errors import Refusal
 from common.network.settling import added, settling, sums_of, sums_plan
 from common.study import Study
@@ -42,14 +48,7 @@ def census(study: Study, site: Site, cohort: Cohort) -> Answer:
 def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torch.device) -> Answer:
     """Sums over the training samples for the network's modules that settle, in float64."""
     modules, training = settling(network), cohort.indices("train", study.splits)
-    lay_out(network, device)
-    network.eval()
-    total: Arrays = {}
-    with torch.inference_mode():
-        for batch in batches(cohort, split_evenly(training, _AT_ONCE), device):
-            sums = sums_of(modules, batch.x, batch.labels, number)
-            total = added([total, {name: value.cpu().numpy() for name, value in sums.items()}])
-    network.to("cpu")
+    total = _sums(cohort, training, network, modules, number, device)
     plan = sums_plan(study, modules, number)
     people = people_among(cohort, training)
     return Answer(
@@ -58,3 +57,72 @@ def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torc
         behind=dict.fromkeys(total, people),
         reveals=max(1, sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)),
     )
+
+
+def lacking_labels(study: Study, site: Site, cohort: Cohort) -> str:
+    """What to tell a training site whose samples have no label that is learnt; or nothing."""
+    everyone = cohort.indices("train", study.splits)
+    _, learnt = learnt_from(study, cohort, site.policy.minimum_support)
+    if site.role != "train" or len(learnt) == len(everyone):
+        return ""
+    names = " or ".join(study.pretraining_targets)
+    found = (
+        f"{len(everyone) - len(learnt)} of {len(everyone)} training samples have no label of "
+        f"{names} that is learnt; nothing is learnt from them, and they weigh nothing"
+    )
+    return found if len(learnt) else f"{found}. This site cannot train; see callosum-site check"
+
+
+def unlike_columns(
+    study: Study,
+    cohort: Cohort,
+    indices: NDArray[np.int64],
+    network: Any,
+    constants: Mapping[str, NDArray[Any]],
+) -> Iterator[str]:
+    """Columns of the samples `indices` that cannot well be in the unit of all training sites.
+
+    constants: the arrays of an order, and the settled mean and deviation among them.
+    """
+    modules = {
+        place: module
+        for place, module in settling(network).items()
+        if {f"{place}.mean", f"{place}.deviation"} <= constants.keys()
+    }
+    if not modules or not len(indices):
+        return
+    sums = _sums(cohort, indices, network, modules, 0, torch.device("cpu"))
+    for place in modules:
+        own = Columns.of_sums(sums, place)
+        settled = (constants[f"{place}.mean"], constants[f"{place}.deviation"])
+        joint = Columns(*(np.asarray(array, dtype=np.float64) for array in settled))
+        if own is None or own.mean.shape != joint.mean.shape:
+            continue
+        names, (odd, shares, means) = getattr(study.data, "columns", ()), among_all(own, joint)
+        for number in np.flatnonzero(odd).tolist():
+            here, there = float(own.mean[number]), float(means[number])
+            times = f" ({in_words(here / there)})" if here * there > 0 else ""
+            yield (
+                f"column {named(names, number, len(own.mean))}: its mean is {figures(here)} here, "
+                f"about {figures(there)} in {shares[number]:.0%} of all training data{times}; does "
+                "this site count in the others' unit?"
+            )
+
+
+def _sums(
+    cohort: Cohort,
+    indices: NDArray[np.int64],
+    network: Any,
+    modules: Mapping[str, Any],
+    number: int,
+    device: torch.device,
+) -> Arrays:
+    lay_out(network, device)
+    network.eval()
+    total: Arrays = {}
+    with torch.inference_mode():
+        for batch in batches(cohort, split_evenly(indices, _AT_ONCE), device):
+            sums = sums_of(modules, batch.x, batch.labels, number)
+            total = added([total, {name: value.cpu().numpy() for name, value in sums.items()}])
+    network.to("cpu")
+    return total

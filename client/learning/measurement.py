@@ -34,12 +34,14 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
 ) -> list[Measured]:
     """Every metric of `name` for the samples `indices`, all labelled, and their predictions.
 
-    A primary metric that is not defined, since all samples are of one class, has no value.
+    A primary metric that is not defined, since all samples are of one class, has no value. Below
+    three people nothing has an interval, nor a correlation a value.
     """
     target, label = study.targets[name], cohort.labels[name][indices]
     people = tuple(cohort.participants[i] for i in indices)
+    several = len(set(people)) >= metrics.FEWEST
     drawn: dict[str, metrics.Repeats] = {}
-    if intervals:
+    if intervals and several:
         drawn = metrics.resampled(target, label, predicted, _weights(study, site, name, people))
     values = metrics.exact(target, label, predicted)
     fewest = _fewest(target, label, people)
@@ -55,14 +57,14 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
                 metric=metric,
                 value=value if np.isfinite(value) else None,
                 bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence)
-                if np.isfinite(value) and intervals
+                if np.isfinite(value) and metric in drawn
                 else None,
             ),
             fewest,
         )
         for metric, value in values.items()
         if (np.isfinite(value) or metric == metrics.primary(target))
-        and not (metric == "r" and (model or "").endswith("-mean"))
+        and not (metric == "r" and (not several or (model or "").endswith("-mean")))
     ]
 
 
@@ -83,10 +85,13 @@ def difference(  # noqa: PLR0913, PLR0917
     metric = metrics.primary(target)
 
     value = _primary(target, label, ours, None) - _primary(target, label, theirs, None)
-    weights = _weights(study, site, name, people)
-    drawn = _primary(target, label, ours, weights) - _primary(target, label, theirs, weights)
     if not np.isfinite(value[0]):
         return []
+    bounds = None
+    if len(set(people)) >= metrics.FEWEST:
+        weights = _weights(study, site, name, people)
+        drawn = _primary(target, label, ours, weights) - _primary(target, label, theirs, weights)
+        bounds = metrics.percentiles(drawn, study.evaluation.confidence)
     found = row(
         site,
         order,
@@ -96,7 +101,7 @@ def difference(  # noqa: PLR0913, PLR0917
         model=order.model,
         metric=f"{metric}_minus_{rival}",
         value=float(value[0]),
-        bounds=metrics.percentiles(drawn, study.evaluation.confidence),
+        bounds=bounds,
     )
     return [Measured(found, _fewest(target, label, people))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from client.data.cohort import Cohort
 from client.data.loading import Loader
 from client.learning.measurement import measure
 from client.learning.prediction import losses, predict
-from client.learning.support import support_of, without_rare_labels
+from client.learning.support import learnt_from, support_of
 from client.learning.training import Recipe, choose_device, tell, train
 from client.site import Site
 from common.arrays import Arrays
@@ -27,6 +27,8 @@ from common.protocol.orders import Order
 from common.seams import SHARED
 from common.seeding import seed_of
 from common.study import Study
+
+_UNLABELLED: Final = "the labels that are learnt are lacking, or too few people hold them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def train_round(
     arrays: Mapping[str, NDArray[Any]],
     moments: Mapping[str, NDArray[Any]],
 ) -> Round:
-    """Train `arrays` over the site's training participants; validation participants judge them.
+    """Train `arrays` over training participants whose samples can enter a loss; others judge them.
 
     Raises
     ------
@@ -57,8 +59,9 @@ def train_round(
         NO_DATA if no sample entered a loss: such a site has no update to send.
     """
     settings = study.pretraining
-    training = cohort.indices("train", study.splits)
-    cohort = without_rare_labels(cohort, training, site.policy.minimum_support)
+    cohort, training = learnt_from(study, cohort, site.policy.minimum_support)
+    if len(training) < 2:  # batch normalisation learns from no single sample
+        raise Refusal("NO_DATA", f"{len(training)} training samples enter a loss; {_UNLABELLED}")
     first, of = (order.round - 1) * settings.local_epochs, settings.rounds * settings.local_epochs
     load_arrays(network, arrays)
     device = choose_device(site.device.kind)
@@ -85,7 +88,7 @@ def train_round(
     done = train(network, cohort, training, recipe, device)
     trained, entered = arrays_of(network), done.tally.entered()
     if not len(entered):
-        raise Refusal("NO_DATA", "no training sample entered a loss: no label that is learnt")
+        raise Refusal("NO_DATA", f"no training sample entered a loss; {_UNLABELLED}")
     support, behind = support_of(cohort, entered, SHARED, study.pretraining_targets)
     groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
     counts: dict[str, tuple[float, ...]] = {}

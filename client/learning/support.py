@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
 from client.data.loading import person_codes
+from common.network.building import type_of
 from common.seams import LABELS
+from common.study import Study
 
 Indices = NDArray[np.int64]
 
@@ -30,6 +32,19 @@ def support_of(
         {group: len(chosen) for group, chosen in groups.items()},
         {group: people_among(cohort, chosen) for group, chosen in groups.items()},
     )
+
+
+def learnt_from(study: Study, cohort: Cohort, minimum: int) -> tuple[Cohort, Indices]:
+    """The cohort without rare labels, and its training samples that can enter a loss.
+
+    A supervised objective (`common.seams`) learns nothing of a sample without any label.
+    """
+    training = cohort.indices("train", study.splits)
+    cohort = without_rare_labels(cohort, training, minimum)
+    if not getattr(type_of(study, "objectives"), "supervised", False):
+        return cohort, training
+    known = [~np.isnan(cohort.labels[name][training]) for name in study.pretraining_targets]
+    return cohort, training[np.any(known, axis=0)]
 
 
 def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohort:

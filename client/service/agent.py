@@ -15,6 +15,7 @@ from logging import ERROR, WARNING, getLogger
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.authority.admission import check_kind, check_model, check_role, check_start
@@ -25,13 +26,13 @@ from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
-from client.learning.census import census, settle
+from client.learning.census import census, lacking_labels, settle, unlike_columns
 from client.learning.evaluation import Judge
 from client.learning.explanation import mean_map
 from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
 from client.learning.pretraining import train_round
-from client.learning.support import people_among
+from client.learning.support import learnt_from, people_among
 from client.learning.training import choose_device
 from client.learning.tuned_models import TunedModels
 from client.service.array_store import ArrayStore
@@ -46,9 +47,11 @@ from common.network.settling import constants
 from common.network.starting import taken
 from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
+from common.runtime.durable import write_atomically
 from common.study import Study
 
 _log = getLogger("callosum.site")
+_MOST_COLUMNS = 10  # that are named in the log
 _TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models
 _LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
 
@@ -110,6 +113,8 @@ class Agent:
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
+        if order.kind == "train":
+            self._check_labels()
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
@@ -165,6 +170,17 @@ class Agent:
         if people < self.site.policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
+
+    def _check_labels(self) -> None:
+        """Refuse to train on nobody, or on too few, before the ledger is charged for it."""
+        policy = self.site.policy
+        people = people_among(
+            self.cohort, learnt_from(self.study, self.cohort, policy.minimum_support)[1]
+        )
+        if people == 0:
+            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, self.cohort))
+        if people < policy.minimum_cohort:
+            raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
 
     def _assembled(self, order: Order, sent: Arrays) -> Arrays:
         """All arrays that the order is about: those that came with it, and those held here.
@@ -252,11 +268,14 @@ class Agent:
             people = frozenset(pseudonyms(self.cohort.participants, secret_of(self.site)))
             censuses = Censuses(self.site.state / CENSUSES)
             censuses.admit(people, self.site.policy.minimum_support)
+        if lacking := lacking_labels(self.study, self.site, self.cohort):
+            _log.warning("%s: %s", self.site.name, lacking)
         return census(self.study, self.site, self.cohort)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:
         network, plan = _network(self.study)
         cache = self._cache(order)
+        self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
         done = train_round(
             self.study, self.site, self.cohort, order, network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
@@ -265,6 +284,20 @@ class Agent:
         cache.keep_own(order, done.own)
         cache.keep_moments(order, done.moments)
         return done.answer
+
+    def _compare_columns(self, order: Order, arrays: Arrays, indices: NDArray[np.int64]) -> None:
+        """Warn, once a run, of columns that count in another unit than all training sites'."""
+        told = self._cache(order).folder / "columns.txt"
+        if order.model != "federated" or told.exists():
+            return
+        network, _ = _network(self.study)
+        found = list(unlike_columns(self.study, self.cohort, indices, network, arrays))
+        for text in found[:_MOST_COLUMNS]:
+            _log.warning("%s: %s", self.site.name, text)
+        if len(found) > _MOST_COLUMNS:
+            more = len(found) - _MOST_COLUMNS
+            _log.warning("%s: and %d more columns are unlike the others'", self.site.name, more)
+        write_atomically(told, "\n".join(found).encode())
 
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         network, _ = _network(self.study)
@@ -279,6 +312,7 @@ class Agent:
         if order.model.endswith("-linear"):
             return judge.linear(arrays)
         network, _ = _network(self.study)
+        self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})
         return judge.network(network)
 

@@ -8,7 +8,7 @@ published weights are not known; each target's `weight` is the study's choice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from common.settings import Table
 
 class Multitask(nn.Module):
     """A backbone with one linear head for each target."""
+
+    supervised: ClassVar[bool] = True
 
     class Settings(Table):
         """Keys of `[objective]`."""

@@ -19,6 +19,7 @@ from common.protocol.wire import Stored, open_arrays
 from common.runtime.progress import say
 from common.sections import FineTuning
 from common.study import Study
+from server import site_findings
 from server.federation.census import POOLED, summarise
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import NOTHING, Parcel, parcel_of
@@ -129,6 +130,8 @@ class Phases:
             )
         if study.learns_from_labels:
             _targets_are_held(study, [outcome.reports[site] for site in able])
+        for text in site_findings.without_labels(study, summary):
+            say(text)
         return outcome.reports
 
     def _without_judges_that_took_part(self, outcome: Outcome) -> None:
@@ -210,7 +213,17 @@ class Phases:
         if not outcome.reports:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
             raise QuorumError(f"no site's sums settle the constants of {branch.model}; {codes}")
-        return [Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)]
+        found = {site: Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)}
+        if branch == self.run.federated and number == 0:
+            self._compare_columns(found)
+        return list(found.values())
+
+    def _compare_columns(self, sums: Mapping[str, Stored]) -> None:
+        """Name sites whose columns are in other units; the sums are all that tells of it."""
+        found = site_findings.unlike_columns(self.run.study, sums)
+        site_findings.keep(self.run.folder, found)
+        for text in found:
+            say(text)
 
     def _comparisons(
         self, census: Mapping[str, Report], able: Sequence[str]

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from common.errors import SENTENCES
 from common.study import Study
+from server import site_findings
 from server.report.tables import (
     FEDERATED,
     SMALL,
@@ -119,6 +120,7 @@ def missing(
         for site, line in census.items()
         if line.get("refused")
     ]
+    found += site_findings.without_labels(run.study, census)
     found += _unjudged(run, census, compared)
     found += _rivals_missing(run.study, compared)
     for task in tasks:
@@ -130,7 +132,10 @@ def missing(
 
 
 def caveats(
-    compared: Sequence[Comparison], tasks: Sequence[TaskTable], records: Sequence[Record]
+    run: Run,
+    compared: Sequence[Comparison],
+    tasks: Sequence[TaskTable],
+    records: Sequence[Record],
 ) -> list[str]:
     """What to keep in mind while reading this run's numbers."""
     small = sorted({
@@ -144,7 +149,7 @@ def caveats(
         for row in task.cells.values()
         if row.n_participants < SMALL and row.cell.value is not None
     })  # fmt: skip
-    found = []
+    found = [f"{text}." for text in site_findings.kept(run.folder)]
     if small:
         found.append(
             f"Fewer than {SMALL} participants stand behind: {'; '.join(small)}. "

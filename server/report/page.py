@@ -118,7 +118,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "settings": list(_flat(study.model_dump(mode="json"))),
         "provenance": _provenance(run),
         "checkpoints": _checkpoints(run),
-        "caveats": findings.caveats(compared, tasks, records),
+        "caveats": findings.caveats(run, compared, tasks, records),
         "pictures": [_picture(picture) for picture in pictures],
     }
 

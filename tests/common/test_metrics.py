@@ -221,6 +221,25 @@ def test_a_metric_without_meaning_is_left_out(
     assert np.isnan(metrics.exact(target, y, p).get(absent, np.nan))
 
 
+def test_two_people_have_no_correlation_and_no_interval() -> None:
+    """Two points always lie on a line: r = 1.00 (1.00 to 1.00) says nothing of a model."""
+    label, predicted = np.array([30.0, 50.0]), np.array([39.0, 40.0])
+    found = metrics.exact(AGE, label, predicted)
+    assert np.isnan(found["r"])
+    assert found["mae"] == pytest.approx(9.5)
+    three = metrics.exact(AGE, np.append(label, 70.0), np.append(predicted, 38.0))
+    assert three["r"] == pytest.approx(-0.5)
+
+
+def test_a_resampling_of_two_people_has_no_correlation() -> None:
+    """It would be 1 or -1, and of three people two thirds of all resamplings are such."""
+    label, predicted = np.array([30.0, 50.0, 70.0]), np.array([39.0, 40.0, 38.0])
+    weights = np.array([[1.0, 1, 1], [2, 1, 0], [0, 3, 0]])
+    found = metrics.resampled(AGE, label, predicted, weights)["r"]
+    assert found[0] == pytest.approx(-0.5)
+    assert np.isnan(found[1:]).all()
+
+
 def test_correlation_survives_a_large_offset() -> None:
     """Sums of squares of values near 1e6 lose what makes the correlation."""
     chance = np.random.default_rng(0)

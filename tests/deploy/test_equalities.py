@@ -21,6 +21,7 @@ from common.protocol.wire import open_arrays
 from common.seeding import seed_of
 from common.study import Study
 from deploy import local
+from server.report.page import write_report
 
 CPU = torch.device("cpu")
 
@@ -236,6 +237,40 @@ def test_order_of_replies_changes_no_bit(federation, monkeypatch, server_optimis
     for seed in range(3):
         monkeypatch.setattr(local, "LocalGrid", shuffling(seed))
         assert sha256(made.simulate(f"shuffled-{seed}").federated.final) == wanted
+
+
+@pytest.mark.parametrize("weight", ["scans", "participants"])
+def test_site_that_lost_its_labels_moves_nothing(federation, weight):
+    """Forty scans without a label beside forty with one would halve every step of the others."""
+    made = federation(
+        {
+            "sites": {"train": ["alpha", "beta"], "quorum": 1},
+            "pretraining.rounds": 1,
+            "aggregation.weight": weight,
+        },
+        lacks={"beta": ("age", "sex")},
+    )
+    run = made.simulate()
+    [record] = run.federated.records()
+    assert list(record["answered"]) == ["alpha"]
+    assert record["refused"] == {"beta": "NO_DATA"}
+    assert record["degraded"]
+    with open_arrays(run.federated.round(1) / "replies" / "alpha.safetensors") as file:
+        sent = file.all()
+    found = final_arrays(run)
+    assert_same_bits({name: found[name] for name in sent}, sent)
+
+
+def test_a_site_without_labels_is_named_at_the_census(federation, capsys):
+    """And on the page, so that whoever reads the numbers knows what they are of."""
+    made = federation(
+        {"sites": {"train": ["alpha", "beta"], "quorum": 1}, "pretraining.rounds": 1},
+        lacks={"beta": ("age", "sex")},
+    )
+    run = made.simulate()
+    wanted = "beta holds 40 scans and no label of age or sex"
+    assert wanted in capsys.readouterr().err
+    assert wanted in write_report(run).read_text()
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from flwr.app import Context, RecordDict
 from common.errors import CallosumError, FolderError, RunBusyError
 from deploy.local import LocalGrid
 from server import app as room
+from server import run as run_module
 from server.run import alone, create_run, open_run, read_run
 from server.run_state import failure_of, is_finished
 
@@ -56,6 +57,19 @@ def test_a_run_is_made_once_and_found_again(federation: Any, tmp_path: Path) -> 
     assert (folder / "study.toml").read_bytes() == made.study_file.read_bytes()
     with open_run(folder, made.study) as run:
         assert run.id == first.id
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(
+    federation: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """After an update its rounds are of two codes: whoever reads the model must be able to know."""
+    made, folder = federation(), tmp_path / "run"
+    create_run(folder, made.study, made.study_file)
+    with open_run(folder, made.study):
+        assert "other code" not in capsys.readouterr().err
+    monkeypatch.setattr(run_module, "agreed_digest", lambda study: "ab" * 32)
+    with open_run(folder, made.study):
+        assert "was begun with other code" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_is_found_without_waiting(federation: Any, tmp_path: Path) -> None:

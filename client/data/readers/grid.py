@@ -94,13 +94,17 @@ def foreground(voxels: NDArray[np.float32]) -> NDArray[np.bool_]:
     low, high = np.percentile(voxels, (2, 98))
     if not high > low:
         low, high = float(voxels.min()), float(voxels.max())
-    bright = voxels > low + _FOREGROUND * (high - low)
-    labels, count = ndimage.label(bright)
+    return one_piece(voxels > low + _FOREGROUND * (high - low))
+
+
+def one_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest piece of a mask, holes filled."""
+    labels, count = ndimage.label(mask)
     if count > 1:
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0
-        bright = labels == sizes.argmax()
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(bright)
+        mask = labels == sizes.argmax()
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(mask)
     return filled
 
 

@@ -8,18 +8,27 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final
 
 import nibabel
 import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from client.data.readers.compression import (
+    compressed,
+    first_bytes,
+    kind_of,
+    opened,
+    refuse_rest,
+)
 from common.errors import ScanError
 
 _MOST_VOXELS: Final = 2**28  # 640 cubed; whole heads at 0.4 mm have 2**27
 _FEWEST_ALONG_AXIS: Final = 8
 _SPACING_MM: Final = (0.1, 20.0)
+_UNITS: Final = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # of xyzt_units, in mm
+_ALL_UNITS: Final = (*_UNITS.values(), ("centimetres", 10.0))  # the last has no code
 _DEFLATE: Final = 200  # gzip shrinks heads to a half or a fifth, an empty image to a thousandth
 _FREE: Final = 64 << 20  # bytes, however well they are packed
 _SHORTEST: Final = 352  # bytes of a NIfTI-1 header, with the word for extensions behind it
@@ -73,17 +82,23 @@ def read_header(path: Path) -> Header:
     OSError
         If the disk or its permissions do not let the file be read: that may pass.
     """
-    _not_a_stand_in(path)
-    _credible_start(path)
     try:
+        _not_a_stand_in(path)
+        _credible_start(path)
         image: Any = nibabel.load(path)
-        affine = np.asarray(image.affine, dtype=np.float64)
+        affine = np.array(image.affine, dtype=np.float64)
         shape, dtype = tuple(int(n) for n in image.shape), np.dtype(image.get_data_dtype())
         # nibabel clears both in the header of a loaded image; the array keeps them
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
         offset = int(image.dataobj.offset)
-    except _UNREADABLE as error:
-        raise ScanError(f"its header cannot be read: {_short(error)}") from None
+    except _UNREADABLE:
+        raise ScanError(
+            "its header cannot be read: it holds what no image has; export the scan again"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, which may pass
+            raise
+        raise ScanError("its file cannot be read; export the scan again") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is derived from it
         found = type(image).__name__.removesuffix("Image")
         raise ScanError(f"it is a {found} file; one NIfTI file (.nii, .nii.gz) is needed")
@@ -91,8 +106,10 @@ def read_header(path: Path) -> Header:
     if dtype.kind not in "iuf":
         raise ScanError(f"its voxels are {_kind_of(dtype)}; real numbers are needed")
     _credible_size(path, spatial, dtype, offset)
+    mm, told = _in_mm(int(image.header["xyzt_units"]), affine)
+    affine[:3] *= mm
     _usable_affine(affine)
-    notes, unsure = _orientation_notes(image, spatial)
+    notes, unsure = _orientation_notes(image, affine, mm, spatial)
     return Header(
         path=path,
         shape=spatial,
@@ -101,7 +118,7 @@ def read_header(path: Path) -> Header:
         offset=offset,
         slope=slope,
         intercept=intercept,
-        notes=notes,
+        notes=(*told, *notes),
         unsure=unsure,
     )
 
@@ -116,14 +133,18 @@ def read_voxels(header: Header) -> NDArray[np.float32]:
     """
     voxels = np.empty(math.prod(header.shape), dtype=np.float32)
     try:
-        with _opened(header.path) as stream:
+        with opened(header.path) as stream:
             stream.seek(header.offset)
             _read_into(voxels, stream, header.dtype)
-            # reading on to the end makes gzip compare its checksum: nibabel stops before it
-            if len(stream.read(_LARGEST_TAIL + 1)) > _LARGEST_TAIL:
-                raise ScanError("its file goes on for over 1 MiB behind the voxels")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ScanError(f"its file is cut off or damaged: {_short(error)}") from None
+            _read_on(stream, header.path)
+    except EOFError:
+        raise ScanError("its file is cut off: its gzip data end early") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise ScanError("its file is damaged: its gzip data cannot be unpacked") from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, which may pass
+            raise
+        raise ScanError("its file cannot be read; export the scan again") from None
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.intercept) != (1.0, 0.0):
             voxels *= np.float32(header.slope)
@@ -146,6 +167,17 @@ def _read_into(voxels: NDArray[np.float32], stream: IO[bytes], dtype: np.dtype[A
         done += wanted // dtype.itemsize
 
 
+def _read_on(stream: IO[bytes], path: Path) -> None:
+    """Read to the end, which makes gzip compare its checksum: nibabel stops before it."""
+    try:
+        tail = stream.read(_LARGEST_TAIL + 1)
+    except gzip.BadGzipFile:
+        refuse_rest(path)
+    else:
+        if len(tail) > _LARGEST_TAIL:
+            raise ScanError("its file goes on for over 1 MiB behind the voxels")
+
+
 def _not_a_stand_in(path: Path) -> None:
     size = path.stat().st_size
     if size == 0:
@@ -160,16 +192,19 @@ def _not_a_stand_in(path: Path) -> None:
 
 
 def _credible_start(path: Path) -> None:
-    """Refuse a header that says its extensions are huge: nibabel would read them whole.
+    """Refuse what is no NIfTI, and a header that says its extensions are huge.
 
-    What is no NIfTI header at all is left to nibabel, which says what it is.
+    nibabel would read these whole. An Analyze header begins as a NIfTI's does, and a pair's image
+    as anything: what they are nibabel says.
     """
-    try:
-        with _opened(path) as stream:
-            start = stream.read(540)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ScanError(f"its header cannot be read: {_short(error)}") from None
+    start = first_bytes(path, 540)
     offset = _voxel_offset(start)
+    if offset is None and path.suffix != ".img":
+        what = kind_of(start)
+        raise ScanError(
+            f"it is no NIfTI image{f', but {what}' if what else ''}; one NIfTI file "
+            "(.nii, .nii.gz) is needed"
+        )
     # NaN is in no range; from a lower number nibabel would read extensions up to the file's end
     if offset is not None and not _SHORTEST <= offset <= _LARGEST_EXTENSION:
         raise ScanError(
@@ -212,21 +247,51 @@ def _credible_size(
     if voxels > _MOST_VOXELS:
         raise ScanError(f"its header says {voxels:,} voxels; at most {_MOST_VOXELS:,} are read")
     needed = offset + voxels * dtype.itemsize
-    if offset < 0 or needed > (max(size * _DEFLATE, _FREE) if _compressed(path) else size):
+    if offset < 0 or needed > (max(size * _DEFLATE, _FREE) if compressed(path) else size):
         raise ScanError(
             f"its header says {needed:,} bytes; the file of {size:,} cannot hold them (cut off, "
             "or a false header)"
         )
 
 
+def _in_mm(units: int, affine: NDArray[np.float64]) -> tuple[float, tuple[str, ...]]:
+    """What makes mm of the affine's lengths, and a note if its header says other units.
+
+    The header is believed where its units make a credible voxel; mm are taken where these do. A
+    thousandth or a thousand times a credible voxel is none, so it is never both.
+    """
+    name, factor = _UNITS.get(units & 7, ("", 1.0))  # the upper bits are the unit of time
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not name:
+        return 1.0, ()
+    if _is_credible(spacing * factor):
+        return factor, (f"its header is in {name}, converted to mm",)
+    if _is_credible(spacing):
+        found = f"its header says {name}, but its voxels are {_lengths(spacing)}"
+        return 1.0, (f"{found}, as in mm; taken as mm",)
+    return 1.0, ()
+
+
+def _is_credible(spacing_mm: NDArray[np.float64]) -> bool:
+    low, high = _SPACING_MM
+    return bool(low <= spacing_mm.min() and spacing_mm.max() <= high)  # a NaN is neither
+
+
+def _lengths(spacing: NDArray[np.float64]) -> str:
+    return " x ".join(f"{step:.3g}" for step in spacing)
+
+
 def _usable_affine(affine: NDArray[np.float64]) -> None:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ScanError("its header's affine is not finite; a place in mm for each voxel is needed")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    low, high = _SPACING_MM
-    if spacing.min() < low or spacing.max() > high:
-        found = " x ".join(f"{step:.3g}" for step in spacing)
-        raise ScanError(f"its voxels are {found} mm; {low:g} to {high:g} mm are needed")
+    if not _is_credible(spacing):
+        low, high = _SPACING_MM
+        fitting = [name for name, mm in _ALL_UNITS if _is_credible(spacing * mm)]
+        hint = f"; they would fit {fitting[0]}: correct the header's units" if fitting else ""
+        raise ScanError(
+            f"its voxels are {_lengths(spacing)} mm; {low:g} to {high:g} mm are needed{hint}"
+        )
     # volume of the voxel over that of a box with its edges: 1 for right angles, 0 if flat
     if abs(np.linalg.det(affine[:3, :3])) < 0.3 * spacing.prod():
         raise ScanError("its header's affine is singular or sheared flat; three axes are needed")
@@ -234,20 +299,23 @@ def _usable_affine(affine: NDArray[np.float64]) -> None:
         raise ScanError("its header places it more than 5 m from the scanner's centre")
 
 
-def _orientation_notes(image: Any, shape: tuple[int, int, int]) -> tuple[tuple[str, ...], bool]:
+def _orientation_notes(
+    image: Any, affine: NDArray[np.float64], mm: float, shape: tuple[int, int, int]
+) -> tuple[tuple[str, ...], bool]:
     header = image.header
     q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
-    axes = _axes(image.affine)
+    axes = _axes(affine)
     if not q_code and not s_code:
         return (f"orientation unknown (qform and sform codes are 0); taken as {axes}",), True
     if not q_code or not s_code:
         return (), False
     try:
-        qform = np.asarray(image.get_qform(), dtype=np.float64)
+        qform = np.array(image.get_qform(), dtype=np.float64)
+        qform[:3] *= mm
     except _UNREADABLE:
         return ("its qform cannot be read; the sform is used",), True
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    between = (qform - image.affine)[:3]  # of affines: the difference of the places they lead to
+    between = (qform - affine)[:3]  # of affines: the difference of the places they lead to
     places = between[:, :3] @ (corners * (np.array(shape) - 1)).T + between[:, 3:]
     apart = np.linalg.norm(places, axis=0).max()
     if apart <= _CORNER_MM:
@@ -270,18 +338,5 @@ def _usable_voxels(voxels: NDArray[np.float32]) -> None:
         raise ScanError(f"all its voxels are {low:g}; an image is needed")
 
 
-def _compressed(path: Path) -> bool:
-    return path.name.endswith(".gz")
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb") if _compressed(path) else path.open("rb"))
-
-
 def _kind_of(dtype: np.dtype[Any]) -> str:
     return {"c": "complex", "V": "colours (RGB)", "b": "truth values"}.get(dtype.kind, str(dtype))
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of a library's message, without the path that it may repeat."""
-    return (str(error).split("\n")[0] or type(error).__name__)[:160]

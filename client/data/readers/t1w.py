@@ -15,6 +15,7 @@ from client.data.finding import Finding
 from client.data.identity import bids_participant, name_in_table
 from client.data.reader import Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
+from client.data.readers.background import BRIGHT, head_of
 from client.data.readers.nifti import Header, read_header, read_voxels
 from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
 from client.data.tables import TextTable, number, open_table
@@ -30,7 +31,7 @@ _LEAST_SHARE = 0.5  # of the foreground that lies inside the study's grid
 class T1wReader:
     """NIfTI files by participant, session and name, with the rows of participants.tsv."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @staticmethod
     def find(study: T1w.Study, site: T1w.Site, root: Path, columns: frozenset[str]) -> Found:
@@ -99,13 +100,16 @@ class T1wReader:
             With what was found and what was needed.
         """
         header = _header(source)
-        voxels, affine = grid.to_ras(read_voxels(header), header.affine)
-        voxels, affine = grid.shrunk(voxels, affine, study.spacing_mm)
-        mask = grid.foreground(voxels)
+        plain, placed_at = grid.to_ras(read_voxels(header), header.affine)
+        voxels, affine = grid.shrunk(plain, placed_at, study.spacing_mm)
+        mask, lit = head_of(plain, voxels, placed_at, study.spacing_mm)
+        if lit:  # what follows takes a background to be dark
+            voxels = np.where(mask, voxels, voxels.min())
         volume_ml = float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
         if volume_ml < _LEAST_ML:
             raise ScanError(f"its foreground has {volume_ml:.0f} ml; a head or brain is needed")
-        doubt = _doubt(voxels, affine)
+        # a negative would fit a template as well as anything
+        doubt = _doubt(voxels, affine) if lit != BRIGHT else ()
         at_centre = study.align == "centre"
         centre = grid.head_centre(mask, affine) if at_centre else grid.MNI_CENTRE_MM
         target = grid.grid_affine(study.shape, study.spacing_mm, centre)
@@ -113,7 +117,8 @@ class T1wReader:
         inside = grid.resampled(mask.astype(np.float32), affine, target, study.shape) > 0.5
         _check(inside, study, volume_ml)
         sample = grid.normalised(placed, inside, study.intensity).astype(np.float16)
-        return Prepared(samples=sample[None], notes=(*header.notes, *doubt))
+        notes = (*header.notes, *((lit,) if lit else ()), *doubt)
+        return Prepared(samples=sample[None], notes=notes)
 
     @staticmethod
     def regions(

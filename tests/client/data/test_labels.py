@@ -54,6 +54,33 @@ def test_a_site_says_itself_what_means_missing() -> None:
     assert len(problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("ages", "factor", "told"),
+    [
+        ([480, 611, 1020], 1.0, "704, the study's centre 50 years (14.1 times it: months"),
+        ([480, 611, 1020], 1 / 12, ""),
+        ([14610, 21185, 30000], 1.0, "21,900, the study's centre 50 years (439 times it: days"),
+        ([7, 9, 12], 1.0, ""),
+        ([78, 85, 93], 1.0, ""),
+    ],
+    ids=["months", "converted", "days", "children", "old"],
+)
+def test_ages_in_another_unit_are_told_and_those_of_other_people_are_not(
+    ages: list[float], factor: float, told: str
+) -> None:
+    """Label sums never leave a site, so nobody else can notice."""
+    target = Target(kind="regression", unit="years", centre=50, scale=15)
+    labels, problems = read(target, [str(age) for age in ages], factor=factor)
+    assert not np.isnan(labels).any()
+    assert bool(problems) == bool(told)
+    assert all(told in problem for problem in problems)
+
+
+def test_labels_are_compared_with_no_centre_that_a_study_does_not_give() -> None:
+    """Zero and one are what is there without any choice."""
+    assert read(AGE, ["30", "50"])[1] == []
+
+
 def test_a_factor_leads_to_the_studys_unit() -> None:
     """Months here, years there; the bounds are the study's."""
     labels, problems = read(AGE, ["480", "1452"], factor=1 / 12)

@@ -403,6 +403,21 @@ def test_the_rarest_class_is_told_beside_each_number(tmp_path: Path) -> None:
     assert {each.people for each in measure(*keys, "age", aged, score[aged])} == {holders}
 
 
+def test_two_people_have_errors_and_neither_intervals_nor_a_correlation() -> None:
+    """However many scans they have: an interval of two people is the span of their two errors."""
+    cohort = cohort_of(2, scans=4)
+    age, everyone = cohort.labels["age"].astype(float), np.arange(len(cohort))
+    predicted = age + np.random.default_rng(0).normal(0, 5, len(age))
+    keys = (STUDY, site_of(), cohort, order_of(), "age", everyone)
+    rows = {each.row.metric: each.row for each in measure(*keys, predicted)}
+    assert set(rows) == {"mae", "rmse"}
+    (apart,) = difference(*keys, predicted, age, "federated")
+    for row in (*rows.values(), apart.row):
+        assert row.value is not None
+        assert row.ci_low is row.ci_high is None
+        assert (row.n_participants, row.n_scans) == (2, len(age))
+
+
 def test_without_others_a_site_has_no_mean_of_its_own(tmp_path: Path) -> None:
     """Three scans of one person: nothing is left when she is left out."""
     cohort = cohort_of(1, scans=1).subset(np.zeros(3, dtype=np.int64))

@@ -471,6 +471,62 @@ def test_a_scan_that_enters_no_loss_weighs_nothing(tiny):
     assert report.support == {"shared": len(rows) - 10, "labels/age": len(rows) - 10}
 
 
+def without_ages(agent: Agent, rows: Any) -> Agent:
+    """The site as it would be if the ages of `rows` were lost."""
+    age = agent.cohort.labels["age"].copy()
+    age[rows] = np.nan
+    told = {**agent.cohort.labels, "age": age}
+    return replace(agent, cohort=replace(agent.cohort, labels=told))
+
+
+@pytest.mark.parametrize("sampling", ["scans", "participants"])
+def test_scans_without_a_label_change_no_bit(federation, sampling):
+    """Beside labelled ones they would make smaller batches of these, and alone steps of nothing."""
+    made = federation({
+        "sites": {"train": ["alpha"]},
+        "objective.targets": ["age"],
+        "pretraining.batch_size": 4,
+        "pretraining.sampling": sampling,
+    })  # fmt: skip
+    agent = made.agent("alpha")
+    rows = agent.cohort.indices("train", agent.study.splits)
+    lost = rows[: len(rows) // 2]
+    unlabelled = without_ages(agent, lost)
+    rest = np.setdiff1d(np.arange(len(agent.cohort)), lost)
+    alone = replace(agent, cohort=agent.cohort.subset(rest), keeps_training=False)
+    arrays = initial(agent.study)
+    order = order_for(agent, "train", arrays)
+    report, sent = replace(unlabelled, keeps_training=False).answer(order, arrays)
+    wanted, by_labelled = alone.answer(order, arrays)
+    assert report.support == wanted.support == {"shared": len(rows) - len(lost),
+                                                "labels/age": len(rows) - len(lost)}  # fmt: skip
+    assert digest_of(sent) == digest_of(by_labelled)
+    assert digest_of(sent) != digest_of({name: arrays[name] for name in sent})
+
+
+def test_a_label_of_any_target_is_enough_to_be_learnt_from(federation):
+    """Whoever has a sex and no age teaches the backbone by her sex."""
+    agent = federation({"sites": {"train": ["alpha"]}}).agent("alpha")
+    rows = agent.cohort.indices("train", agent.study.splits)
+    agent = without_ages(agent, rows[:10])
+    agent.cohort.labels["sex"][rows[5:12]] = np.nan
+    arrays = initial(agent.study)
+    report, _ = agent.answer(order_for(agent, "train", arrays), arrays)
+    held = {"shared": len(rows) - 5, "labels/age": len(rows) - 10, "labels/sex": len(rows) - 7}
+    assert report.support == held
+
+
+def test_too_few_with_a_label_are_too_small_a_cohort(tiny):
+    """What leaves is of those who were learnt from, not of all who were there."""
+    agent = tiny.agent("alpha")
+    rows = agent.cohort.indices("train", agent.study.splits)
+    agent = with_policy(without_ages(agent, rows[6:]), minimum_cohort=7, minimum_support=3)
+    arrays = initial(agent.study)
+    assert refusal_of(agent, order_for(agent, "train", arrays), arrays) == "COHORT_TOO_SMALL"
+    few = with_policy(agent, minimum_cohort=6)
+    assert few.answer(order_for(few, "train", arrays), arrays)[0].support["shared"] == 6
+
+
 def test_people_and_their_scans_are_counted_apart(tiny):
     """A site with two scans of everybody may weigh by the one, and is protected by the other."""
     agent = tiny.agent("alpha")
@@ -497,6 +553,21 @@ def test_site_whose_samples_enter_no_loss_says_so(federation):
     agent = made.agent("alpha")
     arrays = initial(agent.study)
     assert refusal_of(agent, order_for(agent, "train", arrays), arrays) == "NO_DATA"
+
+
+def test_labels_that_are_lacking_are_told_to_the_site_at_the_census(tiny, caplog):
+    """Before anybody trains: somebody there may only have saved a table in another encoding."""
+    agent = tiny.agent("alpha")
+    rows = agent.cohort.indices("train", agent.study.splits)
+    agent.answer(order_for(agent, "census"), {})
+    assert not caplog.messages
+    without_ages(agent, rows[:4]).answer(order_for(agent, "census", run="12" * 32), {})
+    assert caplog.messages[-1] == (
+        f"alpha: 4 of {len(rows)} training samples have no label of age that is learnt; nothing is "
+        "learnt from them, and they weigh nothing"
+    )
+    without_ages(agent, rows).answer(order_for(agent, "census", run="34" * 32), {})
+    assert caplog.messages[-1].endswith("This site cannot train; see callosum-site check")
 
 
 # Arrays that are named, and not sent.
@@ -697,6 +768,14 @@ def receipts_of(agent: Agent) -> list[dict[str, Any]]:
 def with_policy(agent: Agent, **changes: Any) -> Agent:
     policy = agent.site.policy.model_copy(update=changes)
     return replace(agent, site=agent.site.model_copy(update={"policy": policy}))
+
+
+def test_an_order_from_which_nothing_can_be_learnt_costs_nothing(booked):
+    """The ledger never gives back; a site that lost its labels must not pay for every round."""
+    arrays = initial(booked.study)
+    agent = without_ages(booked, np.arange(len(booked.cohort)))
+    assert refusal_of(agent, order_for(agent, "train", arrays), arrays) == "NO_DATA"
+    assert booked.records.ledger.exposures() == 0
 
 
 def test_books_change_no_bit(tiny, booked):

@@ -17,10 +17,12 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from client.data import tables
 from client.data.reader import Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
+from client.data.readers.background import head_of
 from client.data.readers.nifti import read_header, read_voxels
 from client.data.readers.t1w import T1wReader
 from common.errors import DataError, ScanError
@@ -260,6 +262,59 @@ def test_affines_that_place_no_head_are_refused(
         prepared(path)
 
 
+@pytest.mark.parametrize(
+    ("units", "factor", "note"),
+    [
+        (1, 1e-3, "its header is in metres, converted to mm"),
+        (3, 1e3, "its header is in micrometres, converted to mm"),
+        (3 | 8, 1e3, "its header is in micrometres, converted to mm"),
+        (1, 1.0, "its header says metres, but its voxels are 4 x 4 x 4, as in mm; taken as mm"),
+        (3, 1.0, "its header says micrometres, but its voxels are 4 x 4 x 4, as in mm"),
+        (2, 1.0, ""),
+        (0, 1.0, ""),
+    ],
+)
+def test_other_units_of_length_become_mm(
+    tmp_path: Path, units: int, factor: float, note: str
+) -> None:
+    """A header in metres is an ordinary head; so is one in mm whose exporter wrote metres."""
+    voxels, placed = brain()
+    affine = np.diag([factor, factor, factor, 1.0]) @ placed
+    path = written(tmp_path / "a.nii", voxels, affine, xyzt_units=units)
+    header = read_header(path)
+    np.testing.assert_allclose(header.affine, placed, rtol=1e-5, atol=1e-4)
+    found = prepared(path)
+    assert (note in found.notes[0]) if note else found.notes == ()
+    plain = prepared(written(tmp_path / "plain.nii"))
+    np.testing.assert_allclose(found.samples, plain.samples, atol=0.02)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_both_affines_of_a_header_are_in_its_units(tmp_path: Path, units: int) -> None:
+    """Or the two would seem to disagree by metres."""
+    voxels, placed = brain()
+    factor = {1: 1e-3, 3: 1e3}[units]
+    image = nibabel.Nifti1Image(voxels, np.diag([factor, factor, factor, 1.0]) @ placed)
+    image.header["xyzt_units"] = units
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert len(read_header(tmp_path / "a.nii").notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(1e-3, "metres"), (1e3, "micrometres"), (0.02, "centimetres")]
+)
+def test_voxels_that_another_unit_would_explain_are_refused_with_its_name(
+    tmp_path: Path, factor: float, unit: str
+) -> None:
+    """The header names no unit, and a guess could shrink a brain."""
+    voxels, placed = brain()
+    affine = np.diag([factor, factor, factor, 1.0]) @ placed
+    with pytest.raises(ScanError, match=f"they would fit {unit}: correct the header's units"):
+        prepared(written(tmp_path / "a.nii", voxels, affine))
+
+
 def test_an_archive_of_a_cut_file_is_refused(tmp_path: Path) -> None:
     """Cut first and compressed afterwards: gzip finds nothing wrong."""
     plain = written(tmp_path / "a.nii").read_bytes()
@@ -337,6 +392,35 @@ def test_an_image_without_a_head_is_refused(tmp_path: Path) -> None:
     voxels[5:12, 5:12, 5:12] = np.random.default_rng(0).random((7, 7, 7)) + 1
     with pytest.raises(ScanError, match="ml; a head"):
         prepared(written(tmp_path / "a.nii.gz", voxels))
+
+
+def test_noise_around_a_head_is_told_and_is_no_part_of_the_sample(tmp_path: Path) -> None:
+    """MP2RAGE: everything was head, and its noise what the brain was scaled by."""
+    voxels, _ = brain()
+    chance = np.random.default_rng(0)
+    head = grid.foreground(voxels)
+    noisy = np.where(head, voxels, chance.uniform(0, voxels.max(), voxels.shape))
+    found = prepared(written(tmp_path / "a.nii", noisy.astype(np.float32)))
+    assert "noise" in found.notes[0]
+    plain = prepared(written(tmp_path / "plain.nii"))
+    assert abs((found.samples != 0).mean() - (plain.samples != 0).mean()) < 0.1
+
+
+@real
+@pytest.mark.slow
+def test_no_real_scan_is_without_background(tmp_path: Path) -> None:
+    """With and without skull, defaced, at 2 mm and as acquired, cropped to its last voxel or not."""
+    for root in ("t1_three_sites_2mm", "t1_native/ds000011", "t1_native/ds002748"):
+        for scan in T1wReader.find(STUDY, T1w.Site(kind="t1w", root=root), SHARED).sources:
+            header = read_header(Path(scan.payload["path"]))
+            plain, affine = grid.to_ras(read_voxels(header), header.affine)
+            for cropped in (False, True):
+                small, at = grid.shrunk(plain, affine, 4.0)
+                mask, note = head_of(plain, small, affine, 4.0)
+                assert not note
+                if not cropped:
+                    box = ndimage.find_objects(mask.astype(int))[0]
+                    plain, affine = small[box], at
 
 
 # --- grid and intensities -----------------------------------------------------------------------
