@@ -15,15 +15,18 @@ from logging import getLogger
 from pathlib import Path
 from typing import Final
 
-from client.courier.node_deactivation import deactivate_node
+from client.courier.node_deactivation import NAMED, deactivate_node
 from client.kit import SiteKit
-from client.link.hub_clock import REFUSED, clock_fault
+from client.link.hub_clock import LIKELY, clock_fault
 from common.runtime.durable import write_secret
 from common.runtime.proxies import spare_loopback, without_socks
 from common.runtime.supervision import Child, told_to_stop
 
 _log = getLogger("callosum.node")
 _TICK_S: Final = 0.5
+# flwr 1.41 ends so, and says no more, where the hub answers 401 (supercore/retry)
+_STARTED: Final = "Starting Flower SuperNode"
+_REFUSED: Final = "SuperNode terminated gracefully"
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -92,8 +95,14 @@ def _children(kit: SiteKit, agent: str, hub: str, folder: Path) -> list[Child]:
 def _see_to(carrier: Child, hub: str, kit: SiteKit) -> None:
     """After a SuperNode's end: tell the hub that it is gone, and people if the clock is why."""
     deactivate_node(hub, kit.ca, kit.node_key, carrier.log)
-    if REFUSED in carrier.said:
-        _log.error("%s", clock_fault(hub))
+    if _REFUSED not in carrier.said:
+        return
+    fault = clock_fault(hub)
+    never_in = _STARTED in carrier.said and NAMED.search(carrier.said) is None
+    if fault is None and never_in:
+        fault = LIKELY
+    if fault:
+        _log.error("%s", fault)
 
 
 def _free_port() -> int:

@@ -20,7 +20,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 _log = getLogger("callosum.node")
-_NAMED: Final = re.compile(r"SuperNode ID: (\d+)")
+NAMED: Final = re.compile(r"SuperNode ID: (\d+)")
 _LAST: Final = 1 << 20  # bytes of the log; the id is said once, at the start
 
 
@@ -29,7 +29,7 @@ def deactivate_node(hub: str, ca: Path, node_key: Path, log: Path) -> None:
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _LAST))
-            named = _NAMED.findall(stream.read().decode(errors="replace"))
+            named = NAMED.findall(stream.read().decode(errors="replace"))
         key = load_ssh_private_key(node_key.read_bytes(), password=None)
         if not named or not isinstance(key, EllipticCurvePrivateKey):
             return

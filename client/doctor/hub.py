@@ -16,7 +16,7 @@ from client.doctor.bandwidth import PROBE
 from client.doctor.finding import CannotTellError, Finding, bad, good, note
 from client.doctor.hub_connection import Answer, Line
 from client.kit import WARNING_DAYS, SiteKit
-from client.link.hub_clock import MOST_AHEAD_S, MOST_BEHIND_S
+from client.link.hub_clock import LIMITS, MOST_AHEAD_S, MOST_BEHIND_S
 
 _PROXIES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _WORTH_TELLING_S: Final = 2.0
@@ -95,8 +95,7 @@ def clock(line: Line) -> Finding:
         "it does, tell the coordinator that the hub's clock is off"
     )
     if ahead - doubt > MOST_AHEAD_S or -ahead - doubt > MOST_BEHIND_S:
-        limits = f"at most {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind is let in"
-        return bad(f"{found}; {limits}", remedy)
+        return bad(f"{found}; {LIMITS}", remedy)
     if abs(ahead) - doubt > _WORTH_TELLING_S:
         return note(found, remedy)
     return good(f"within {max(abs(ahead), doubt):.1f} s of the hub's")

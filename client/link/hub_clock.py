@@ -1,7 +1,6 @@
-"""The hub's clock: Flower lets no node in whose clock is ahead, and says no more than 401.
+"""The hub's clock: Flower lets no node in whose clock is ahead, and tells neither side why.
 
-What a node's key signs is the time, so a wrong clock makes a wrong signature. A key that the hub
-does not know is refused otherwise (code 2004).
+What a node's key signs is the time, so a wrong clock makes a wrong signature.
 """
 
 from __future__ import annotations
@@ -12,28 +11,31 @@ from typing import Final
 
 import httpx
 
-REFUSED: Final = "401 Unauthorized"
 # flwr 1.41, superlink/routers/fleet/node_auth.py
 MOST_AHEAD_S: Final = 5.0
 MOST_BEHIND_S: Final = 305.0
+LIMITS: Final = f"at most {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind is let in"
 _PATIENCE_S: Final = 5.0
 _REMEDY: Final = "let this machine follow a time server (timedatectl set-ntp true)"
 
+LIKELY: Final = (
+    f"the hub refuses this node's signature, probably for this machine's clock: {LIMITS}; {_REMEDY}"
+)
 
-def clock_fault(hub: str) -> str:
-    """Why Flower's hub at `hub` (host:port) refused this node's signature, as far as dates tell."""
-    limits = f"at most {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind is let in"
+
+def clock_fault(hub: str) -> str | None:
+    """Why Flower's hub at `hub` (host:port) must refuse this node; None if its clock is unknown."""
     try:
         ahead_s = _ahead_s(hub)
-    except (OSError, KeyError, ValueError, httpx.HTTPError):
-        return f"the hub refuses this node's signature, probably for its clock: {limits}; {_REMEDY}"
+    except (OSError, KeyError, ValueError, TypeError, httpx.HTTPError):
+        return None
+    if 1 - MOST_BEHIND_S < ahead_s < MOST_AHEAD_S - 1:  # the date is sure to a second
+        return ""
     way = "ahead of" if ahead_s > 0 else "behind"
-    found = f"this machine's clock is {abs(ahead_s):.0f} s {way} the hub's"
-    if abs(ahead_s) < 1:
-        found = "this machine's clock is the hub's to the second"
-    if ahead_s > MOST_AHEAD_S - 1 or ahead_s < 1 - MOST_BEHIND_S:
-        return f"{found}; {limits}, so no order comes; {_REMEDY}"
-    return f"the hub refuses this node's signature; {found}, so ask the coordinator for a new key"
+    return (
+        f"this machine's clock is {abs(ahead_s):.0f} s {way} the hub's; {LIMITS}, so no order "
+        f"comes; {_REMEDY}"
+    )
 
 
 def _ahead_s(hub: str) -> float:

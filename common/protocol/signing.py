@@ -89,7 +89,9 @@ def unseal(sealed: Sealed, keys: Sequence[Ed25519PublicKey], *, now: float) -> E
     envelope = read_envelope(sealed.text)
     tolerance = CLOCK_TOLERANCE_S
     if not envelope.issued - tolerance <= now <= envelope.expires + tolerance:
-        raise Refusal("EXPIRED", f"issued {envelope.issued}, expires {envelope.expires}, now {now}")
+        early_s, late_s = envelope.issued - now, now - envelope.expires
+        off = f"{early_s:.0f} s before its issue" if early_s > 0 else f"{late_s:.0f} s past its end"
+        raise Refusal("EXPIRED", f"this machine's clock is {off}; compare clocks")
     return envelope
 
 

@@ -78,7 +78,7 @@ class Child:
             if now - self._began > _HEALTHY_S:
                 self._rest_s = _SHORTEST_REST_S
             self.said = end_of(self.log, self._from)
-            why = last_words(self.said)
+            why = last_words(self.said) if code else fault_in(self.said)
             told = f"{code}: {why}" if why else code
             _log.warning("%s ended (%s); again in %.0f s", self.name, told, self._rest_s)
             self._rest(now)

@@ -186,6 +186,16 @@ def test_an_order_holds_from_its_issue_to_its_end_and_for_clocks_a_little_off(
     assert code_of(SEALED, now=now) == code
 
 
+@pytest.mark.parametrize(
+    ("now", "told"), [(NOW - 340, "340 s before its issue"), (END + 400, "400 s past its end")]
+)
+def test_the_sites_log_says_how_far_its_clock_is_off(now: float, told: str) -> None:
+    """Whoever reads EXPIRED needs to know whether it is minutes or years."""
+    with pytest.raises(Refusal) as refused:
+        unseal(SEALED, TRUSTED, now=now)
+    assert told in refused.value.detail
+
+
 def test_the_checks_come_in_their_documented_order() -> None:
     """Nothing that a stranger wrote is read, and the code says the first thing to mend."""
     late = END + 1e6
