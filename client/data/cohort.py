@@ -172,7 +172,8 @@ def _open(study: Study, site: Site) -> Cohort:
     sources = _matched(records, found.sources, site)
     kept = [(record, source) for record, source in zip(records, sources, strict=True) if record.n]
     scans = _repeated((record.scan for record, _ in kept), kept)
-    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans, found.columns)
+    columns = tuple(dict.fromkeys((*found.columns, *(c for r, _ in kept for c in r.labels))))
+    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans, columns)
     tabled, unread, _ = read_measures(study, site, scans)
     return Cohort(
         samples=_map(generation, len(scans), study),

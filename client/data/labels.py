@@ -43,8 +43,9 @@ def read_labels(
     """Labels of every target of the study, all NaN where the site has no column for it.
 
     `rows` are the cells of each sample by column, `names` what to call it in a finding, `known`
-    all columns of the site's tables. A mapped target without a single label is an error among the
-    findings, with the likeliest reason; the others go on.
+    all columns of the site's tables, or nothing where only samples will tell. A mapped target
+    without a single label is an error among the findings, with the likeliest reason; the others
+    go on.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def read_labels(
                 what = f'{names[index]}, column "{column.column}"'
                 findings.append(Finding(what=what, problem=f"{name}: {problem}"))
         findings.extend(_far_off(name, target, values[name]))
-        if len(rows) and not np.isfinite(values[name]).any():
+        if held and not np.isfinite(values[name]).any():
             findings.append(_none_of(name, column, rows, unlike))
     return Labels(values=values, findings=findings.told())
 

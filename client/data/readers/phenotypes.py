@@ -67,7 +67,7 @@ def read_people(path: Path, wanted: Mapping[str, str], columns: frozenset[str]) 
         who = table.column("participant_id")
     except DataError as error:
         problem = f"{error}; scans have no labels"
-        people.findings.append(Finding(what=path.name, problem=problem, error=path.exists()))
+        people.findings.append(Finding(what=path.name, problem=problem, error=bool(columns)))
         return people
     people.columns = table.columns
     filtered = Filtered(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -246,3 +246,55 @@ def test_a_column_that_no_table_has_is_named_beside_what_tables_have() -> None:
         read_labels({"it": AGE}, {"it": Column(column="age")}, rows, ["a", "b"], ("id", "Age"))
     with pytest.raises(DataError, match="has it twice"):
         read_labels({"it": AGE}, {"it": Column(column="age")}, rows, ["a", "b"], ("age", "age"))
+
+
+# --- cells as hospitals write them --------------------------------------------------------------
+
+
+@st.composite
+def written_ages(draw: Any) -> tuple[list[float | None], list[str], float]:
+    """Ages, as they are and as some cell says them, and the factor of the site file."""
+    unit = draw(st.sampled_from((1.0, 1 / 12)))
+    ages = draw(st.lists(st.one_of(st.none(), st.integers(0, 120)), min_size=1, max_size=12))
+    cells = []
+    for age in ages:
+        text = "" if age is None else f"{age / unit:.4f}"
+        how = draw(st.sampled_from(("plain", "comma", "spaces", "unit", "exponent", "quoted")))
+        if age is None:
+            text = draw(st.sampled_from(("", "n/a", "NA", "-9999", "unknown", "?")))
+        elif how == "comma":
+            text = text.replace(".", ",")
+        elif how == "spaces":
+            text = f"  {text} "
+        elif how == "unit":
+            text = f"{text} y"
+        elif how == "exponent":
+            text = f"{age / unit:.9e}"
+        cells.append(text)
+    return ages, cells, unit
+
+
+def every_label_is_right_or_named(made: tuple[list[float | None], list[str], float]) -> None:
+    ages, cells, unit = made
+    found = all_of({"it": AGE}, {"it": Column(column="c", factor=unit)}, cells)
+    named = {finding.what.partition(",")[0] for finding in found.findings}
+    for number, (age, label) in enumerate(zip(ages, found.values["it"].tolist(), strict=True)):
+        if np.isfinite(label):
+            assert age is not None
+            assert label == pytest.approx(age, abs=0.001)
+        elif age is not None:  # a label that was there and was not taken
+            assert f"scan {number}" in named
+
+
+@given(written_ages())
+def test_every_label_of_any_table_is_right_or_named(made: Any) -> None:
+    """Decimal commas, units in cells, spaces, exponents: nothing is guessed, nothing is silent."""
+    every_label_is_right_or_named(made)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(written_ages())
+def test_every_label_of_thousands_of_tables_is_right_or_named(made: Any) -> None:
+    """The same of 2,000."""
+    every_label_is_right_or_named(made)
