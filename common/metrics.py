@@ -20,6 +20,7 @@ Floats = NDArray[np.floating[Any]]
 Repeats = NDArray[np.float64]
 
 FIGURES: Final = 3  # of any metric that leaves a site
+_MOST_WEIGHTS: Final = 1 << 26  # of resamplings at once, 512 MiB
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 
 
@@ -183,6 +184,32 @@ def better(target: Target, candidate: float, best: float) -> bool:
     if np.isnan(best) or np.isnan(candidate):
         return bool(np.isnan(best) and not np.isnan(candidate))
     return candidate < best if target.kind == "regression" else candidate > best
+
+
+def bootstrapped(
+    target: Target,
+    label: Floats,
+    prediction: Floats,
+    participants: Sequence[str],
+    generator: np.random.Generator,
+    repeats: int,
+) -> dict[str, Repeats]:
+    """Every metric for `repeats` resamplings of the participants, some at a time.
+
+    All weights at once would take 32 GB for 100,000 resamplings of 40,000 samples; a study asks for
+    the one number, and a site has the other.
+    """
+    at_once = max(1, min(repeats, _MOST_WEIGHTS // len(participants)))
+    parts = [
+        resampled(
+            target,
+            label,
+            prediction,
+            draws(participants, generator, min(at_once, repeats - done)),
+        )
+        for done in range(0, repeats, at_once)
+    ]
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def draws(

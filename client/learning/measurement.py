@@ -42,7 +42,7 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     several = len(set(people)) >= metrics.FEWEST
     drawn: dict[str, metrics.Repeats] = {}
     if intervals and several:
-        drawn = metrics.resampled(target, label, predicted, _weights(study, site, name, people))
+        drawn = _bootstrapped(study, site, name, people, label, predicted)
     values = metrics.exact(target, label, predicted)
     fewest = _fewest(target, label, people)
     return [
@@ -84,14 +84,17 @@ def difference(  # noqa: PLR0913, PLR0917
     people = tuple(cohort.participants[i] for i in indices)
     metric = metrics.primary(target)
 
-    value = _primary(target, label, ours, None) - _primary(target, label, theirs, None)
-    if not np.isfinite(value[0]):
+    value, rival_value = (metrics.exact(target, label, p)[metric] for p in (ours, theirs))
+    value -= rival_value
+    if not np.isfinite(value):
         return []
     bounds = None
     if len(set(people)) >= metrics.FEWEST:
-        weights = _weights(study, site, name, people)
-        drawn = _primary(target, label, ours, weights) - _primary(target, label, theirs, weights)
-        bounds = metrics.percentiles(drawn, study.evaluation.confidence)
+        drawn, rivals = (
+            _bootstrapped(study, site, name, people, label, predicted)[metric]
+            for predicted in (ours, theirs)
+        )
+        bounds = metrics.percentiles(drawn - rivals, study.evaluation.confidence)
     found = row(
         site,
         order,
@@ -100,7 +103,7 @@ def difference(  # noqa: PLR0913, PLR0917
         target=name,
         model=order.model,
         metric=f"{metric}_minus_{rival}",
-        value=float(value[0]),
+        value=float(value),
         bounds=bounds,
     )
     return [Measured(found, _fewest(target, label, people))]
@@ -137,14 +140,16 @@ def _fewest(target: Target, label: Floats, people: tuple[str, ...]) -> int:
     return min(len(set(whose[label == one].tolist())) for one in np.unique(label))
 
 
-def _primary(
-    target: Target, label: Floats, predicted: Floats, weights_RN: Floats | None
-) -> metrics.Repeats:
-    weights_RN = np.ones((1, len(label))) if weights_RN is None else weights_RN
-    return metrics.resampled(target, label, predicted, weights_RN)[metrics.primary(target)]
-
-
-def _weights(study: Study, site: Site, name: str, people: tuple[str, ...]) -> Floats:
+def _bootstrapped(
+    study: Study,
+    site: Site,
+    name: str,
+    people: tuple[str, ...],
+    label: Floats,
+    predicted: Floats,
+) -> dict[str, metrics.Repeats]:
     """Every model at a site is resampled alike, so that intervals differ by models alone."""
     generator = np.random.default_rng(seed_of(study.seed, "bootstrap", site.name, name))
-    return metrics.draws(people, generator, study.evaluation.bootstrap)
+    return metrics.bootstrapped(
+        study.targets[name], label, predicted, people, generator, study.evaluation.bootstrap
+    )

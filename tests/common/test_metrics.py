@@ -326,3 +326,20 @@ def test_every_metric_that_is_told_has_a_name(target: Target) -> None:
     label, predicted = sample(target, 60, 1)
     assert set(metrics.names(target)) == set(metrics.exact(target, label, predicted))
     assert metrics.primary(target) in metrics.names(target)
+
+
+def test_resamplings_a_few_at_a_time_are_those_of_all_at_once(monkeypatch) -> None:
+    """A hundred thousand of them of a large site would take 32 GB."""
+    target = Target(kind="regression")
+    random = np.random.default_rng(3)
+    label, found = random.normal(size=40), random.normal(size=40)
+    people = [f"p{n // 2}" for n in range(40)]
+
+    def drawn() -> dict[str, np.ndarray]:
+        return metrics.bootstrapped(target, label, found, people, np.random.default_rng(1), 105)
+
+    whole = drawn()
+    monkeypatch.setattr(metrics, "_MOST_WEIGHTS", 40 * 10)
+    for metric, values in drawn().items():
+        assert values.shape == (105,)
+        np.testing.assert_allclose(values, whole[metric], rtol=1e-12)
