@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 
 from client.data.dictionary import contradictions
 from client.data.finding import Finding
-from client.data.labels import read_labels
-from client.data.lazy import Lazy
-from client.data.measures import read_measures
-from client.data.prepare import (
+from client.data.generation import (
     MEASURES,
     SAMPLES,
     Record,
@@ -24,6 +21,9 @@ from client.data.prepare import (
     prepared_folder,
     read_index,
 )
+from client.data.labels import read_labels
+from client.data.lazy import Lazy
+from client.data.measures import read_measures
 from client.data.reader import Source, find_sources, inspected, is_lazy
 from client.data.splits import Split, secret_of, split_of
 from client.site import Site

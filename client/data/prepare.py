@@ -1,83 +1,47 @@
-"""Each scan is prepared once and kept, in one file that maps into memory.
+"""Each scan is prepared once and kept, whatever moment a process dies at.
 
-    prepared/<digest>/            one folder for each data setting that a study asked for
-        lock                      held by the one process that writes
-        generation-00000003/      complete, never edited (an agent may have it mapped); the
-                                  highest number is the one in use
-            samples.bin           all samples, back to back, in the order of the sources
-            measures.bin          float32 measures for the linear rival, likewise
-            index.jsonl           one `Record` a source
-            quality.tsv           what is odd or left out, for people
-        building/                 the next generation, while it grows; resumed after any crash
-        interrupted/              an earlier `building` whose sources have changed; reused from
-
-A record is written after its samples, so whatever moment a process dies at, the complete lines of
-the index describe samples that are there; what is beyond them is cut off on resuming. Hashes in the
-records say whether the bytes are still what was written, and one in each line whether the record
-is: all are compared when the data are opened, and what a disk has changed is prepared again.
+A generation (`client.data.generation`) grows as `building`; when it is complete, it gets the name
+that puts it in use. What has not changed is lent by the generation before.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
-from typing import IO, Any, Final, Self
-
-import numpy as np
+from typing import IO, Any, Self
 
 from client.data.finding import Finding
-from client.data.reader import Source, find_sources, reader_of
+from client.data.generation import (
+    INDEX,
+    MEASURES,
+    QUALITY,
+    SAMPLES,
+    Record,
+    bytes_of_measures,
+    bytes_of_sample,
+    current_generation,
+    intact_records,
+    is_intact,
+    line_of,
+    prepared_folder,
+    read_index,
+)
+from client.data.reader import Source, find_sources
 from client.data.workers import Outcome, prepare_all
 from client.site import LOCAL_DISK, Site
 from common.printable import csv_cell
-from common.protocol.bounded_json import parsed
 from common.runtime.durable import storage_checked, sync_folder, write_atomically
 from common.runtime.locks import lock
 from common.runtime.private_folder import as_folder, make_folder
-from common.study import Study, canonical
-
-_VERSION: Final = 2  # of the files below and of what preparing means; a change prepares anew
+from common.study import Study
 
 _log = getLogger("callosum.site")
-_SEAL: Final = "sealed"  # in a line of the index: SHA-256 of its other entries
-
-SAMPLES: Final = "samples.bin"
-MEASURES: Final = "measures.bin"
-INDEX: Final = "index.jsonl"
-QUALITY: Final = "quality.tsv"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What became of one source; `n` samples of it are kept.
-
-    status: "ready"; "left out" (for good, until the file changes); "duplicate" (of an earlier
-    one); "failed" (for a reason that may pass, so it is tried again the next time).
-    """
-
-    participant: str
-    scan: str
-    stamp: str
-    n: int
-    status: str
-    notes: tuple[str, ...] = ()
-    sha256: str = ""
-    measures: int = 0  # numbers for the linear rival beside each sample
-    measures_sha256: str = ""
-    labels: Mapping[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What must agree for a record to stand for a source."""
-        return (self.participant, self.scan, self.stamp)
 
 
 Recorded = tuple[Record, bytes, bytes]  # with the bytes of its samples and of its measures
@@ -114,7 +78,7 @@ def prepare(
         if (
             current is None
             or not same
-            or not _sound(current, records, _row(study))
+            or not _sound(current, records, bytes_of_sample(study))
             or _recovered(study, found.sources, records, workers)
         ):
             current = _build(study, found.sources, folder, workers, advance)
@@ -129,63 +93,11 @@ def prepare(
         return current
 
 
-def prepared_folder(study: Study, site: Site) -> Path:
-    """Where a site keeps what it prepared for studies with this kind and these data settings."""
-    agreed = {
-        "version": _VERSION,
-        "reader version": getattr(reader_of(study.kind_name), "version", 1),
-        # regional measures are read anew each time, from a table: no sample depends on them
-        "data": study.data.model_dump(mode="json", exclude={"regions"}),
-    }
-    return site.state / "prepared" / hashlib.sha256(canonical(agreed)).hexdigest()[:16]
-
-
-def current_generation(folder: Path) -> Path | None:
-    """The complete generation in use, if there is one."""
-    # complete from birth: a folder gets this name only when nothing is left to do in it
-    return max(folder.glob("generation-*"), default=None)
-
-
-def read_index(generation: Path) -> list[Record]:
-    """The complete records of an index; a torn last line and whatever follows it are ignored."""
-    try:
-        lines = (generation / INDEX).read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    records: list[Record] = []
-    for line in lines:
-        try:
-            fields = parsed(line)
-            if fields.pop(_SEAL) != _seal(fields):
-                break
-            records.append(Record(**{**fields, "notes": tuple(fields["notes"])}))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            break
-    return records
-
-
-def _line(record: Record) -> bytes:
-    fields = asdict(record)
-    text = json.dumps({**fields, _SEAL: _seal(fields)}, ensure_ascii=False)
-    # a plug-in's reader may name files as the file system gives them
-    return text.encode("utf-8", "surrogatepass") + b"\n"
-
-
-def _seal(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(fields)).hexdigest()
-
-
-def _row(study: Study) -> int:
-    """Bytes of one sample."""
-    row: int = math.prod(study.shape) * np.dtype(study.kind.dtype).itemsize
-    return row
-
-
 def _sound(generation: Path, records: Sequence[Record], row: int) -> bool:
     """Whether all samples and measures of a generation are what was written, and nothing else."""
-    intact = _intact_records(generation, row)
+    intact = intact_records(generation, row)
     sizes = [(generation / name).stat().st_size for name in (SAMPLES, MEASURES)] if intact else []
-    wanted = [sum(r.n for r in records) * row, sum(_measured(r) for r in records)]
+    wanted = [sum(r.n for r in records) * row, sum(bytes_of_measures(r) for r in records)]
     if records and (len(intact) != len(records) or sizes != wanted):
         _log.error("%s is no longer what was written; what has changed is prepared again",
                    generation)  # fmt: skip
@@ -264,7 +176,7 @@ class _Growing:
         self.study = study
         self.folder = folder
         self.building = folder / "building"
-        self._row = _row(study)
+        self._row = bytes_of_sample(study)
         self._ready: dict[str, str] = {}  # content -> scan
         self.done = self._resume(sources)
         self._lent: dict[tuple[str, str, str], tuple[Record, Path, int, int]] = {}
@@ -295,7 +207,7 @@ class _Growing:
             content = measures = b""
         elif record.status == "ready":
             self._ready[record.sha256] = record.scan
-        line = _line(record)
+        line = line_of(record)
         with storage_checked(self.building):
             _write(self._samples, content)
             _write(self._measures, measures)
@@ -309,8 +221,8 @@ class _Growing:
         """That record and its samples; prepared anew if the disk no longer holds them intact."""
         record, old, *places = self._lent[source.participant, source.scan, source.stamp]
         content = _read(old / SAMPLES, places[0], record.n * self._row)
-        measures = _read(old / MEASURES, places[1], _measured(record))
-        if _intact(record, content, measures):
+        measures = _read(old / MEASURES, places[1], bytes_of_measures(record))
+        if is_intact(record, content, measures):
             return record, content, measures
         return _record(source, next(prepare_all(self.study, [source], 1)))
 
@@ -331,7 +243,7 @@ class _Growing:
     def _resume(self, sources: Sequence[Source]) -> int:
         """Keep the intact beginning of `building` if it is that of `sources`; return its length."""
         make_folder(self.building)
-        records = _intact_records(self.building, self._row)
+        records = intact_records(self.building, self._row)
         keys = [(source.participant, source.scan, source.stamp) for source in sources]
         retried = [record.status == "failed" for record in records]
         if any(retried) or [record.key for record in records] != keys[: len(records)]:
@@ -341,7 +253,7 @@ class _Growing:
             return 0
         _cut(self.building / INDEX, self._length_of(records))
         _cut(self.building / SAMPLES, self._bytes_of(records))
-        _cut(self.building / MEASURES, sum(_measured(record) for record in records))
+        _cut(self.building / MEASURES, sum(bytes_of_measures(record) for record in records))
         self._ready = {r.sha256: r.scan for r in reversed(records) if r.status == "ready"}
         return len(records)
 
@@ -351,7 +263,7 @@ class _Growing:
             if record.status in ("ready", "left out"):
                 self._lent[record.key] = (record, generation, samples, measures)
             samples += record.n * self._row
-            measures += _measured(record)
+            measures += bytes_of_measures(record)
 
     def _bytes_of(self, records: Sequence[Record]) -> int:
         return sum(record.n for record in records) * self._row
@@ -363,32 +275,6 @@ class _Growing:
             return 0
         lines = path.read_bytes().split(b"\n")[: len(records)]
         return sum(len(line) + 1 for line in lines)
-
-
-def _intact_records(generation: Path, row: int) -> list[Record]:
-    """The longest beginning of an index whose samples are all there, byte for byte."""
-    records: list[Record] = []
-    if not ((generation / SAMPLES).is_file() and (generation / MEASURES).is_file()):
-        return records
-    samples, measures = (generation / name for name in (SAMPLES, MEASURES))
-    with samples.open("rb") as first, measures.open("rb") as second:
-        for record in read_index(generation):
-            content, measured = first.read(record.n * row), second.read(_measured(record))
-            if not _intact(record, content, measured):
-                break
-            records.append(record)
-    return records
-
-
-def _intact(record: Record, content: bytes, measures: bytes) -> bool:
-    if record.n and hashlib.sha256(content).hexdigest() != record.sha256:
-        return False
-    return not record.measures or hashlib.sha256(measures).hexdigest() == record.measures_sha256
-
-
-def _measured(record: Record) -> int:
-    """Bytes of a record's measures."""
-    return record.n * record.measures * np.dtype(np.float32).itemsize
 
 
 def _read(path: Path, offset: int, count: int) -> bytes:

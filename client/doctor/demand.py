@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from client.data.prepare import SAMPLES, current_generation, prepared_folder
+from client.data.generation import SAMPLES, current_generation, prepared_folder
 from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError

@@ -15,7 +15,8 @@ from typing import Final
 from client.authority.differencing import FILE, Censuses
 from client.authority.records import Records
 from client.data.cohort import Cohort, empty_cohort, open_cohort
-from client.data.prepare import current_generation, prepare, prepared_folder
+from client.data.generation import current_generation, prepared_folder
+from client.data.prepare import prepare
 from client.data.reader import find_sources, is_lazy
 from client.data.splits import pseudonyms, secret_of
 from client.service.agent import Agent

@@ -17,7 +17,7 @@ from client.answer import Answer
 from client.authority import approvals, receipts
 from client.authority.ledger import Ledger, read_ledger
 from client.authority.receipts import Receipts, read_receipts, verify
-from client.data.prepare import INDEX, Record, _line, read_index
+from client.data.generation import INDEX, Record, line_of, read_index
 from client.learning.tuned_models import Cell, Passage, TunedModel, TunedModels, kept_models
 from client.service.array_store import ArrayStore
 from client.service.report_cache import ReportCache
@@ -314,7 +314,7 @@ def kept(random: Random) -> tuple[str, bytes]:
     """Small files in a site's state folder: an index of prepared data, an approval, a pause."""
     name = random.choice((INDEX, "approval", "paused"))
     if name == INDEX:
-        return name, mutated(random, _line(RECORD) * 2)
+        return name, mutated(random, line_of(RECORD) * 2)
     sound = APPROVAL if name == "approval" else {"since": "2025", "reason": "r", "by": "me"}
     data = json.dumps(grown(random, sound)).encode()
     return name, mutated(random, data) if random.random() < 0.3 else data

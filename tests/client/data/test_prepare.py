@@ -21,7 +21,8 @@ import pytest
 
 from client.data import prepare as preparing
 from client.data import workers
-from client.data.prepare import INDEX, QUALITY, SAMPLES, prepare, prepared_folder, read_index
+from client.data.generation import INDEX, QUALITY, SAMPLES, prepared_folder, read_index
+from client.data.prepare import prepare
 from client.data.reader import Source
 from client.data.readers.features import FeaturesReader
 from client.site import Site, load_site

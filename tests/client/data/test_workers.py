@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from client.data import workers
-from client.data.prepare import prepare, read_index
+from client.data.generation import read_index
+from client.data.prepare import prepare
 from client.doctor import capacity
 from client.site import load_site
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from client.data.cohort import open_cohort
-from client.data.prepare import QUALITY, prepare, read_index
+from client.data.generation import QUALITY, read_index
+from client.data.prepare import prepare
 from client.data.reader import find_sources, inspected
 from client.data.readers.t1w import T1wReader
 from client.data.workers import prepare_one
