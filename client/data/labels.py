@@ -70,43 +70,70 @@ def read_labels(
                 f'targets.{name}.column is "{column.column}"; the site\'s table has no such column,'
                 f" or has it twice, or a feature uses it; {nearest(column.column, held)}"
             )
-        missing = {plain(entry) for entry in column.missing}
-        complained: set[tuple[str, str]] = set()
-        unlike: list[str] = []
-        for index, row in enumerate(rows):
-            cell = row.get(column.column, "").strip()
-            if not cell or plain(cell) in missing:
-                continue
-            told = (names[index], cell) in complained
-            hints = not told and len(findings) < _MOST_HINTS
-            label, problem = _label(cell, target, column, words, hints=hints)
-            values[name][index] = label
-            if problem and not unlike:
-                unlike.append(problem.removesuffix("; label left out"))
-            if problem and not told:
-                complained.add((names[index], cell))
-                what = f'{names[index]}, column "{column.column}"'
-                findings.append(Finding(what=what, problem=f"{name}: {problem}"))
+        values[name], refused = _read_column(name, column, target, words, rows, names, findings)
         findings.extend(_far_off(name, target, values[name]))
-        if held and not np.isfinite(values[name]).any():
-            findings.append(_none_of(name, column, rows, unlike))
+        if held:
+            findings.extend(_lost(name, column, values[name], rows, refused))
     return Labels(values=values, findings=findings.told())
 
 
-def _none_of(
-    name: str, column: Column, rows: Sequence[Mapping[str, str]], unlike: Sequence[str]
-) -> Finding:
-    """The error of a promised target that nobody has, and what the reason seems to be."""
-    if unlike:
-        reason = f"no entry of its column can be used: {unlike[0]}"
-    elif not any(column.column in row for row in rows):
-        reason = "no row of a table says it of these scans (see what else was found)"
-    elif any(row.get(column.column, "").strip() for row in rows):
-        reason = f"every entry of its column means: not known ({', '.join(column.missing[:8])})"
-    else:
-        reason = "its column is empty"
-    problem = f"none of {len(rows)} samples has a label ({column.place}): {reason}"
-    return Finding(what=f"targets.{name}", problem=problem, error=True)
+def _read_column(
+    name: str,
+    column: Column,
+    target: Target,
+    words: Mapping[str, int],
+    rows: Sequence[Mapping[str, str]],
+    names: Sequence[str],
+    findings: Findings,
+) -> tuple[NDArray[np.float32], list[str]]:
+    """(N,) labels, and why each entry that is not known to be missing made none."""
+    values = np.full(len(rows), np.nan, dtype=np.float32)
+    missing = {plain(entry) for entry in column.missing}
+    complained: set[tuple[str, str]] = set()
+    refused: list[str] = []
+    for index, row in enumerate(rows):
+        cell = row.get(column.column, "").strip()
+        if not cell or plain(cell) in missing:
+            continue
+        told = (names[index], cell) in complained
+        hints = not told and len(findings) < _MOST_HINTS
+        values[index], problem = _label(cell, target, column, words, hints=hints)
+        if problem:
+            refused.append(problem.removesuffix("; label left out"))
+        if problem and not told:
+            complained.add((names[index], cell))
+            what = f'{names[index]}, column "{column.column}"'
+            findings.append(Finding(what=what, problem=f"{name}: {problem}"))
+    return values, refused
+
+
+def _lost(
+    name: str,
+    column: Column,
+    values: NDArray[np.float32],
+    rows: Sequence[Mapping[str, str]],
+    refused: Sequence[str],
+) -> Iterator[Finding]:
+    """The error of a promised target that nobody has, or few who could, with its likeliest reason."""
+    known = int(np.isfinite(values).sum())
+    problem = ""
+    if not known:
+        if refused:
+            reason = f"no entry of its column can be used: {refused[0]}"
+        elif not any(column.column in row for row in rows):
+            reason = "no row of a table says it of these scans (see what else was found)"
+        elif any(row.get(column.column, "").strip() for row in rows):
+            reason = f"every entry of its column means: not known ({', '.join(column.missing[:8])})"
+        else:
+            reason = "its column is empty"
+        problem = f"none of {len(rows)} samples has a label ({column.place}): {reason}"
+    elif len(refused) > known:
+        problem = (
+            f"only {known} of {known + len(refused)} entries ({column.place}) can be used; the "
+            f"first of the others: {refused[0]}"
+        )
+    if problem:
+        yield Finding(what=f"targets.{name}", problem=problem, error=True)
 
 
 def _far_off(name: str, target: Target, values: NDArray[np.float32]) -> Iterator[Finding]:

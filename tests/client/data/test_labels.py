@@ -233,6 +233,15 @@ def test_a_promised_target_without_a_label_is_an_error(
     assert reason in error.problem
 
 
+def test_entries_of_which_most_cannot_be_used_are_an_error() -> None:
+    """One code of the site's own is missing from the site file: half of its people vanish."""
+    codes = {"M": "male"}
+    found = all_of({"it": SEX}, {"it": Column(column="c", codes=codes)}, ["M", "F", "F", ""])
+    (error,) = [finding for finding in found.findings if finding.error]
+    assert error.problem.startswith("only 1 of 3 entries (column c) can be used; the first of the")
+    assert '"F" is no known code; did you mean' in error.problem or "there are" in error.problem
+
+
 def test_one_label_is_enough_to_be_no_error() -> None:
     """Missing ones are normal."""
     found = all_of({"it": AGE}, {"it": Column(column="c")}, ["", "n/a", "40"])
