@@ -114,7 +114,7 @@ def _lost(
     rows: Sequence[Mapping[str, str]],
     refused: Sequence[str],
 ) -> Iterator[Finding]:
-    """The error of a promised target that nobody has, or few who could, with its likeliest reason."""
+    """The error of a promised target that nobody has, or few who could, and its likely reason."""
     known = int(np.isfinite(values).sum())
     problem = ""
     if not known:
