@@ -112,6 +112,7 @@ class Exchange:
         self._asked: dict[str, Order] = {}  # by message: Flower answers for a dead node as node 1
         self._waiting: set[str] = set()  # messages without a reply
         self._resting: dict[str, tuple[float, Order]] = {}  # by site: what is asked again, and when
+        self._settled: set[str] = set()  # sites whose answer has come, whatever else is under way
         self._unreached: dict[str, tuple[str, int]] = {}  # by site: why, and how often already
 
     def ask(
@@ -169,6 +170,7 @@ class Exchange:
         self._whole.clear()
         self._unreached.clear()
         self._resting.clear()
+        self._settled.clear()
         self._waiting = waiting = set[str]()
         self._push(orders)
         deadline, pause = time.monotonic() + self._time_limit_s, _SHORTEST_POLL_S
@@ -179,6 +181,7 @@ class Exchange:
                     waiting.discard(reply.metadata.reply_to_message_id)
                     if self._rests_after(reply):
                         continue
+                    self._settle(reply)
                     arrived = True
                     yield reply
                     del reply  # the next is fetched only now, and memory holds one
@@ -257,7 +260,7 @@ class Exchange:
                 self._asked[message_id] = order
                 self._waiting.add(message_id)
             else:  # Flower takes no message for a node that is not connected
-                self._rest(order, "TRANSPORT")
+                self._rest(order, "TRANSPORT", " (its node is not connected)")
 
     def _needed(self, order: Order) -> tuple[str, ...]:
         """Digests of the sets that must travel with an order."""
@@ -278,16 +281,28 @@ class Exchange:
             return True
         if order is None or code not in _AGAIN:
             return False
+        if order.site in self._settled:  # it was asked twice, and has answered once
+            return True
         _, rests = self._unreached.get(order.site, ("", 0))
         if code == "EXPIRED" and rests >= _MOST_EXPIRED:
             return False
-        self._rest(order, code)
+        # its reason may be a site's own words, and stays where it is
+        why = f" (Flower error {reply.error.code})" if reply.has_error() else ""
+        self._rest(order, code, why)
         return True
 
-    def _rest(self, order: Order, code: str) -> None:
+    def _settle(self, reply: Message) -> None:
+        """Ask a site no more that has answered, nor wait for what it may say to the same order."""
+        order = self._asked.get(reply.metadata.reply_to_message_id)
+        if order is not None:
+            self._settled.add(order.site)
+            self._resting.pop(order.site, None)
+            self._waiting -= {one for one in self._waiting if self._asked[one].site == order.site}
+
+    def _rest(self, order: Order, code: str, why: str = "") -> None:
         _, rests = self._unreached.get(order.site, ("", 0))
         if not rests:
-            _log.warning("%s: %s; asking again", order.site, code)
+            _log.warning("%s: %s%s; asking again", order.site, code, why)
         rest_s = min(_LONGEST_REST_S, _SHORTEST_REST_S * 2.0 ** min(rests, 9))
         self._unreached[order.site] = (code, rests + 1)
         self._resting[order.site] = (time.monotonic() + rest_s, order)

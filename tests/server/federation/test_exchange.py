@@ -18,13 +18,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from client.site import load_site
 from common.errors import SENTENCES, QuorumError
-from common.protocol.orders import Order, declined, digest_of, refuse
+from common.protocol.orders import Order, Report, declined, digest_of, refuse
 from common.protocol.signing import Sealed, read_envelope, unseal
 from common.protocol.wire import (
     forward,
     open_arrays,
     pack_report,
     unpack_order,
+    unpack_report,
     unpack_sealed,
 )
 from deploy import local
@@ -380,6 +381,40 @@ def test_who_has_answered_is_not_asked_again(census, stage):
     stage.asked.clear()
     assert census.ask().reports == second.reports
     assert stage.asked == []
+
+
+@pytest.mark.parametrize("first", ["trouble", "answer"])
+def test_who_answered_is_neither_asked_again_nor_waited_for(census, stage, monkeypatch, first):
+    """A hub that misses a heartbeat says that a node is away whose answer has just arrived.
+
+    Each asking anew brought one more answer and one more trouble, and held up the round.
+    """
+    pull = Scripted.pull_messages
+
+    def both(self, message_ids):
+        found = pull(self, message_ids)
+        mine = [one for one in found if read_report_of(one).site == BAD]
+        troubles = [trouble_for(one) for one in mine]
+        return [*troubles, *found] if first == "trouble" else [*found, *troubles]
+
+    monkeypatch.setattr(Scripted, "pull_messages", both)
+    began = stage.clock.now
+    outcome = census.ask()
+    assert sorted(outcome.reports) == EVERYBODY
+    assert outcome.refused == {}
+    assert len(stage.times(BAD)) == 1
+    assert stage.clock.now - began < 1
+
+
+def read_report_of(message: Message) -> Report:
+    return unpack_report(message.content)[0]
+
+
+def trouble_for(message: Message) -> Message:
+    """What a hub says of the same order while it believes that its node is away."""
+    told = Message(Error(code=5, reason="node_unavail"), reply_to=message)
+    told.metadata.__dict__["_reply_to_message_id"] = message.metadata.reply_to_message_id
+    return told
 
 
 def test_the_trouble_of_one_exchange_is_forgotten_in_the_next(census, stage):
