@@ -159,7 +159,7 @@ def _homes(site: Site) -> list[Path]:
         for value in entry if isinstance(entry, tuple) else (entry,):
             if isinstance(value, str) and value:
                 place = site.root / value
-                if key in _HOMES or ("/" in value and place.exists()):
+                if key in _HOMES or ("/" in value and _seen(place)):
                     homes.append(place)
     return homes
 
