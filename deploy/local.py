@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -190,7 +191,7 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
         **dict.fromkeys(study.sites.heldout, "heldout"),
     }
     found: dict[str, Site] = {}
-    files = [folder] if folder.is_file() else sorted(folder.rglob("site*.toml"))
+    files = [folder] if folder.is_file() else _site_files(folder)
     for file in files:
         site = load_site(file)
         if site.name not in named:
@@ -212,6 +213,17 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
             f"found: {', '.join(sorted(found)) or 'none'}"
         )
     return [found[name] for name in named]
+
+
+def _site_files(folder: Path) -> list[Path]:
+    """Every site*.toml below; one data set that cannot be listed hides nothing beside it."""
+    found = (
+        Path(place) / name
+        for place, _, names in os.walk(folder)  # `rglob` ends at a stale handle
+        for name in names
+        if fnmatch(name, "site*.toml")
+    )
+    return sorted(found)
 
 
 def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agent]:

@@ -27,7 +27,8 @@ _SLOW_S: Final = 1.0
 _REMOTE: Final = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "gluster", "lustre", "afs")
 _VANISHING: Final = ("tmpfs", "ramfs")
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")  # the kernel writes a space as \040
-_HOMES: Final = ("root", "table")  # keys of [data] that lead there; others are looked at if there
+# keys of [data] that lead to data; others are looked at if there is something
+_HOMES: Final = ("root", "table", "links")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def data(site: Site) -> Finding:
             "the site's kind of data names no file or folder that is known here",
             "callosum-site check --study STUDY reads all of it",
         )
-    absent = [home for home in homes if not home.exists()]
+    absent = [home for home in homes if not _seen(home)]
     if absent:
         return bad(
             "{data} does not exist, or this user may not see it",
@@ -154,11 +155,12 @@ def _is_own(state: Path) -> bool:
 def _homes(site: Site) -> list[Path]:
     """Files and folders that the keys of [data] name."""
     homes: list[Path] = []
-    for key, value in site.data.model_dump().items():
-        if isinstance(value, str) and value:
-            place = site.root / value
-            if key in _HOMES or ("/" in value and place.exists()):
-                homes.append(place)
+    for key, entry in site.data.model_dump().items():
+        for value in entry if isinstance(entry, tuple) else (entry,):
+            if isinstance(value, str) and value:
+                place = site.root / value
+                if key in _HOMES or ("/" in value and _seen(place)):
+                    homes.append(place)
     return homes
 
 
@@ -179,7 +181,7 @@ def _looked_through(homes: list[Path], site: Site) -> Finding:
             "let this user's group read them (chmod -R g+rX), and nothing more",
             **names,
         )
-    if not any(path.is_file() for path in places):
+    if not any(_seen(path) and path.is_file() for path in places):
         return bad("{data} holds no file", "correct [data] in {site_file}", **names)
     text = f"{{data}} can be read ({opened} of its files and folders tried)"
     open_to = sum(os.access(path, os.W_OK, effective_ids=True) for path in (*homes, *places))
@@ -202,7 +204,7 @@ def _looked_through(homes: list[Path], site: Site) -> Finding:
 def _below(home: Path) -> Iterator[Path]:
     """`home` and all below it, one folder after the other; what cannot be listed is itself told."""
     yield home
-    waiting = [home] if home.is_dir() else []
+    waiting = [home] if _seen(home) and home.is_dir() else []
     while waiting:
         try:
             entries = sorted(os.scandir(waiting.pop()), key=lambda entry: entry.name)
@@ -212,6 +214,15 @@ def _below(home: Path) -> Iterator[Path]:
             yield Path(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
+
+
+def _seen(path: Path) -> bool:
+    """Whether something is there that this user may look at."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _readable(path: Path) -> bool:

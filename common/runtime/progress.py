@@ -61,7 +61,7 @@ def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
 
 def say(text: str) -> None:
     """One line for people, beside any bars; what others wrote in it is shown and never obeyed."""
-    console.print(printable(text, lines=True), soft_wrap=True)
+    console.print(printable(text, lines=True), soft_wrap=True, markup=False, emoji=False)
 
 
 def tell(text: str) -> None:

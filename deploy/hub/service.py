@@ -27,7 +27,7 @@ from common.errors import CallosumError, SettingError, reason
 from common.runtime.durable import write_secret
 from common.runtime.progress import say
 from common.runtime.proxies import without_proxies
-from common.runtime.supervision import Child, last_words, told_to_stop
+from common.runtime.supervision import Child, fault_in, told_to_stop
 from common.study import Study
 from deploy.hub.bundle import stage
 from deploy.hub.control import Control
@@ -60,7 +60,9 @@ class Hub:
         if self.superlink.tend():
             self._forget()
         if self.superlink.pid is None:  # whoever else has its port may take a call and never answer
-            self.runs.wait(f"the hub cannot serve: {last_words(self.superlink.said)}")
+            why = fault_in(self.superlink.said)
+            if why:  # one that was killed is back in a second
+                self.runs.wait(f"the hub cannot serve: {why}")
             return
         control = self.control or Control.at(f"127.0.0.1:{self.kit.port}", self.kit.ca)
         try:

@@ -8,6 +8,8 @@ What the operating system refuses is a finding about that folder or scan: `Path.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -85,9 +87,10 @@ def find_scans(
         If the folder does not exist or cannot be listed.
     """
     base, scans = root / folder, Scans()
+    images = sorted(_images(base, scans))
     homes = (root.resolve(), *(_linked(place, scans) for place in links))
     others: dict[str, dict[str, None]] = {key: {} for key in wanted}
-    for parts in sorted(_images(base, scans)):
+    for parts in images:
         stem, ending = _stem(parts[-1])
         if ending == ".json" or not stem.endswith(f"_{suffix}"):
             if ending in _IMAGES and suffix.casefold() in stem.rpartition("_")[2].casefold():
@@ -180,9 +183,13 @@ def _stem(name: str) -> tuple[str, str]:
 
 def _linked(folder: Path, scans: Scans) -> Path:
     """Where a folder that links may lead to really lies; whoever looks at the site is told."""
-    real = folder.resolve()
-    if not real.is_dir():
-        raise DataError(f"data.links names {folder}, which is no folder here; correct it")
+    try:
+        real = folder.resolve(strict=True)
+        if not stat.S_ISDIR(real.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except (OSError, RuntimeError) as error:
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        raise DataError(f"data.links names {folder}, which is not followed: {why}") from None
     problem = f"links in the data folder may lead to {real}"
     scans.findings.append(Finding(what="data.links", problem=problem, left_out=False))
     return real

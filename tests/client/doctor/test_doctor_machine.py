@@ -255,6 +255,26 @@ def test_data_are_read_and_never_to_be_written(open_folder: Path) -> None:
     assert "does not exist" in folders.data(site).found
 
 
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_closed_folders_and_linked_ones_are_looked_at(
+    hospitals: Path, open_folder: Path, mode: int
+) -> None:
+    """A folder that cannot be entered broke the check itself; scratch storage was not looked at."""
+    shutil.copytree(hospitals / "sites" / "amber", open_folder / "amber")
+    subprocess.run(["chmod", "-R", "a+rX,a-w", open_folder / "amber"], check=True)
+    scratch = open_folder / "scratch"
+    (scratch / "anat").mkdir(parents=True)
+    (scratch / "anat" / "file").write_text("x")
+    site = load_site(open_folder / "amber" / "site.toml")
+    site = site.model_copy(update={"data": site.data.model_copy(update={"links": (str(scratch),)})})
+    (scratch / "anat").chmod(mode)
+    with as_somebody():
+        found = folders.data(site)
+    assert found.state == "bad"
+    assert "cannot be read by this user" in found.found
+    subprocess.run(["chmod", "-R", "u+rwX", open_folder], check=True)
+
+
 def test_one_closed_scan_among_many_is_found(hospitals: Path, open_folder: Path) -> None:
     """Copied as root by somebody, and read by nobody else; the count tells, and no name."""
     shutil.copytree(hospitals / "sites" / "amber", open_folder / "amber")
