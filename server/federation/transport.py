@@ -148,7 +148,10 @@ class Inbox:
             yield from self.grid.pull_messages(message_ids)
             return
         client, run_id = self.grid._runtime_client, self.grid.run.run_id  # noqa: SLF001
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        # a hub hands a reply out once, and of a message whose reply it has handed out knows nothing
+        coming = {reply.metadata.reply_to_message_id for reply in self.announced.values()}
+        asked = [message_id for message_id in message_ids if message_id not in coming]
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         for about, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             metadata = message_from_proto(about).metadata  # the hub has checked it; not so the tree
             self.announced[metadata.message_id] = _Announced(metadata, tree, time.monotonic())

@@ -268,6 +268,7 @@ class Runtime:
     refuses: Callable[[Any], bool] = lambda message: False
     stores: bool = True
     expired: set[str] = field(default_factory=set)
+    handed: dict[str, str] = field(default_factory=dict)  # announced replies by what they answer
 
     def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
         wanted: list[str] = []
@@ -291,12 +292,16 @@ class Runtime:
         return PushObjectResponse(stored=self.stores)
 
     def PullMessages(self, request: Any) -> PullAppMessagesResponse:  # noqa: N802
+        # SuperLink deletes both, and answers MESSAGE_UNAVAILABLE to whoever asks again
+        assert not self.handed.keys() & set(request.message_ids), "asked for what was handed out"
         found = [
             (about, tree)
             for about, tree in self.arrived
             if about.metadata.reply_to_message_id in request.message_ids
         ]
         self.arrived = [entry for entry in self.arrived if entry not in found]
+        for about, _ in found:
+            self.handed[about.metadata.reply_to_message_id] = about.metadata.message_id
         return PullAppMessagesResponse(
             messages_list=[about for about, _ in found],
             message_object_trees=[tree for _, tree in found],
@@ -312,6 +317,7 @@ class Runtime:
 
     def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802
         self.confirmed.append(request.message_object_id)
+        self.handed = {k: v for k, v in self.handed.items() if v != request.message_object_id}
 
     def arrive(self, reply: Message, contents: dict[str, bytes], tree: ObjectTree) -> None:
         """A site's reply, with the objects that the site chose to send."""
