@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,6 +99,9 @@ def test_a_scan_without_permission_is_told_as_that_and_tried_again(as_nobody: Pa
     study: Any = T1w.Study(kind="t1w", shape=(24, 28, 24), spacing_mm=8.0)
     found = T1wReader.find(study, T1w.Site(kind="t1w", root="bids"), as_nobody.parent, AGE)
     source = found.sources[1]
+    whole: Any = SimpleNamespace(kind_name="t1w", data=study)
+    (_, odd) = inspected(whole, (source,))
+    assert [finding.problem for finding in odd] == ["cannot be read: Permission denied"]
     outcome = prepare_one("t1w", study, (None, ()), source)  # type: ignore[arg-type]
     assert (outcome.status, outcome.notes) == ("failed", ("cannot be read: Permission denied",))
 
