@@ -26,7 +26,8 @@ from server.run_state import (
 
 _log = getLogger("callosum.hub")
 _LONGEST_REST_S: Final = 60.0
-_ABSENT_S: Final = 15.0  # longer than a ServerApp takes to start on a busy machine
+_ABSENT_S: Final = 15.0  # of a ServerApp that was there
+_STARTING_S: Final = 60.0  # times the attempt: on a busy machine Python and torch take their time
 _HEALTHY_S: Final = 60.0  # an attempt that lasted this long does not count as a failed start
 
 
@@ -113,12 +114,16 @@ class HubRuns:
     def _look_after(self, control: Control, run: HubRun) -> None:
         """A ServerApp that was killed holds its folder no longer; Flower would wait a minute."""
         now = time.monotonic()
+        # whoever ends what is still starting starts it for ever
+        patience_s = _ABSENT_S if run.seen > run.began else _STARTING_S * run.attempts
         if is_held(run.folder) or is_finished(run.folder):
             run.seen, run.why = now, ""
-        elif now - max(run.began, run.seen) > _ABSENT_S and run.flower is not None:
+        elif now - max(run.began, run.seen) > patience_s and run.flower is not None:
             run.why = self._last_words(run)
             say(f"{run.folder.name}: its ServerApp is gone{': ' if run.why else ''}{run.why}")
             control.stop(run.flower)
+            if run.seen <= run.began:  # it never was there, so this attempt lasted no time
+                run.began = now
             run.seen = now
 
     def _start(self, control: Control, run: HubRun, config: Mapping[str, str]) -> None:
