@@ -830,7 +830,7 @@ def test_kit_from_the_coordinator_serves_over_tls_and_is_measured(station, servi
     with urllib.request.urlopen(f"http://{metrics}/metrics") as page:
         shown = page.read().decode()
     assert 'callosum_site_reports_total{kind="census"} 1.0' in shown
-    assert "callosum_site_exposures_left +Inf" in shown
+    assert "callosum_site_exposures_left 1000.0" in shown
     assert re.search(r"callosum_site_certificate_expiry_timestamp_seconds [12]\.\d+e\+09", shown)
 
 
