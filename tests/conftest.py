@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import NOTSET, getLogger
 from pathlib import Path
@@ -196,6 +197,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.with_suffix("") in whole:
             item.add_marker(pytest.mark.whole)
     items.sort(key=lambda item: item.path.name not in ("test_deployment.py", "test_kill.py"))
+
+
+@pytest.fixture(autouse=True)
+def _own_process_again() -> Iterator[None]:
+    """Commands set their process's umask and environment, and tests run them in this one."""
+    environment, mask = dict(os.environ), os.umask(0o022)
+    os.umask(mask)
+    yield
+    os.umask(mask)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture
