@@ -1,4 +1,4 @@
-"""`make bench`: what federation costs over a plain loop, and what loading, averaging, the wire cost.
+"""`make bench`: what federation costs over a plain loop, and what loading, averaging, checking, the wire cost.
 
 Prints tables; nothing passes or fails. Figures depend on the machine: read them as ratios.
 """
@@ -13,12 +13,22 @@ from common.runtime.command import fix_allocator
 
 def main() -> None:
     """Run the chosen benchmarks, or all of them."""
-    from tests.bench import averaging, deployment, federation, loading, machine, sites, wire
+    from tests.bench import (
+        averaging,
+        checking,
+        deployment,
+        federation,
+        loading,
+        machine,
+        sites,
+        wire,
+    )
 
     tables = {
         "federation": federation.table,
         "loading": loading.table,
         "averaging": averaging.table,
+        "checking": checking.table,
         "sites": sites.table,
         "wire": wire.table,
         "deployment": deployment.table,
