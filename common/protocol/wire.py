@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from types import EllipsisType
 from typing import Any, Final, NamedTuple, Self
 
@@ -125,6 +126,11 @@ def npy_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
     return stream.getvalue(), _memory(plain)
 
 
+# NumPy reads a header by `ast`, whose depth counter all threads of Python 3.11 share: two at once
+# are "recursion depth mismatch", and a sound report would be malformed
+_PARSING: Final = Lock()
+
+
 def npy_bytes(array: NDArray[Any]) -> bytes:
     """An array as npy 1.0 in one piece, the form in which Flower carries it."""
     return b"".join(npy_parts(array))
@@ -150,7 +156,8 @@ def _viewed(data: bytes) -> NDArray[Any]:
     # version 1.0 is what NumPy writes for every type that may travel
     if read_magic(stream) != (1, 0):
         raise ValueError("another format than NumPy's npy 1.0")
-    shape, fortran, dtype = read_array_header_1_0(stream)
+    with _PARSING:
+        shape, fortran, dtype = read_array_header_1_0(stream)
     start = stream.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"its header says {dtype}{shape}, it has {len(data)} bytes")
