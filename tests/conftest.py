@@ -173,20 +173,22 @@ def write_federation(
 
 # files that stand whole federations, real processes or thousands of files up: `make whole`
 WHOLE = (
-    "attacks/test_askings", "attacks/test_books", "attacks/test_files",
+    "attacks/test_askings", "attacks/test_books", "attacks/test_departures", "attacks/test_files",
     "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
     "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
-    "client/data/readers/test_t1w", "client/data/test_prepare", "client/learning/test_evaluation",
-    "client/learning/test_hooks", "client/learning/test_optimisers",
+    "client/data/readers/test_t1w", "client/data/test_prepare", "client/data/test_workers",
+    "client/learning/test_evaluation", "client/learning/test_hooks",
+    "client/learning/test_loading", "client/learning/test_optimisers",
     "client/learning/test_training", "client/link/test_link", "client/service/test_agent",
-    "client/service/test_kill", "common/protocol/test_wire", "common/test_seams",
+    "client/service/test_kill", "common/protocol/test_code", "common/protocol/test_wire",
+    "common/test_seams",
     "deploy/hospitals/test_dataset", "deploy/hub/test_bundle", "deploy/hub/test_nginx",
     "deploy/hub/test_prometheus", "deploy/hub/test_service", "deploy/kits/test_provision",
     "deploy/test_commands",
     "deploy/test_deployment", "deploy/test_deployment_files", "deploy/test_equalities",
     "deploy/test_kill", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",
     "plugins/test_prototypes", "server/federation/test_exchange", "server/federation/test_rounds",
-    "server/report/test_page",
+    "server/report/test_live_view", "server/report/test_page", "test_callosum_entry",
 )  # fmt: skip
 
 
