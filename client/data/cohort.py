@@ -172,9 +172,7 @@ def _open(study: Study, site: Site) -> Cohort:
     sources = _matched(records, found.sources, site)
     kept = [(record, source) for record, source in zip(records, sources, strict=True) if record.n]
     scans = _repeated((record.scan for record, _ in kept), kept)
-    told = dict.fromkeys(name for record, _ in kept for name in record.labels)
-    columns = (*found.columns, *(told.keys() - found.columns)) if found.columns else ()
-    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans, columns)
+    labels = read_labels(study.targets, site.targets, list(_rows(kept)), scans, found.columns)
     tabled, unread, _ = read_measures(study, site, scans)
     return Cohort(
         samples=_map(generation, len(scans), study),

@@ -38,9 +38,9 @@ def read_header(path: Path, inside: Path | None) -> tuple[str, tuple[str, ...]]:
     """
     first = _first_line(path, inside)
     delimiter = _delimiter(path, first)
-    _, header, fault = next(read_rows(path, delimiter, inside))
-    if fault:
-        raise DataError(f"{path}, line 1: {fault}; a header line is needed")
+    number, header, fault = next(read_rows(path, delimiter, inside), (0, [], ""))
+    if fault or number != 1:
+        raise DataError(f"{path}, line 1: {fault or 'no names'}; a header line is needed")
     return delimiter, tuple(bare(cell) for cell in header)
 
 
@@ -136,22 +136,24 @@ def _quoted(
     try:
         cells = next(csv.reader(lines(), delimiter=delimiter, strict=True))
     except csv.Error as error:
-        if "unexpected end" in str(error) or last > number:
+        if "unexpected end" in str(error):
             raise DataError(
                 f"{path}, line {number}: a quotation mark opens a cell that does not end"
             ) from None
-        return number, [], f"a quotation mark stands amid a cell ({error})"
+        return number, [], f"a quotation mark stands amid a cell ({error}){_span(number, last)}"
     # csv took one pair of marks away; a cell that shows another pair is to keep it
     cells = [_marked(cell) if '"' in cell else cell for cell in cells]
+    opens = "" if last == number else f"a quotation mark opens here{_span(number, last)}"
+    return number, cells, opens
+
+
+def _span(number: int, last: int) -> str:
+    """How far a row goes that does not end in its line."""
     if last == number:
-        return number, cells, ""
+        return ""
     return (
-        number,
-        cells,
-        (
-            f"a quotation mark opens here and closes in line {last}, so that {last - number + 1} "
-            f"lines are one row; none of them is read"
-        ),
+        f" and closes in line {last}, so that {last - number + 1} lines are one row; none of them "
+        f"is read"
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 _LABEL: Final = re.compile(r"[0-9A-Za-z+_-]{1,64}")
+SESSIONS: Final = ("session_id", "session")  # columns that name one
 _LONGEST: Final = 200  # letters of a name in a table
 # sub-01_ses-2, 01_ses-2_run-1, and FreeSurfer's sub-01_ses-2.long.sub-01
 _VISIT: Final = re.compile(
@@ -59,6 +60,15 @@ def bids_session(text: str) -> str:
     """
     label = text.strip().removeprefix("ses-")
     return "" if label.casefold() in ("", "n/a") else f"ses-{label}"
+
+
+def session_place(columns: Sequence[str]) -> int | None:
+    """Which column of a table says the session, if one does.
+
+    >>> session_place(["participant_id", "session"]), session_place(["age"])
+    (1, None)
+    """
+    return next((columns.index(name) for name in SESSIONS if columns.count(name) == 1), None)
 
 
 def name_in_table(text: str, session: str = "") -> Name | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ class Labels:
 
     values: dict[str, NDArray[np.float32]]
     findings: tuple[Finding, ...]
+
+
+class Refused(NamedTuple):
+    """How many entries of a column made no label, and why the first did not."""
+
+    number: int
+    first: str
 
 
 def read_labels(
@@ -85,12 +92,12 @@ def _read_column(
     rows: Sequence[Mapping[str, str]],
     names: Sequence[str],
     findings: Findings,
-) -> tuple[NDArray[np.float32], list[str]]:
-    """(N,) labels, and why each entry that is not known to be missing made none."""
+) -> tuple[NDArray[np.float32], Refused]:
+    """(N,) labels, and the entries that made none though they are not known to be missing."""
     values = np.full(len(rows), np.nan, dtype=np.float32)
     missing = {plain(entry) for entry in column.missing}
     complained: set[tuple[str, str]] = set()
-    refused: list[str] = []
+    refused = Refused(0, "")
     for index, row in enumerate(rows):
         cell = row.get(column.column, "").strip()
         if not cell or plain(cell) in missing:
@@ -99,7 +106,8 @@ def _read_column(
         hints = not told and len(findings) < _MOST_HINTS
         values[index], problem = _label(cell, target, column, words, hints=hints)
         if problem:
-            refused.append(problem.removesuffix("; label left out"))
+            first = refused.first or problem.removesuffix("; label left out")
+            refused = Refused(refused.number + 1, first)
         if problem and not told:
             complained.add((names[index], cell))
             what = f'{names[index]}, column "{column.column}"'
@@ -112,14 +120,14 @@ def _lost(
     column: Column,
     values: NDArray[np.float32],
     rows: Sequence[Mapping[str, str]],
-    refused: Sequence[str],
+    refused: Refused,
 ) -> Iterator[Finding]:
     """The error of a promised target that nobody has, or few who could, and its likely reason."""
     known = int(np.isfinite(values).sum())
     problem = ""
     if not known:
-        if refused:
-            reason = f"no entry of its column can be used: {refused[0]}"
+        if refused.number:
+            reason = f"no entry of its column can be used: {refused.first}"
         elif not any(column.column in row for row in rows):
             reason = "no row of a table says it of these scans (see what else was found)"
         elif any(row.get(column.column, "").strip() for row in rows):
@@ -127,10 +135,10 @@ def _lost(
         else:
             reason = "its column is empty"
         problem = f"none of {len(rows)} samples has a label ({column.place}): {reason}"
-    elif len(refused) > known:
+    elif refused.number > known:
         problem = (
-            f"only {known} of {known + len(refused)} entries ({column.place}) can be used; the "
-            f"first of the others: {refused[0]}"
+            f"only {known} of {known + refused.number} entries ({column.place}) can be used; the "
+            f"first of the others: {refused.first}"
         )
     if problem:
         yield Finding(what=f"targets.{name}", problem=problem, error=True)

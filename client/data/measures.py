@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.finding import Finding, Join
+from client.data.finding import Finding, Findings, Join
 from client.data.reader import reader_of
 from client.data.tables import nearest
 from client.site import Site
@@ -16,7 +16,6 @@ from common.errors import DataError
 from common.study import Study
 
 _MOST: Final = 1 << 28  # numbers, 2 GiB
-_WITHOUT: Final = "the linear rival goes without"
 
 Measured = tuple[NDArray[np.float64] | None, tuple[Finding, ...], tuple[Join, ...]]
 
@@ -27,31 +26,40 @@ def read_measures(study: Study, site: Site, scans: Sequence[str]) -> Measured:
     A table that cannot be used costs the linear rival its measures, and nothing else.
     """
     regions = getattr(reader_of(study.kind_name), "regions", None)
-    findings: list[Finding] = []
+    findings = Findings()
     try:
         measures = (
             _once_each(regions(study.data, site.data, site.root), findings) if regions else {}
         )
         if not measures:
-            return None, tuple(findings), ()
+            return None, findings.told(), ()
         table, join = _matched(measures, scans, site)
     except DataError as error:
-        problem = f"{error}; {_WITHOUT}"
-        return None, (*findings, Finding(what="regions", problem=problem, error=True)), ()
+        problem = f"{error}; the linear rival does without it"
+        findings.append(Finding(what="regions", problem=problem, error=True))
+        return None, findings.told(), ()
+    lacking = int((~np.isfinite(table)).any(axis=1).sum())
     if join.hardly:
         hint = nearest(scans[0], list(measures)) if scans else ""
         problem = f"hardly any row belongs to a scan, such as {scans[0]}; {hint}"
         findings.append(Finding(what="regions", problem=problem, error=True))
-    return table, tuple(findings), (join,)
+    elif lacking:
+        problem = f"{lacking} of {len(scans)} scans lack a measure; the linear rival does without"
+        findings.append(Finding(what="regions", problem=problem))
+    return table, findings.told(), (join,)
 
 
 def _once_each(
-    rows: Iterator[tuple[str, NDArray[np.float64]]], findings: list[Finding]
+    rows: Iterator[tuple[str, NDArray[np.float64]] | Finding], findings: Findings
 ) -> dict[str, NDArray[np.float64]]:
     """Measures by scan; of two rows that contradict each other, neither."""
     found: dict[str, NDArray[np.float64]] = {}
     twice: dict[str, None] = {}
-    for name, values in rows:
+    for row in rows:
+        if isinstance(row, Finding):
+            findings.append(row)
+            continue
+        name, values = row
         if name in found and not np.array_equal(found[name], values, equal_nan=True):
             twice[name] = None
         found[name] = values

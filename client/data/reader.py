@@ -50,7 +50,8 @@ class Source:
 class Found:
     """What a reader found at a site: usable sources in a stable order, and what was wrong.
 
-    joins: what was matched with what. columns: every column of the site's tables, for hints.
+    joins: what was matched with what. columns: all that labels may be read from, of tables and of
+    samples; empty where only the samples will tell.
     dictionary: what the data set itself says of a column (participants.json), as read.
     """
 
@@ -104,7 +105,9 @@ class Reader(Protocol):
     def inspect(study: Any, source: Source) -> tuple[str, ...]: ...
 
     @staticmethod
-    def regions(study: Any, site: Any, root: Path) -> Iterator[tuple[str, NDArray[np.float64]]]: ...
+    def regions(
+        study: Any, site: Any, root: Path
+    ) -> Iterator[tuple[str, NDArray[np.float64]] | Finding]: ...
 
 
 def find_sources(study: Study, site: Site) -> Found:

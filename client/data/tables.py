@@ -182,6 +182,7 @@ class Filtered:
 
     def __init__(self, wanted: Mapping[int, str], columns: Sequence[str]) -> None:
         self._wanted, self._columns = wanted, columns
+        self._plain = {place: plain(entry) for place, entry in wanted.items()}
         self._seen: dict[int, dict[str, None]] = {place: {} for place in wanted}
         self.rows, self.passed = 0, 0
 
@@ -189,11 +190,11 @@ class Filtered:
         """Whether a row belongs to the site."""
         self.rows += 1
         whole = True
-        for place, entry in self._wanted.items():
+        for place, entry in self._plain.items():
             cell = line[place]
             if len(self._seen[place]) < _MOST_SEEN:
-                self._seen[place][cell] = None
-            whole = whole and plain(cell) == plain(entry)
+                self._seen[place][cell[:_LONGEST_NAME]] = None
+            whole = whole and plain(cell) == entry
         self.passed += whole
         return whole
 
@@ -208,7 +209,7 @@ class Filtered:
             alike = [
                 cell
                 for cell in seen
-                if cell.casefold() == entry.casefold() and plain(cell) != plain(entry)
+                if cell.casefold() == entry.casefold() and plain(cell) != self._plain[place]
             ]
             if alike:
                 problem = (

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from common.errors import Refusal
 
 LONGEST_TEXT: Final = 64 << 20  # bytes; whatever a study asks for
-MOST_ROWS: Final = LONGEST_TEXT >> 8  # no row is shorter than 256 bytes
+MOST_ROWS: Final = 1 << 18  # of measurements; below `_MOST_PARTS`, as each is a table
 _LONGEST_WORD: Final = 200  # characters; of a key, and of any text in a report
 _MOST_ENTRIES: Final = 4096  # of a table of numbers
 _MOST_NUMBERS: Final = 1 << 16  # of one entry
@@ -45,8 +45,11 @@ def parsed(text: str | bytes) -> Any:
         If it is no JSON, is nested too deeply, or has too many lists and tables in it: each takes
         a hundred times the two bytes that it is written with.
     """
-    data = text.encode() if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") > _MOST_PARTS:
+    if isinstance(text, str):
+        parts = text.count("[") + text.count("{")
+    else:
+        parts = text.count(b"[") + text.count(b"{")
+    if parts > _MOST_PARTS:
         raise ValueError(f"it holds over {_MOST_PARTS:,} lists and tables")
     try:
         return json.loads(text)  # noqa: TID251

@@ -131,7 +131,7 @@ def _clashing(rows: list[_Row]) -> dict[int, int]:
             if other.values != row.values:
                 found |= {row.line: other.line, other.line: row.line}
         other = measures.setdefault((row.name.participant, row.values), row)
-        if other.kept != row.kept:
+        if other is not row and other.kept != row.kept:
             found |= {row.line: other.line, other.line: row.line}
     return found
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from client.data.finding import Finding, Findings, Join
-from client.data.identity import ambiguous, bids_participant, bids_session
+from client.data.identity import ambiguous, bids_participant, bids_session, session_place
 from client.data.readers.bids import ScanFile, Scans
 from client.data.tables import Filtered, TextTable, nearest, open_table
 from common.errors import DataError, reason
 
 _MOST_HINTS: Final = 20
-_SESSION: Final = ("session_id", "session")
 
 Entries = Mapping[str, str]
 
@@ -95,7 +94,11 @@ def read_visits(
         try:
             rows = _session_rows(path, home, columns, people)
         except DataError as error:
-            people.findings.append(Finding(what=path.name, problem=str(error), error=True))
+            problem = f"{error}; nothing is known of this person's scans"
+            people.findings.append(Finding(what=path.name, problem=problem, error=True))
+            # which entries differ between her visits, nobody can tell
+            people.rows.pop(participant, None)
+            people.visits.pop(participant, None)
             continue
         if rows:
             visits = people.visits.setdefault(participant, {})
@@ -141,7 +144,8 @@ def joined(people: People, scans: Scans, filtered: bool) -> tuple[Join, Findings
 
 def hardly(join: Join, rows: Sequence[str], others: Sequence[str]) -> Finding:
     """The error of a join that matches nothing, or almost; with a pair that may be meant."""
-    unmatched = next((row for row in rows if row not in others), rows[0])
+    there = set(others)
+    unmatched = next((row for row in rows if row not in there), rows[0])
     problem = (
         f"hardly any of its {join.rows} rows belongs to one of {join.others} {join.other}; "
         f'of "{unmatched}" there is none; {nearest(unmatched, others)}'
@@ -152,7 +156,7 @@ def hardly(join: Join, rows: Sequence[str], others: Sequence[str]) -> Finding:
 def _read_rows(
     table: TextTable, who: int, filtered: Filtered, columns: frozenset[str], people: People
 ) -> None:
-    when = next((table.columns.index(n) for n in _SESSION if table.columns.count(n) == 1), None)
+    when = session_place(table.columns)
     kept = table.picker(columns)
     first: dict[tuple[str, str], int] = {}
     rows: dict[str, dict[str, Entries]] = {}  # by participant and session
@@ -224,7 +228,8 @@ def _session_rows(
         raise DataError(f"{path} cannot be read: {reason(error)}") from None
     table = open_table(path, home)
     place = table.column("session_id")
-    people.columns += tuple(name for name in table.columns if name not in people.columns)
+    if not set(people.columns).issuperset(table.columns):
+        people.columns = tuple(dict.fromkeys((*people.columns, *table.columns)))
     kept = table.picker(columns)
     rows: dict[str, Entries] = {}
     contradicted: set[str] = set()

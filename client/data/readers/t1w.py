@@ -12,18 +12,17 @@ from numpy.typing import NDArray
 
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
-from client.data.identity import bids_participant, name_in_table
+from client.data.identity import SESSIONS, bids_participant, name_in_table, session_place
 from client.data.reader import Found, Prepared, Source
 from client.data.readers import bids, grid, orientation
 from client.data.readers.background import BRIGHT, head_of
 from client.data.readers.nifti import Header, read_header, read_voxels
 from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
 from client.data.tables import TextTable, number, open_table
-from common.errors import DataError, ScanError
+from common.errors import ScanError
 from common.kinds.t1w import T1w
 
-_SESSION = ("session", "session_id")
-_NAMES = frozenset({"participant_id", *_SESSION})
+_NAMES = frozenset({"participant_id", *SESSIONS})
 _LEAST_ML = 150.0  # foreground; the smallest adult brains have about 900 ml
 _LEAST_SHARE = 0.5  # of the foreground that lies inside the study's grid
 
@@ -123,8 +122,10 @@ class T1wReader:
     @staticmethod
     def regions(
         study: T1w.Study, site: T1w.Site, root: Path
-    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    ) -> Iterator[tuple[str, NDArray[np.float64]] | Finding]:
         """Regional measures by "sub-01" or "sub-01/ses-1"; NaN where a cell is no number.
+
+        A row that cannot be used is a finding in their midst.
 
         Raises
         ------
@@ -135,15 +136,17 @@ class T1wReader:
             return
         table = open_table(root / site.regions, root)
         who = table.column("participant_id")
-        when = next((table.columns.index(name) for name in _SESSION if name in table.columns), None)
+        when = session_place(table.columns)
         places = [table.column(name) for name in study.regions or _measures(table)]
         for line in table:
             session = "" if when is None else line[when]
             name = name_in_table(line[who], session)
             participant = bids_participant(name.participant) if name else None
             if line.fault or name is None or participant is None:
-                fault = line.fault or f'participant_id is "{line[who][:40]}"'
-                raise DataError(f"{table.path.name}, line {line.number}: {fault}")
+                problem = line.fault or f'participant_id is "{line[who][:40]}"'
+                what = f"{table.path.name}, line {line.number}"
+                yield Finding(what=what, problem=problem, left_out=True)
+                continue
             values = [number(cell) for cell in line.cells(places)]
             key = "/".join(part for part in (participant, name.session) if part)
             yield key, np.array([np.nan if v is None else v for v in values])

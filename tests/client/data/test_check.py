@@ -122,7 +122,6 @@ def test_a_sound_site_passes(tmp_path: Path) -> None:
     ("regions", "said"),
     [
         ("Measure:volume\thipp\nsub-1\t3\n", 'no column "participant_id"'),
-        ("participant_id\thipp\nx y\t3\n", 'participant_id is "x y"'),
         ("participant_id\thipp\nsub-01\t3\nsub-02\t4\n", "hardly any row belongs to a scan"),
         ("", "is empty"),
     ],
@@ -138,6 +137,13 @@ def test_a_table_of_regions_that_cannot_be_used_is_told_and_costs_only_the_linea
     assert len(cohort) == 2
     assert cohort.measures is None or np.isnan(cohort.measures).all()
     assert any(said in finding.problem for finding in cohort.findings if finding.error)
+
+
+def test_a_bad_row_of_regions_costs_that_row(tmp_path: Path) -> None:
+    """A mean below the people is in many tables; the people are as good as before."""
+    found = check(SCANS, scan_site(tmp_path, "participant_id\thipp\n1\t3\nthe mean\t4\n2\t5\n"))
+    assert not found.errors
+    assert [(f.what, f.left_out) for f in found.findings] == [("regions.tsv, line 3", True)]
 
 
 def test_regions_with_two_rows_of_one_scan_are_named(tmp_path: Path) -> None:

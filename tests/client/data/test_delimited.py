@@ -93,6 +93,24 @@ def test_what_excel_writes_is_refused_by_its_name(
         rows(table(tmp_path, content))
 
 
+@pytest.mark.parametrize("content", [",,\n", ",,\nid,age\na,1\n", '"",""\nid,age\n', ";\n\n"])
+def test_a_first_line_without_names_is_no_header(tmp_path: Path, content: str) -> None:
+    """The next line is somebody's row, and would be taken for the names."""
+    with pytest.raises(DataError, match=r"line 1: no names; a header line is needed"):
+        table(tmp_path, content, "t.csv")
+
+
+def test_a_mark_that_goes_wrong_below_its_line_costs_the_lines_that_it_joins(
+    tmp_path: Path,
+) -> None:
+    """What comes after them is sound."""
+    found = table(tmp_path, 'id,note,age\na,"x,1\nb,y" z,2\nc,q,3\n', "t.csv")
+    assert rows(found) == [["c", "q", "3"]]
+    ((line, fault),) = faults(found)
+    assert line == 2
+    assert "so that 2 lines are one row" in fault
+
+
 def test_a_row_filter_that_matches_nothing_is_an_error_with_the_nearest(tmp_path: Path) -> None:
     """NYU and nyu are two entries to a computer."""
     found = table(tmp_path, "id\tsite\na\tNYU\nb\tUCLA\n")

@@ -114,6 +114,16 @@ def test_a_broken_row_of_a_sessions_table_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_sessions_table_that_cannot_be_read_lends_no_age(tmp_path: Path) -> None:
+    """It says which entries differ between visits; without it nobody knows whose age is whose."""
+    table = "participant_id\tage\nsub-a\t20\nsub-b\t30\n"
+    root = data_set(tmp_path, table, scan("a", "1"), scan("a", "2"), scan("b"))
+    (root / "sub-a/sub-a_sessions.tsv").write_bytes("session_id\tage\n1\t20\n".encode("utf-16"))
+    got = found(root)
+    assert list(ages(got).values()) == [None, None, "30"]
+    assert any("UTF-16" in error for error in errors(got))
+
+
 # --- people ---------------------------------------------------------------------------------------
 
 
@@ -200,7 +210,7 @@ def test_versions_of_one_scan_are_one_scan(tmp_path: Path, align: str, chosen: s
     root = data_set(tmp_path, "participant_id\nsub-a\nsub-b\n", *names)
     got = found(root, DATA.model_copy(update={"align": align}))
     assert [source.participant for source in got.sources] == ["sub-a", "sub-b"]
-    assert all((f"space-{chosen}" if chosen else "sub-a_desc") in got.sources[0].scan for _ in "a")
+    assert (f"space-{chosen}" if chosen else "sub-a_desc") in got.sources[0].scan
     (note,) = [f for f in got.findings if f.what == "versions"]
     assert "2 scans are there in several versions" in note.problem
 
