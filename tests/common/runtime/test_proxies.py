@@ -7,6 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.courier.node import flower_environment
 from common.runtime.proxies import spare_loopback, without_proxies, without_socks
@@ -56,3 +58,32 @@ def test_a_socks_proxy_does_not_end_a_program_of_flowers(monkeypatch: pytest.Mon
     assert found["NO_PROXY"].endswith("127.0.0.1,::1,localhost")
     assert without_socks({"ALL_PROXY": "socks5h://a", "HOME": "socks"}) == {"HOME": "socks"}
     assert without_proxies({"Https_Proxy": "http://a", "NO_PROXY": "b"}) == {"NO_PROXY": "b"}
+
+
+PLACES = st.lists(
+    st.from_regex(r"[a-z]{1,6}(\.[a-z]{2,3})?|10\.0\.0\.[1-9]|\*?", fullmatch=True), max_size=3
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["NO_PROXY", "no_proxy", "no_grpc_proxy", "HOME"]),
+        st.builds(
+            lambda places, mark: mark.join(places), PLACES, st.sampled_from([",", ", ", ",,"])
+        ),
+    )
+)
+def test_loopback_is_spared_whatever_was_excepted_before(environment: dict[str, str]) -> None:
+    """And what was excepted stays so, in both spellings."""
+    before = dict(environment)
+    spare_loopback(environment)
+    assert environment["NO_PROXY"] == environment["no_proxy"]
+    for name in {"NO_PROXY", "no_grpc_proxy"} & environment.keys():
+        listed = environment[name].split(",")
+        assert {"127.0.0.1", "::1", "localhost"} <= set(listed)
+        assert "" not in listed
+        given_before = before.get(name, "").replace(" ", "").split(",")
+        assert set(filter(None, given_before)) <= set(listed)
+    once = dict(environment)
+    spare_loopback(environment)
+    assert environment == once

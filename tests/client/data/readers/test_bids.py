@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.data.cohort import open_cohort
 from client.data.generation import QUALITY, read_index
@@ -204,3 +206,30 @@ def test_links_lead_to_the_folders_that_the_site_file_names(tmp_path: Path) -> N
     assert "is a link out of" in problems["sub-01/anat/sub-01_run-2_T1w.nii.gz"]
     with pytest.raises(DataError, match=r"data\.links names .*absent.*: No such file or directory"):
         told(root, **keys, links=("absent",))
+
+
+ANY_NAME = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, ord("/")} & set(name))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANY_NAME, min_size=1, max_size=4, unique=True))
+def test_whatever_bytes_a_name_holds_its_scan_is_kept_or_named(
+    tmp_path_factory: pytest.TempPathFactory, names: list[bytes]
+) -> None:
+    """Shares of thirty years hold names in every encoding; none may end a site."""
+    root = tmp_path_factory.mktemp("d") / "bids"
+    data_set(root)
+    anat = os.fsencode(root / "sub-01/anat")
+    for name in names:
+        Path(os.fsdecode(anat + b"/sub-01_acq-" + name + b"_T1w.nii.gz")).write_bytes(b"x")
+    found = T1wReader.find(
+        T1w.Study(kind="t1w", shape=(24, 28, 24), spacing_mm=8.0),
+        T1w.Site(kind="t1w", root=root.name),
+        root.parent,
+        AGE,
+    )
+    kept = [source.scan for source in found.sources if source.participant == "sub-01"]
+    named = [f.what for f in found.findings if f.left_out and f.what.startswith("sub-01/anat/")]
+    assert len({*kept, *named}) == len(kept) + len(named) == 1 + len(names)
+    for text in (*kept, *named):
+        text.encode()  # for any file or screen
