@@ -234,9 +234,8 @@ class Agent:
             check_follows(order, arrays, trained, self.site.policy)
         elif order.kind == "train" and self.keeps_training:
             check_joined(self.study, _network(self.study)[1], order, arrays, self.site.policy)
-        elif (
-            order.kind == "send" and self.keeps_training
-        ):  # what was tuned from it would go back whole
+        # what was tuned from it would go back whole
+        elif order.kind == "send" and self.keeps_training:
             raise Refusal("ORDER_MALFORMED", "this site never trained what it was tuned from")
 
     def _held(self, order: Order) -> tuple[str, ...]:
