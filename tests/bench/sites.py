@@ -71,7 +71,7 @@ def _server_s(folder: Path, sites: int) -> float:
     grid = Answering(agreed)
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(),
-        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": ""},
+        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""},
     )  # fmt: skip
     began = time.process_time()
     app(grid, context)
