@@ -7,7 +7,7 @@ keep its own batch normalisation whole; `groupnorm` has no statistics to disagre
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +25,17 @@ def normalisation(policy: str, channels: int, dimensions: int) -> nn.Module:
             groups = 1  # a group of one number is always 0: the layer would tell nothing
         return nn.GroupNorm(groups, channels)
     return _BATCH[dimensions](channels)
+
+
+def renormalised(module: nn.Module, policy: str) -> Any:
+    """`module`, built by a library with batch normalisation, with the policy's layers instead."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            if policy == "groupnorm":
+                setattr(module, name, normalisation(policy, child.num_features, 3))
+        else:
+            renormalised(child, policy)
+    return module
 
 
 def batch_normalisation_arrays(network: nn.Module) -> tuple[set[str], set[str]]:

@@ -26,6 +26,7 @@ Layout = Literal["table", "volume", "matrix", "series", "other"]
 
 SHARED = "shared"  # group of arrays that are averaged by what entered a loss at each site
 LABELS = "labels/"  # "labels/sex": averaged by the labels of `sex` that a site holds
+TERM = "term/"  # "term/reconstruction": averaged by what entered that term of the loss
 SITE = "site"  # arrays that never leave their site
 FROZEN = "frozen"  # arrays that nobody trains: sent, never returned
 
@@ -69,9 +70,9 @@ class Objective(Protocol):
     """A `torch.nn.Module` that holds a backbone as `backbone`, and what it is trained by.
 
     `owner(name)` says what an array of `state_dict()` is averaged by: `SHARED`, `LABELS + target`,
-    or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each other. `predict`
-    answers for targets alone; without heads it answers nothing. An objective that learns from
-    labels has a key `targets` in its `Settings`.
+    `TERM + term`, or that it is `SITE`'s own or `FROZEN`. `weights` weighs the terms against each
+    other. `predict` answers for targets alone; without heads it answers nothing. An objective that
+    learns from labels has a key `targets` in its `Settings`.
 
     Three things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
     of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:

@@ -19,7 +19,7 @@ def tell() -> dict[str, Any]:
     if torch.version.cuda is None:
         return found
     try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             name = torch.cuda.get_device_name(index)
@@ -43,7 +43,7 @@ def _difference() -> float:
     for device in ("cpu", "cuda"):
         own = weight.to(device).requires_grad_()
         output = torch.nn.functional.conv3d(x_BCXYZ.to(device), own)
-        output.square().mean().backward()  # type: ignore[no-untyped-call]
+        output.square().mean().backward()
         gradient = own.grad
         if gradient is None:
             return float("inf")

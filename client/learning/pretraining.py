@@ -15,7 +15,7 @@ from client.data.cohort import Cohort
 from client.data.loading import Loader
 from client.learning.measurement import measure
 from client.learning.prediction import losses, predict
-from client.learning.support import learnt_from, support_of
+from client.learning.support import learnt_from, people_among, support_of
 from client.learning.training import Recipe, choose_device, tell, train
 from client.site import Site
 from common.arrays import Arrays
@@ -24,7 +24,7 @@ from common.network.buildable import augmentations
 from common.network.building import arrays_of, load_arrays
 from common.network.plan import Plan
 from common.protocol.orders import Order
-from common.seams import SHARED
+from common.seams import SHARED, TERM
 from common.seeding import seed_of
 from common.study import Study
 
@@ -91,6 +91,9 @@ def train_round(
         raise Refusal("NO_DATA", f"no training sample entered a loss; {_UNLABELLED}")
     support, behind = support_of(cohort, entered, SHARED, study.pretraining_targets)
     groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
+    for group in (group for group in groups if group.startswith(TERM)):
+        learnt = done.tally.entered(group.removeprefix(TERM))
+        support[group], behind[group] = len(learnt), people_among(cohort, learnt)
     counts: dict[str, tuple[float, ...]] = {}
     people: dict[str, int] = {}
     for name, tally in {"loss": done.tally, "validation-loss": judged}.items():

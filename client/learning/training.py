@@ -101,11 +101,12 @@ class Tally:
         means = [total / n for total, n in self._totals.tolist() if n]
         return float(np.mean(means)) if means else float("nan")
 
-    def entered(self) -> Indices:
-        """The samples that counted in any term, ascending."""
+    def entered(self, term: str = "") -> Indices:
+        """The samples that counted in a term, or in any, ascending."""
         if self._entered is None:
             return np.empty(0, dtype=np.int64)
-        return np.flatnonzero(self._entered.any(0).cpu().numpy())
+        rows = self._entered[self._names.index(term)] if term else self._entered.any(0)
+        return np.flatnonzero(rows.cpu().numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,7 @@ def _step(
         with autocast(batch.x.device):
             terms = network.terms(batch.x, labels)
         _refuse_changes(network, before)
-        total_loss(terms, network.weights).backward()  # type: ignore[no-untyped-call]
+        total_loss(terms, network.weights).backward()
     for parameter, start in anchors:  # FedProx: mu / 2 |w - w0|^2, added as its gradient
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=recipe.proximal_mu)

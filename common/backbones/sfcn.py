@@ -51,14 +51,18 @@ class Sfcn(nn.Module):
         self.top = _top(widths[-1], settings.top, normalisation)
         self.dropout = nn.Dropout(settings.dropout)
         self.features = settings.top
+        self.stride = smallest
 
     def stages(self) -> list[nn.Module]:
         """Each block, and the top one."""
         return [*self.blocks, self.top]
 
+    def feature_map(self, x_BXYZ: Tensor) -> Tensor:
+        """(B, top, x, y, z): one place for every `stride` voxels."""
+        return self.top(self.blocks(x_BXYZ.unsqueeze(1)))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
-        x_BCXYZ = x.unsqueeze(1)
-        return self.dropout(global_average(self.top(self.blocks(x_BCXYZ))))  # type: ignore[no-any-return]
+        return self.dropout(global_average(self.feature_map(x)))  # type: ignore[no-any-return]
 
 
 def _block(narrow: int, wide: int, policy: str) -> nn.Sequential:

@@ -18,7 +18,7 @@ from common.network.plan import Plan, Rule
 from common.network.settling import settles
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
-from common.seams import FROZEN, LABELS, SHARED, SITE
+from common.seams import FROZEN, LABELS, SHARED, SITE, TERM
 from common.sections import Target
 from common.study import Study
 
@@ -83,10 +83,10 @@ def owner_of(network: Any, name: str) -> str:
     part = name.removeprefix("backbone.")
     spoken = getattr(network.backbone, "owner", None) if part != name else None
     group: str = spoken(part) if spoken else network.owner(name)
-    if group not in (SHARED, SITE, FROZEN) and not group.startswith(LABELS):
+    if group not in (SHARED, SITE, FROZEN) and not group.startswith((LABELS, TERM)):
         raise SettingError(
-            f'the owner of {name} is "{group}"; it must be "{SHARED}", "{LABELS}TARGET", "{SITE}" '
-            f'or "{FROZEN}"'
+            f'the owner of {name} is "{group}"; it must be "{SHARED}", "{LABELS}TARGET", '
+            f'"{TERM}TERM", "{SITE}" or "{FROZEN}"'
         )
     return group
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import metrics
 from common.protocol.orders import Order, Report
-from common.seams import LABELS, SHARED
+from common.seams import LABELS, SHARED, TERM
 from common.sections import FineTuning, Target
 from common.study import Study
 from server.federation.census import POOLED
@@ -46,7 +46,7 @@ class Most:
 
     def _of(self, held: Mapping[str, int] | None, group: str) -> int:
         if held is not None:
-            return held.get(HELD if group == SHARED else group, 0)
+            return held.get(HELD if group == SHARED or group.startswith(TERM) else group, 0)
         several = len(self.study.sites.train) if self.site == POOLED else 1
         return self.study.sites.most_scans * several
 
