@@ -78,12 +78,15 @@ class Objective(Protocol):
     of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
     `supervised`: a sample without a label of any target enters no loss, so none is trained on.
+    `views` may be left out and is then 1; with V > 1, `terms` is given V augmented views of each
+    sample, x of (B, V, *shape).
     """
 
     Settings: ClassVar[type[Table]]
     coupled: ClassVar[bool]
     finetunes: ClassVar[bool]
     supervised: ClassVar[bool]
+    views: ClassVar[int]
     weights: Mapping[str, float]
 
     def __init__(self, settings: Any, backbone: Any, targets: Mapping[str, Any]) -> None: ...

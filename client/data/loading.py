@@ -34,13 +34,15 @@ class Loader:
     """How batches are read.
 
     augment: what is done to each sample, in order; nothing where predictions are made.
-    seed: of augmentation; each sample of each batch has a generator of its own.
+    seed: of augmentation; each view of each sample of each batch has a generator of its own.
     threads: that read ahead; one where samples only have to be copied.
+    views: how often each sample is augmented, for objectives that compare its views.
     """
 
     augment: tuple[Augment, ...] = ()
     seed: int = 0
     threads: int = 1
+    views: int = 1
 
 
 PLAIN = Loader()
@@ -50,7 +52,7 @@ PLAIN = Loader()
 class Batch:
     """One batch of a cohort's samples.
 
-    x: (B, *shape) float32.
+    x: (B, *shape) float32; (B, V, *shape) where the loader makes V > 1 views of each sample.
     labels: (B,) float32 by target, NaN where missing.
     indices: (B,) which samples of the cohort.
     participants: (B,) int64, whose: equal numbers are one person.
@@ -114,9 +116,10 @@ def _read(
 ) -> Batch:
     # widened by NumPy: a torch kernel here would start a second pool of OpenMP threads, which
     # spins on the cores that the network needs (a fifth of a step on two cores)
-    wide = np.float32 if device.type == "cpu" or loader.augment else cohort.samples.dtype
+    made = bool(loader.augment) or loader.views > 1
+    wide = np.float32 if device.type == "cpu" or made else cohort.samples.dtype
     samples = np.ascontiguousarray(cohort.samples[chosen], dtype=wide)
-    if loader.augment:
+    if made:
         samples = _augmented(samples, loader, number)
     x = torch.from_numpy(samples)
     if device.type == "cuda":  # half the bytes cross to the GPU; it widens them itself
@@ -131,10 +134,19 @@ def _read(
 
 
 def _augmented(samples: NDArray[Any], loader: Loader, number: int) -> NDArray[np.float32]:
-    found = np.empty(samples.shape, dtype=np.float32)
-    for place, sample in enumerate(samples):
-        generator = np.random.default_rng((loader.seed, number, place))
-        for augment in loader.augment:
-            sample = augment(sample, generator)  # noqa: PLW2901  each works on what the last gave
-        found[place] = sample
+    if loader.views == 1:
+        found = np.empty(samples.shape, dtype=np.float32)
+        for place, sample in enumerate(samples):
+            found[place] = _one(sample, loader, (number, place))
+        return found
+    found = np.empty((len(samples), loader.views, *samples.shape[1:]), dtype=np.float32)
+    for place, view in np.ndindex(found.shape[:2]):
+        found[place, view] = _one(samples[place], loader, (number, place, view))
     return found
+
+
+def _one(sample: Sample, loader: Loader, key: tuple[int, ...]) -> Sample:
+    generator = np.random.default_rng((loader.seed, *key))
+    for augment in loader.augment:
+        sample = augment(sample, generator)
+    return sample

@@ -13,7 +13,7 @@ from client.data.reader import find_sources
 from client.site import Site
 from common.errors import CallosumError
 from common.explain import travelling_bytes
-from common.network.building import plan_of
+from common.network.building import plan_of, views_of
 from common.network.plan import Plan
 from common.network.size import outline, step_bytes
 from common.study import Study
@@ -60,7 +60,8 @@ class Demand:
     @cached_property
     def memory_bytes(self) -> float:
         """Roughly what a step of training takes; from the shapes of each layer's output."""
-        return step_bytes(self._network, self.study.shape, self.study.pretraining.batch_size)
+        batch = self.study.pretraining.batch_size * views_of(self._network)
+        return step_bytes(self._network, self.study.shape, batch)
 
     @property
     def process_bytes(self) -> float:

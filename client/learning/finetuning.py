@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.answer import Measured
 from client.data.cohort import Cohort
-from client.data.loading import person_codes
+from client.data.loading import Loader, person_codes
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import Floats, measure
 from client.learning.prediction import features_of, losses, predict
@@ -265,10 +265,11 @@ class Tuning:
         """Train one cell in place, back to its best epoch if validation stops it; its history."""
         settings = self.task.settings
         seed = self._seed("finetune-order", repeat)
+        loader = loader_of(self.study, self.site, self.cohort, seed)
         watch = _Patience(
             self.cohort, network, split.validation, device,
             patience=settings.patience, seed=self._seed("validation", repeat),
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size, loader=loader,
         )  # fmt: skip
         recipe = Recipe(
             steps=settings,
@@ -277,7 +278,7 @@ class Tuning:
             epochs=settings.epochs,
             of=settings.epochs,
             seed=seed,
-            loader=loader_of(self.study, self.site, self.cohort, seed),
+            loader=loader,
         )
         train(network, self.cohort, split.train, recipe, device, go_on=watch.go_on)
         epochs = watch.restore(settings.epochs)
@@ -303,11 +304,12 @@ class _Patience:
         patience: int,
         seed: int,
         batch_size: int,
+        loader: Loader,
     ) -> None:
         self.history: list[Passage] = []
         self._cohort, self._network, self._validation = cohort, network, validation
         self._device, self._patience = device, patience
-        self._seed, self._batch_size = seed, batch_size
+        self._seed, self._batch_size, self._loader = seed, batch_size, loader
         self._best, self._epochs = math.inf, 0
         self._arrays: Arrays = {}
 
@@ -317,7 +319,7 @@ class _Patience:
         if self._patience:
             found = losses(
                 self._network, self._cohort, self._validation, self._device,
-                seed=self._seed, batch_size=self._batch_size,
+                seed=self._seed, batch_size=self._batch_size, loader=self._loader,
             ).mean()  # fmt: skip
             if found < self._best:
                 self._best, self._epochs = found, epoch + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.data.cohort import Cohort
-from client.data.loading import batches, split_evenly
+from client.data.loading import PLAIN, Loader, batches, split_evenly
 from client.learning.training import Tally, autocast, labels_for, lay_out, seeded
+from common.network.building import views_of
 from common.normalisation import start_statistics_afresh
 
 Indices = NDArray[np.int64]
@@ -46,20 +48,25 @@ def losses(
     *,
     seed: int,
     batch_size: int,
+    loader: Loader = PLAIN,
 ) -> Tally:
     """The terms of the loss where nothing is learnt; masks and views are drawn from `seed`.
 
-    A coupled loss gets whole batches of `batch_size`, the rest is left out.
+    A coupled loss gets whole batches of `batch_size`, the rest is left out. Views are made as
+    `loader` augments, the same ones each time; samples that are looked at alone are left as they
+    are.
     """
     tally = Tally(cohort)
-    parts = split_evenly(indices, _AT_ONCE) if len(indices) else []
+    views = views_of(network)
+    reading = replace(loader, seed=seed, views=views) if views > 1 else PLAIN
+    parts = split_evenly(indices, max(1, _AT_ONCE // views)) if len(indices) else []
     if getattr(network, "coupled", False):
         whole = len(indices) // batch_size
         parts = np.split(indices[: whole * batch_size], whole) if whole else []
     lay_out(network, device)
     network.eval()
     with torch.inference_mode(), seeded(seed, device):
-        for batch in batches(cohort, parts, device):
+        for batch in batches(cohort, parts, device, reading):
             with autocast(device):
                 terms = network.terms(batch.x, labels_for(network, batch.labels))
             tally.add(terms, batch.indices)

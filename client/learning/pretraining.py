@@ -71,6 +71,7 @@ def train_round(
     judged = losses(
         network, cohort, validation, device,
         seed=seed_of(study.seed, "validation", site.name), batch_size=settings.batch_size,
+        loader=loader_of(study, site, cohort),
     )  # fmt: skip
     seed = seed_of(study.seed, "train", site.name, order.round)
     recipe = Recipe(
@@ -131,7 +132,7 @@ def _validated(
     return rows
 
 
-def loader_of(study: Study, site: Site, cohort: Cohort, seed: int) -> Loader:
+def loader_of(study: Study, site: Site, cohort: Cohort, seed: int = 0) -> Loader:
     """How training samples are read and augmented; several threads where samples must be made."""
     augment = augmentations(study)
     busy = bool(augment) or not isinstance(cohort.samples, np.ndarray)

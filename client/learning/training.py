@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from client.learning.sampling import epoch as epoch_of
 from common.arrays import Arrays
 from common.errors import SettingError
 from common.metrics import figures
-from common.network.building import rest_frozen_layers
+from common.network.building import rest_frozen_layers, views_of
 from common.seams import Terms
 from common.sections import Steps
 
@@ -161,7 +161,7 @@ def train(
             rest_frozen_layers(network)
             order = epoch_of(network, cohort, indices, recipe.steps, generator)
             tally = Tally(cohort)
-            loader = _loader(recipe.loader, number)
+            loader = _loader(network, recipe.loader, number)
             for step, batch in enumerate(batches(cohort, order, device, loader), start=1):
                 share = (number + step / len(order)) / recipe.of
                 terms = _step(network, batch, stepper, recipe, anchors, share)
@@ -242,12 +242,12 @@ _CHANNELS_LAST = {
 _MOVING: Final = (_NormBase, _SpectralNorm)
 
 
-def _loader(loader: Loader, epoch: int) -> Loader:
+def _loader(network: Any, loader: Loader, epoch: int) -> Loader:
     """The loader of one epoch, whose augmentation is another one's in none."""
-    if not loader.augment:
-        return loader
-    seed = int(np.random.SeedSequence((loader.seed, epoch)).generate_state(1, np.uint64)[0])
-    return Loader(loader.augment, seed, loader.threads)
+    seed = loader.seed
+    if loader.augment:
+        seed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    return replace(loader, seed=seed, views=views_of(network))
 
 
 def _step(

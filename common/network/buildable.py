@@ -11,7 +11,7 @@ import torch
 
 from common import catalogue
 from common.errors import SettingError
-from common.network.building import build
+from common.network.building import build, views_of
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
 from common.settings import line_of
@@ -41,6 +41,7 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     """The same without a file to point at."""
     limits = limits or Limits.of_environment()
     network = outline(study, most=limits.network)
+    _can_make_views(study, network)
     _is_bearable(study, network, limits)
     small = numbers_of(network) < _SMALL
     for number, settings in enumerate(study.finetuning):
@@ -96,15 +97,30 @@ def _can_tune(
 
 def _is_bearable(study: Study, network: Any, limits: Limits) -> None:
     """Refuse a step of training that takes more memory than is granted."""
-    batches = [study.pretraining.batch_size, *(task.batch_size for task in study.finetuning)]
-    of, batch = (network, study.shape, max(batches)), max(batches)
+    views = views_of(network)
+    own = views if getattr(network, "finetunes", False) else 1  # others learn tasks by plain heads
+    tasks = (task.batch_size * own for task in study.finetuning)
+    batch = max(study.pretraining.batch_size * views, *tasks, 0)
+    of = (network, study.shape, batch)
     size_gb = (0.0 if step_bound(*of) <= 1e9 * limits.step_gb else step_bytes(*of)) / 1e9
     if size_gb > limits.step_gb:
         raise SettingError(
-            f"pretraining.batch_size: a step of {batch} samples of "
+            f"pretraining.batch_size: a step of {batch} {'views' if views > 1 else 'samples'} of "
             f"{'x'.join(map(str, study.shape))} would take about {size_gb:,.0f} GB; at most "
             f"{limits.step_gb:g} GB are granted (policy.largest_step_gb at a site, "
             "CALLOSUM_LARGEST_STEP_GB elsewhere). Smaller batches, samples or layers take less"
+        )
+
+
+def _can_make_views(study: Study, network: Any) -> None:
+    """Refuse an objective that would compare a sample with itself."""
+    views = views_of(network)
+    if views < 1:
+        raise SettingError(f"objective.name: {type(network).__name__}.views is {views}; 1 or more")
+    if views > 1 and not study.augmentation:
+        raise SettingError(
+            f"objective.name: {type(network).__name__} compares {views} views of each sample, and "
+            "without augmentation they are equal; list at least one [[augmentation]]"
         )
 
 

@@ -68,6 +68,11 @@ def type_of(study: Study, shelf: Literal["backbones", "objectives"]) -> Any:
     return catalogue.load(shelf, settings.name)  # type: ignore[attr-defined]
 
 
+def views_of(network: Any) -> int:
+    """How many views of a sample the objective compares: what the second axis of x counts."""
+    return int(getattr(network, "views", 1))
+
+
 def owner_of(network: Any, name: str) -> str:
     """The group of an array: the backbone speaks for its own, if it does, else the objective.
 

@@ -105,6 +105,7 @@ def step_bytes(network: Any, shape: tuple[int, ...], batch: int) -> float:
     """Roughly the memory of one step of training; from the shapes of each layer's output.
 
     `network` is an outline; one that cannot be run without numbers counts as if it had no layers.
+    `batch` counts every view of a sample.
     """
     try:
         inner = _outputs(network.backbone, shape)

@@ -23,6 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 from client.data.cohort import Cohort
 from client.data.splits import split_of
+from client.doctor.demand import Demand
 from client.learning.training import Recipe, train
 from common import catalogue
 from common.arrays import Arrays
@@ -33,6 +34,7 @@ from common.errors import Refusal, SettingError
 from common.metrics import figures
 from common.network.buildable import check_networks
 from common.network.building import arrays_of, build, carried_over, load_arrays, plan_of
+from common.network.size import Limits
 from common.objectives.multitask import Multitask
 from common.protocol.wire import open_arrays
 from common.seams import FROZEN
@@ -554,6 +556,36 @@ def test_a_coupled_loss_gets_whole_batches_of_one_size(monkeypatch: pytest.Monke
     assert sizes == [4, 4, 4, 4]
     with pytest.raises(Refusal, match="NO_DATA"):
         trained(network, rows=3, batch_size=4)
+
+
+@pytest.mark.usefixtures("installed")
+def test_views_need_an_augmentation_to_differ_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal views are told apart from other samples by any network: nothing would be learnt."""
+    monkeypatch.setattr(catalogue.load("objectives", "toy-pairs"), "views", 2, raising=False)
+    objective = {"name": "toy-pairs"}
+    with pytest.raises(SettingError, match=r"^objective.name: Pairs compares 2 views of each"):
+        check_networks(study_of(objective=objective))
+    check_networks(study_of(objective=objective, augmentation=[{"name": "noise"}]))
+    monkeypatch.setattr(catalogue.load("objectives", "toy-pairs"), "views", 0)
+    with pytest.raises(SettingError, match=r"Pairs\.views is 0; 1 or more"):
+        check_networks(study_of(objective=objective))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_step_is_as_large_as_all_its_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that bears one view of each sample may not bear four."""
+    study = study_of(
+        objective={"name": "toy-pairs"},
+        augmentation=[{"name": "noise"}],
+        pretraining={"batch_size": 4096},
+    )
+    alone = Demand(study).memory_bytes
+    bearable = Limits(step_gb=3 * alone / 1e9)
+    check_networks(study, bearable)
+    monkeypatch.setattr(catalogue.load("objectives", "toy-pairs"), "views", 4, raising=False)
+    assert 3.5 * alone < Demand(study).memory_bytes <= 4 * alone
+    with pytest.raises(SettingError, match="a step of 16384 views of 3 would take"):
+        check_networks(study, bearable)
 
 
 @pytest.mark.usefixtures("installed")

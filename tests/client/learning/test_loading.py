@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from client.data.cohort import Cohort
 from client.data.loading import Batch, Loader, batches, split_evenly
+from client.learning.prediction import losses, predict
 from client.learning.training import Recipe, train
 from common.augmentations.noise import Noise
 from common.augmentations.shift import Shift
 from common.network.building import build
+from common.seams import SHARED, Terms
 from common.sections import Steps
 
 CPU = torch.device("cpu")
@@ -101,6 +104,76 @@ def test_an_augmentation_that_fails_ends_the_training() -> None:
 
     with pytest.raises(ZeroDivisionError, match="in a thread"):
         read(cohort_of(), Loader((fails,), threads=3))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_every_view_of_a_sample_is_augmented_by_itself(threads: int) -> None:
+    """Equal views would be told apart from other samples without looking; and threads choose none."""
+    cohort = cohort_of()
+    loader = Loader((SHIFTED, NOISY), seed=5, threads=threads, views=3)
+    found = read(cohort, loader)
+    assert found[0].shape == (4, 3, 6, 5, 4)
+    assert same(found, read(cohort, Loader((SHIFTED, NOISY), seed=5, views=3)))
+    assert not same(found, read(cohort, Loader((SHIFTED, NOISY), seed=6, views=3)))
+    plain = np.concatenate(read(cohort, Loader()))
+    looks = np.concatenate(read(cohort, Loader((NOISY,), seed=5, views=3)))
+    added = (looks - plain[:, None]).reshape(len(cohort) * 3, -1)
+    assert np.abs(np.corrcoef(added) - np.eye(len(added))).max() < 0.5  # 1 is the same draw
+
+
+def test_views_of_a_sample_are_views_of_that_sample() -> None:
+    """Without augmentation each is the sample itself: views and samples have not changed places."""
+    cohort = cohort_of()
+    plain, looks = read(cohort, Loader()), read(cohort, Loader(views=2))
+    for one, both in zip(plain, looks, strict=True):
+        np.testing.assert_array_equal(both, np.stack([one, one], axis=1))
+
+
+class Twins(nn.Module):
+    """Half the squared distance between the two views of a sample, seen by a shared layer."""
+
+    views: ClassVar[int] = 2
+    weights: ClassVar[dict[str, float]] = {"distance": 1.0}
+    target_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(4, 3)
+        self.seen: list[torch.Tensor] = []
+
+    def owner(self, name: str) -> str:
+        return SHARED
+
+    def terms(self, x: torch.Tensor, labels: Any) -> dict[str, Terms]:
+        self.seen.append(x)
+        one, other = self.backbone(x).unbind(1)
+        values = (one - other).square().sum(1) / 2
+        return {"distance": Terms(values=values, counted=torch.ones(len(x), dtype=torch.bool))}
+
+    def predict(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert x.dim() == 2
+        return {"level": self.backbone(x).mean(1)}
+
+
+def test_an_objective_that_compares_views_is_given_them() -> None:
+    """In training anew in every epoch; in validation the same each time, or no epoch compares."""
+    network, cohort = Twins(), federation_cohort(8)
+    loader = Loader((Noise(Noise.Settings(name="noise"), (4,)),), seed=3, threads=2)
+    recipe = Recipe(
+        steps=Steps(), rate=0.01, weight_decay=0.0, epochs=2, of=2, seed=1, loader=loader
+    )
+    train(network, cohort, np.arange(8), recipe, CPU)
+    assert [tuple(x.shape) for x in network.seen] == [(8, 2, 4)] * 2
+    assert len({float(view.sum()) for x in network.seen for view in x.flatten(0, 1)}) == 2 * 8 * 2
+    network.seen.clear()
+    found = [
+        losses(network, cohort, np.arange(8), CPU, seed=seed, batch_size=8, loader=loader)
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (tally.mean() for tally in found)
+    assert first == again != other
+    assert first > 0  # views that are equal would be 0 apart
+    assert predict(network, cohort, np.arange(8), CPU)["level"].shape == (8,)
 
 
 class Watched(Noise):
