@@ -30,7 +30,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # `make bench wire` prints one table, `make bench` all of them
-TABLES := federation loading averaging checking sites wire deployment
+TABLES := federation loading averaging checking sites wire deployment families
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):

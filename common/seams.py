@@ -53,11 +53,18 @@ class Backbone(Protocol):
     shape: of one sample; `common.network.building.build` sets it, for objectives that reconstruct
         samples.
 
+    Three facts tell a newcomer of it, and may be left out: `layouts`, what it takes; `usual`, the
+    shape of a sample that its size is told for; `small`, settings for machines without a GPU.
+    `needs_warmup`: training breaks off unless the rate rises from nothing.
+
     A backbone may have `owner(name)`, the group of each of its own arrays; without it the objective
     decides. Adapters on a frozen base say there which is which.
     """
 
     Settings: ClassVar[type[Table]]
+    layouts: ClassVar[tuple[Layout, ...]]
+    usual: ClassVar[tuple[int, ...]]
+    small: ClassVar[Mapping[str, Any]]
     features: int
     shape: tuple[int, ...]
 

@@ -84,6 +84,10 @@ class Steps(Table):
         description="What an epoch shows equally often: every scan once, every participant, or "
         "with classes:TARGET every class among the scans that are labelled.",
     )
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="lora: rank of updates.")
+    blocks: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="last-blocks: stages of the backbone that are trained."
+    )
 
 
 class Pretraining(Steps):
@@ -97,6 +101,11 @@ class Pretraining(Steps):
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="Weight decay.")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(
         0.0, description="FedProx: pull towards the round's global weights; 0 is FedAvg."
+    )
+    trains: Literal["full", "last-blocks", "lora"] = Field(
+        "full",
+        description="What of the backbone the rounds train: all, its last stages, or low-rank "
+        "additions to it. What is frozen travels to a site once.",
     )
     optimiser_state: Literal["fresh", "kept"] = Field(
         "fresh",
@@ -261,10 +270,6 @@ class FineTuning(Steps):
     )
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="Learning rate from step to step; cosine falls to a twentieth."
-    )
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="lora: rank of updates.")
-    blocks: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1, description="last-blocks: stages of the backbone that are trained."
     )
     width: Annotated[int, Field(ge=1, le=65536)] = Field(
         16, description="adapters: width of their narrow layer."

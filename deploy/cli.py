@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +12,7 @@ from typing import Annotated
 import typer
 
 from common.runtime import command
-from common.runtime.progress import say, tell, track
+from common.runtime.progress import console, say, tell, track
 from deploy.hub import commands
 from server import cli as server_cli
 
@@ -83,6 +85,22 @@ def evaluate(
     evaluate_site(run, site)
     tell(format_tables(read_run(run)))
     tell(f"report: {write_report(read_run(run))}")
+
+
+@app.command(name="catalogue")
+def show_catalogue(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """List what a study may name: networks and their sizes, objectives, kinds, rules, methods."""
+    from common.catalogue_listing import entries
+    from server.report.terminal import format_catalogue
+
+    found = entries()
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in found], indent=1))
+        return
+    for table in format_catalogue(found):
+        console.print(table)
 
 
 @app.command()

@@ -37,6 +37,7 @@ from pydantic import ValidationError
 
 from common.arrays import Arrays
 from common.errors import DamagedError, FolderError, RunBusyError, SettingError
+from common.network.merging import merged
 from common.network.plan import Plan, Rule
 from common.network.starting import taken
 from common.protocol.bounded_json import parsed
@@ -405,7 +406,7 @@ def _begin(study: Study, source: Path | None) -> Mapping[str, NDArray[Any]]:
     path = source.parent / start.file
     if not path.exists():
         raise SettingError(f"start.file is {path}, which does not exist ({source})")
-    found = taken(start, Stored(path, "model/"))
+    found = taken(start, merged(Stored(path, "model/")))
     digest = digest_of(found)
     if digest != start.arrays:
         raise SettingError(

@@ -6,13 +6,14 @@ CPUs like (initial 16, growth 8, blocks 2-4-4-2) 105,109.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from common.normalisation import global_average, renormalised
+from common.seams import Layout
 from common.settings import Table
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -21,6 +22,10 @@ _SMALLEST = 17  # voxels a side; of fewer, pooling leaves the deeper blocks a si
 
 class DenseNet(nn.Module):
     """Volumes (B, X, Y, Z) to features (B, F); 1,024 of them with the published widths."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (96, 96, 96)
+    small: ClassVar[dict[str, Any]] = {"initial": 16, "growth": 8, "layers": (2, 4, 4, 2)}
 
     class Settings(Table):
         """Keys of `[backbone]`."""

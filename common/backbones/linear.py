@@ -7,12 +7,13 @@ once (`Standardise`); a site's own statistics never enter.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.seams import Layout
 from common.settings import Table
 
 
@@ -51,6 +52,9 @@ class Standardise(nn.Module):
 
 class Linear(nn.Module):
     """Columns (B, F) to the same columns standardised (B, F)."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("table",)
+    usual: ClassVar[tuple[int, ...]] = (100,)
 
     class Settings(Table):
         """Keys of `[backbone]`."""

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.backbones.vit import TransformerSettings
+from common.seams import Layout
 from common.transformer import Block, add_prompts, falling_out, grid_of, patches_of, positions
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -25,6 +26,9 @@ class Minit(nn.Module):
     """Volumes (B, X, Y, Z) to features (B, blocks * logits)."""
 
     needs_warmup: ClassVar[bool] = True
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (64, 64, 64)
+    small: ClassVar[dict[str, Any]] = {"width": 64, "depth": 2, "heads": 4, "feed_forward": 64}
 
     class Settings(TransformerSettings):
         """Keys of `[backbone]`."""

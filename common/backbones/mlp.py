@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from common.backbones.linear import Standardise
 from common.normalisation import normalisation as normalisation_layer
+from common.seams import Layout
 from common.settings import Table
 
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -17,6 +18,9 @@ Width = Annotated[int, Field(ge=1, le=65536)]
 
 class Mlp(nn.Module):
     """Columns (B, F) to features (B, hidden[-1])."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("table",)
+    usual: ClassVar[tuple[int, ...]] = (100,)
 
     class Settings(Table):
         """Keys of `[backbone]`."""

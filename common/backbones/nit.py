@@ -6,7 +6,7 @@ parameters with one head of two classes), 128 where the configuration file says 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 class Nit(Vit):
     """Volumes (B, X, Y, Z) to features (B, width)."""
+
+    usual: ClassVar[tuple[int, ...]] = (64, 64, 64)
+    small: ClassVar[dict[str, Any]] = {"width": 64, "depth": 2, "heads": 4, "feed_forward": 64}
 
     class Settings(TransformerSettings):
         """Keys of `[backbone]`."""

@@ -6,12 +6,13 @@ volume's size in MONAI; `first_stride = 2` is the one of the paper and takes an 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from common.normalisation import global_average, renormalised
+from common.seams import Layout
 from common.settings import Table
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -19,6 +20,14 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 
 class ResNet(nn.Module):
     """Volumes (B, X, Y, Z) to features (B, widths[-1])."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (96, 96, 96)
+    small: ClassVar[dict[str, Any]] = {
+        "widths": (8, 16, 32, 64),
+        "layers": (1, 1, 1, 1),
+        "first_stride": 2,
+    }
 
     class Settings(Table):
         """Keys of `[backbone]`."""

@@ -8,12 +8,13 @@ widths it holds 2,950,336 parameters and takes volumes from 32 voxels a side.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from common.normalisation import global_average, normalisation
+from common.seams import Layout
 from common.settings import Table
 
 Width = Annotated[int, Field(ge=1, le=4096)]
@@ -21,6 +22,10 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 
 class Sfcn(nn.Module):
     """Volumes (B, X, Y, Z) to features (B, top)."""
+
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (96, 96, 96)
+    small: ClassVar[dict[str, Any]] = {"channels": (8, 32, 64), "top": 32}
 
     class Settings(Table):
         """Keys of `[backbone]`."""

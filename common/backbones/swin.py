@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.seams import Layout
 from common.settings import Table
 from common.transformer import (
     Attention,
@@ -38,6 +39,14 @@ class Swin(nn.Module):
     """Volumes (B, X, Y, Z) to features (B, 8 * width), the mean over the last stage's tokens."""
 
     needs_warmup: ClassVar[bool] = True
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (96, 96, 96)
+    small: ClassVar[dict[str, Any]] = {
+        "width": 24,
+        "depths": (2, 2),
+        "heads": (3, 6),
+        "window": (4, 4, 4),
+    }
 
     class Settings(Table):
         """Keys of `[backbone]`."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from common.seams import Layout
 from common.settings import Table
 from common.transformer import (
     Block,
@@ -61,6 +62,15 @@ class Vit(nn.Module):
     """
 
     needs_warmup: ClassVar[bool] = True
+    layouts: ClassVar[tuple[Layout, ...]] = ("volume",)
+    usual: ClassVar[tuple[int, ...]] = (96, 96, 96)
+    small: ClassVar[dict[str, Any]] = {
+        "patch": 8,
+        "width": 96,
+        "depth": 4,
+        "heads": 4,
+        "feed_forward": 192,
+    }
 
     class Settings(TransformerSettings):
         """Keys of `[backbone]`."""

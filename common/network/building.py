@@ -14,12 +14,14 @@ from torch import nn
 from common import catalogue
 from common.arrays import Arrays
 from common.errors import SettingError
+from common.network.low_rank import add_low_rank
+from common.network.merging import is_added, merged
 from common.network.plan import Plan, Rule
 from common.network.settling import settles
 from common.normalisation import batch_normalisation_arrays
 from common.objectives.multitask import Multitask
 from common.seams import FROZEN, LABELS, SHARED, SITE, TERM
-from common.sections import Target
+from common.sections import Pretraining, Target
 from common.study import Study
 
 
@@ -49,9 +51,12 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
             raise SettingError(f"backbone: {error}") from None
         backbone.shape = study.shape  # an objective that reconstructs samples sizes itself by it
         try:
-            return _still(_objective(study, backbone, targets))
+            network = _objective(study, backbone, targets)
         except ValueError as error:
             raise SettingError(f"objective: {error}") from None
+        if targets is None:
+            _rest(network, study.pretraining)
+    return _still(network)
 
 
 @contextmanager
@@ -76,14 +81,15 @@ def views_of(network: Any) -> int:
 def owner_of(network: Any, name: str) -> str:
     """The group of an array: the backbone speaks for its own, if it does, else the objective.
 
-    Constants that are made of the training sites' sums are the coordinator's, whoever speaks.
+    Constants that are made of the training sites' sums are the coordinator's, whoever speaks; what
+    of a backbone the rounds do not train is nobody's.
 
     Raises
     ------
     SettingError
         If the answer is no group, since no report could ever hold its support.
     """
-    if _is_settled(network, name):
+    if name in getattr(network, "rests", ()) or _is_settled(network, name):
         return FROZEN
     part = name.removeprefix("backbone.")
     spoken = getattr(network.backbone, "owner", None) if part != name else None
@@ -212,12 +218,14 @@ def load_arrays(network: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
 def carried_over(network: Any, arrays: Mapping[str, NDArray[Any]], target: str) -> Arrays:
     """The pretrained `arrays` that fine-tuning `network` for `target` starts from.
 
-    All that has a place in it, but for the head of the target itself, which is learnt anew.
+    All that has a place in it, but for the head of the target itself, which is learnt anew. What
+    rounds have added to a frozen backbone is put into it.
     """
+    whole = merged(arrays)
     return {
-        name: arrays[name]
+        name: whole[name]
         for name in _state(network)
-        if name in arrays and owner_of(network, name) != LABELS + target
+        if name in whole and owner_of(network, name) != LABELS + target
     }
 
 
@@ -238,6 +246,29 @@ def _still(network: Any) -> Any:
         if owner_of(network, name) == FROZEN:
             parameter.requires_grad_(requires_grad=False)
     return network
+
+
+def _rest(network: Any, rounds: Pretraining) -> None:
+    """Freeze what of the backbone the rounds do not train (`pretraining.trains`)."""
+    if rounds.trains == "full":
+        return
+    held = set(network.backbone.state_dict())
+    if rounds.trains == "lora":
+        added = tuple(add_low_rank(network.backbone, rounds.rank))
+        if not added or not all(map(is_added, added)):
+            raise SettingError(
+                f"pretraining.trains: {type(network.backbone).__name__} has no matrices, or such "
+                "as low-rank additions reach in fine-tuning alone (torch's own attention)"
+            )
+        trained = {name for name in network.backbone.state_dict() if name.startswith(added)}
+    else:
+        last = stages(network.backbone)[-rounds.blocks :]
+        state = network.backbone.state_dict(keep_vars=True)
+        kept = {
+            id(t) for stage in last for part in stage for t in (*part.parameters(), *part.buffers())
+        }
+        trained = {name for name, tensor in state.items() if id(tensor) in kept}
+    network.rests = frozenset(f"backbone.{name}" for name in held - trained)
 
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from common.arrays import Arrays
+from common.network.merging import is_added
 from common.sections import Start
 
 
@@ -23,10 +24,11 @@ def names_taken(start: Start, names: Iterable[str]) -> list[str]:
         name
         for name in names
         if (start.take == "all" or name.startswith("backbone."))
+        and not is_added(name)
         and not name.startswith(start.leave or "\0")
     )
 
 
 def taken(start: Start, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Those of `arrays` that come from the checkpoint."""
+    """Those of `arrays` that come from the checkpoint; what its rounds added is put into them."""
     return {name: arrays[name] for name in names_taken(start, arrays)}

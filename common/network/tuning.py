@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from common.errors import SettingError
 from common.network.building import Stage, build, owner_of, resting, seeded_draw, stages
+from common.network.low_rank import add_low_rank
 from common.network.settling import settling
 from common.seams import FROZEN
 from common.sections import FineTuning, Target
@@ -123,37 +123,11 @@ def _last_blocks(network: Any, task: Task) -> Iterable[str]:
 
 def _lora(network: Any, task: Task) -> Iterable[str]:
     """Add to every matrix and kernel of the backbone a product of two narrow ones (Hu et al.)."""
-    found = 0
-    for name, module in list(network.backbone.named_modules()):
-        for weight in _matrices(module):
-            added = LowRank(getattr(module, weight), task.settings.rank)
-            parametrize.register_parametrization(module, weight, added)
-            place = f"{name}." if name else ""
-            yield f"backbone.{place}parametrizations.{weight}.0."
-            found += 1
-    if not found:
+    added = [f"backbone.{name}" for name in add_low_rank(network.backbone, task.settings.rank)]
+    if not added:
         raise SettingError(f"lora finds no matrix in {type(network.backbone).__name__}")
+    yield from added
     yield from _head(network)
-
-
-def _matrices(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        yield "weight"
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        yield "in_proj_weight"
-
-
-class LowRank(nn.Module):
-    """A weight (out, in, ...) plus up (out, rank) times down (rank, in ...); up starts at 0."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        wide = weight[0].numel()
-        self.down = nn.Parameter(torch.randn(rank, wide, device=weight.device) / wide**0.5)
-        self.up = nn.Parameter(torch.zeros(len(weight), rank, device=weight.device))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.up @ self.down).view_as(weight)
 
 
 def _adapters(network: Any, task: Task) -> Iterable[str]:

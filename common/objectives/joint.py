@@ -38,7 +38,7 @@ class Joint(Multitask):
         ] = Field(
             description="What is learnt without labels: a table as of the objectives mae, simmim "
             "or simclr.",
-            examples=[{"name": "simmim"}],
+            examples=[{"name": "simmim"}, {"name": "mae"}, {"name": "simclr"}],
         )
         of: Literal["unlabelled", "all"] = Field(
             "unlabelled", description="Which samples enter it: those without labels, or all."

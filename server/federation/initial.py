@@ -16,6 +16,7 @@ from common.errors import SettingError
 from common.explain import explain
 from common.network.buildable import check_buildable
 from common.network.building import arrays_of, build, load_arrays, plan_of
+from common.network.merging import merged
 from common.network.plan import Plan, Rule
 from common.network.settling import (
     added,
@@ -80,7 +81,7 @@ def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...])
     table.pop("start", None)
     study = parse_study(table, file)
     about = about_checkpoint(checkpoint)
-    theirs = Stored(checkpoint, "model/")
+    theirs = merged(Stored(checkpoint, "model/"))
     start = checked(
         Start,
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,9 @@ from server.report.tables import (
 )
 from server.run import Run
 
+if TYPE_CHECKING:
+    from common.catalogue_listing import Entry
+
 _WIDTH: Final = 100
 
 
@@ -41,6 +44,32 @@ def format_tables(run: Run) -> str:
         if not table.cells
     ]
     return "\n\n".join([*(_plain(table) for table in tables), *map(printable, missing)])
+
+
+def format_catalogue(entries: Iterable[Entry]) -> list[Table]:
+    """Backbones, objectives, and what every name stands for."""
+    found = list(entries)
+    backbones = [
+        (one.name, _count(one.parameters), _count(one.small), "x".join(map(str, one.shape)),
+         ", ".join(one.layouts), one.private, ", ".join(one.methods))
+        for one in found if one.sort == "backbone"
+    ]  # fmt: skip
+    objectives = [
+        (one.name, ", ".join(one.layouts), one.private, ", ".join(one.refuses))
+        for one in found
+        if one.sort == "objective"
+    ]
+    first = ("backbone", "parameters", "small", "sample", "takes", "private", "more methods")
+    second = ("objective", "learns from", "private", "not with")
+    return [
+        table_in_text("", first, backbones),
+        table_in_text("", second, objectives),
+        table_in_text("", ("", "name", "what"), [(one.sort, one.name, one.what) for one in found]),
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def table_in_text(

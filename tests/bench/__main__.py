@@ -17,6 +17,7 @@ def main() -> None:
         averaging,
         checking,
         deployment,
+        families,
         federation,
         loading,
         machine,
@@ -32,6 +33,7 @@ def main() -> None:
         "sites": sites.table,
         "wire": wire.table,
         "deployment": deployment.table,
+        "families": families.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="which tables")

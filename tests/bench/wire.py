@@ -5,7 +5,6 @@ Counted on messages as Flower carries them, arrays and text together, in a run o
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,17 +25,15 @@ METHODS = ["pretrained/full", "pretrained/lora", "pretrained/frozen", "scratch/f
 
 def table() -> str:
     """Two runs: of the whole network, and of adapters on a frozen one."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-    whole = {"name": "mlp", "hidden": [WIDTH, WIDTH], "dropout": 0.0}
-    adapted = {"name": "proto-lora", "width": WIDTH, "rank": 2}
+    lora = {"pretraining.trains": "lora", "pretraining.rank": 2}
     lines = [
         f"Two layers of {WIDTH}, two sites that train, one that judges; kB of one message.",
         "",
         "| network | order | first: down | up | later: down | up |",
         "|---|---|---|---|---|---|",
     ]
-    for title, backbone in (("whole", whole), ("frozen, with LoRA", adapted)):
-        for what, messages in _counted(backbone).items():
+    for title, changes in (("whole", {}), ("frozen, with LoRA of rank 2", lora)):
+        for what, messages in _counted(changes).items():
             first, later = messages[0], messages[-1]
             cells = [f"{size / 1e3:,.1f}" for size in (*first, *later)]
             lines.append(f"| {title} | {what} | {' | '.join(cells)} |")
@@ -69,14 +66,15 @@ def _bytes(content: RecordDict) -> int:
     return arrays + text
 
 
-def _counted(backbone: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
+def _counted(more: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
     task = {"name": "ill", "target": "diagnosis", "methods": METHODS, "epochs": 1,
             "learning_rates": [0.01]}  # fmt: skip
     changes = {
-        "backbone": backbone,
+        "backbone": {"name": "mlp", "hidden": [WIDTH, WIDTH], "dropout": 0.0},
         "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
         "pretraining.rounds": 3,
         "finetuning": [task],
+        **more,
     }
     CountingGrid.seen = defaultdict(list)
     plain, local.LocalGrid = local.LocalGrid, CountingGrid  # type: ignore[misc]

@@ -112,8 +112,8 @@ def test_what_tuned_models_are_asked_for_arrives(undisturbed_and_killed: dict[st
     with open_arrays(allowed / "send/own/pretrained-lora-repeat0/alpha.safetensors") as file:
         names = set(file.names())
     assert "heads.diagnosis.weight" in names
-    assert any(name.endswith("parametrizations.weight.0.down") for name in names)
-    assert not any(name.endswith("original") for name in names)
+    assert any(name.endswith("low_rank.down") for name in names)
+    assert not any(name.startswith("backbone.") and "low_rank" not in name for name in names)
 
 
 def test_no_file_of_the_project_names_a_prototype() -> None:

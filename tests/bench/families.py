@@ -1,0 +1,217 @@
+"""A step of training of each backbone, in Callosum's loop over a bare PyTorch loop; time and memory.
+
+On a CPU: 64^3 and 96^3, batch 2. Where there is CUDA: 96^3 and 160 x 192 x 160, bfloat16 with volumes
+channels-last, eager and compiled, over eager float32 as usually written.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from client.data.cohort import Cohort
+from client.learning.training import Recipe, train
+from common import catalogue
+from common.network.building import build
+from common.sections import Steps
+from common.study import parse_study
+
+BATCH: Final = 2
+STEPS: Final = 4  # of one measurement; the first is not counted
+REPEATS: Final = 3
+ON_CPU: Final = ((64, 64, 64), (96, 96, 96))
+ON_GPU: Final = ((96, 96, 96), (160, 192, 160))
+STEADY: Final = Steps(batch_size=BATCH, optimiser="adamw", schedule="constant")
+
+
+def table() -> str:
+    """Every backbone for volumes, each measurement in a process of its own."""
+    if torch.cuda.is_available():
+        return _on_gpu()
+    lines = [
+        f"Batch {BATCH}, AdamW; seconds of a step, the median of {REPEATS} times {STEPS - 1}; "
+        "peak memory of the process.",
+        "",
+        "| backbone | volume | bare loop, s | Callosum, s | ratio | peak MB bare | peak MB Callosum |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in _volumes():
+        for shape in ON_CPU:
+            lines.append(_row(name, shape))
+            print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def _volumes() -> list[str]:
+    kinds = {name: catalogue.load("backbones", name) for name in catalogue.names("backbones")}
+    return [name for name, kind in kinds.items() if "volume" in getattr(kind, "layouts", ())]
+
+
+def _row(name: str, shape: tuple[int, ...]) -> str:
+    """Both loops in turn, so that a slow minute of the machine is both's."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
+    for _ in range(REPEATS):
+        for way in found:
+            with context.Pool(1) as pool:
+                found[way].append(pool.apply(measured, (name, shape, way)))
+    bare, ours = found["bare"], found["ours"]
+    ratio = statistics.median(our[0] / its[0] for our, its in zip(ours, bare, strict=True))
+    seconds = [statistics.median(one[0] for one in way) for way in (bare, ours)]
+    peaks = [max(one[1] for one in way) for way in (bare, ours)]
+    voxels = "x".join(map(str, shape))
+    return (
+        f"| {name} | {voxels} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} "
+        f"| {peaks[0]:,.0f} | {peaks[1]:,.0f} |"
+    )
+
+
+def measured(name: str, shape: tuple[int, ...], way: str) -> tuple[float, float]:
+    """Median seconds of a step, and the process's peak in MB."""
+    network, samples = network_of(name, shape), _samples(shape, STEPS * BATCH)
+    loop = _bare if way == "bare" else _ours
+    times = loop(network, samples)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return statistics.median(times[1:]), peak
+
+
+def network_of(name: str, shape: tuple[int, ...], **keys: Any) -> Any:
+    """The published network around one regression target."""
+    agreed = parse_study(
+        {
+            "name": "families",
+            "data": {"kind": "t1w", "shape": list(shape), "spacing_mm": 1.0},
+            "targets": {"age": {"kind": "regression", "centre": 50.0, "scale": 18.0}},
+            "backbone": {"name": name, **keys},
+            "objective": {"name": "multitask"},
+            "pretraining": {"warmup": 0.1},
+            "sites": {"train": ["a"]},
+        },
+        Path("families.toml"),
+    )
+    return build(agreed, seed=0)
+
+
+def _samples(shape: tuple[int, ...], count: int) -> np.ndarray[Any, Any]:
+    random = np.random.default_rng(0)
+    return random.standard_normal((count, *shape), dtype=np.float32).astype(np.float16)
+
+
+def _bare(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
+    """What anyone would write, with volumes channels-last, as Callosum keeps them."""
+    layout_convolutions(network)
+    network.train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=True)
+    times = []
+    for first in range(0, len(samples), BATCH):
+        began = time.perf_counter()
+        x = torch.from_numpy(samples[first : first + BATCH].astype(np.float32))
+        labels = torch.full((BATCH,), 40.0)
+        optimiser.zero_grad()
+        output = network(x)["age"][:, 0]
+        loss = torch.nn.functional.huber_loss(output, (labels - 50.0) / 18.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimiser.step()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def layout_convolutions(network: Any) -> None:
+    """Kernels of 3D convolutions channels-last."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+
+
+def _ours(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
+    """The site's loop, told of the end of each step by the hook that an objective may have."""
+    people = tuple(f"sub-{number}" for number in range(len(samples)))
+    cohort = Cohort(
+        samples=samples, participants=people, scans=people,
+        labels={"age": np.full(len(samples), 40.0, dtype=np.float32)}, measures=None,
+        layout="volume", findings=(), contents=people, secrets=("",) * len(people),
+    )  # fmt: skip
+    ends: list[float] = []
+    network.after_step = lambda: ends.append(time.perf_counter())
+    recipe = Recipe(steps=STEADY, rate=1e-4, weight_decay=1e-2, epochs=1, of=1, seed=0)
+    began = time.perf_counter()
+    train(network, cohort, np.arange(len(samples)), recipe, torch.device("cpu"))
+    return [end - start for start, end in zip([began, *ends], ends, strict=False)]
+
+
+def _on_gpu() -> str:
+    lines = [
+        f"Batch {BATCH}, AdamW; milliseconds of a step, the median of 10 after warming up; GiB of "
+        "the device.",
+        "",
+        "| backbone | volume | float32 eager | bf16, channels-last | compiled | float32 / bf16 "
+        "| float32 / compiled | GiB float32 | GiB bf16 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in _volumes():
+        for shape in ON_GPU:
+            ways = [_gpu_ms(name, shape, way) for way in ("float32", "bf16", "compiled")]
+            (plain, wide), (bf16, narrow), (fast, _) = ways
+            voxels = "x".join(map(str, shape))
+            lines.append(
+                f"| {name} | {voxels} | {plain:.1f} | {bf16:.1f} | {fast:.1f} | {plain / bf16:.2f} "
+                f"| {plain / fast:.2f} | {wide:.1f} | {narrow:.1f} |"
+            )
+            print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def _gpu_ms(name: str, shape: tuple[int, ...], way: str) -> tuple[float, float]:
+    """Milliseconds of a step, and the device's peak; NaN where it does not run."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        step = gpu_step(name, shape, way)
+        for _ in range(3):
+            step()
+        times = [_timed(step) for _ in range(10)]
+    except (RuntimeError, torch.OutOfMemoryError) as error:
+        print(f"{name} {shape} {way}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return float("nan"), float("nan")
+    return statistics.median(times), torch.cuda.max_memory_allocated() / 2**30
+
+
+def gpu_step(name: str, shape: tuple[int, ...], way: str) -> Callable[[], None]:
+    """One step on the device: forward, backward, AdamW."""
+    network = network_of(name, shape).cuda().train()
+    x = torch.randn((BATCH, *shape), device="cuda")
+    labels = torch.full((BATCH,), 40.0, device="cuda")
+    if way != "float32":
+        layout_convolutions(network)
+    forward = torch.compile(network.backbone) if way == "compiled" else network.backbone
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=True)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=way != "float32"):
+            output = network.heads["age"](forward(x))[:, 0]
+        loss = torch.nn.functional.huber_loss(output.float(), (labels - 50.0) / 18.0)
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def _timed(step: Callable[[], None]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end))
