@@ -6,8 +6,11 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -65,9 +68,35 @@ def run(app: typer.Typer, name: str) -> None:
     sys.exit(_exit_code(app, name))
 
 
+def _main(app: typer.Typer, name: str) -> Any:
+    """Carry a command out; whatever breaks after Ctrl-C is Ctrl-C.
+
+    A library in C that is being loaded, or calls back into Python, makes an error of its own of the
+    interruption: "initialization failed".
+    """
+    stopped: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        signal.default_int_handler(number, frame)
+
+    plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if plain and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, note)
+    try:
+        return typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
+    except Exception:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _exit_code(app: typer.Typer, name: str) -> int:
     try:
-        code = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
+        code = _main(app, name)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 
 import pytest
 import typer
 
-from common.errors import SettingError
+from common.errors import INTERRUPTED, SettingError
 from common.printable import printable
 from common.runtime import command, progress
 from common.runtime.progress import say
@@ -78,3 +79,44 @@ def test_what_a_disk_refuses_is_one_line(number: int, capsys: pytest.CaptureFixt
 def test_a_fault_is_found_in_what_a_program_said(said: str, fault: str) -> None:
     """Libraries end politely after it, in lines that explain nothing."""
     assert fault_in(said) == fault
+
+
+def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A library in C that is being loaded says "initialization failed"; nothing has failed."""
+    app = typer.Typer()
+
+    @app.command()
+    def load() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    argv, sys.argv = sys.argv, ["it"]
+    try:
+        code = command._exit_code(app, "it")
+    finally:
+        sys.argv = argv
+    assert (code, capsys.readouterr().err) == (
+        INTERRUPTED,
+        "stopped; the same command goes on from here\n",
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_without_ctrl_c_stays_a_defect_of_ours() -> None:
+    """A traceback that nobody sees is never mended."""
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise ImportError("initialization failed")
+
+    argv, sys.argv = sys.argv, ["it"]
+    try:
+        with pytest.raises(ImportError):
+            command._exit_code(app, "it")
+    finally:
+        sys.argv = argv
