@@ -98,7 +98,7 @@ class Objective(Protocol):
 
 
 class Augmentation(Protocol):
-    """Changes one sample in a loader's thread before it is trained on; NumPy alone.
+    """Changes one sample in a loader's thread before it is trained on; without torch's kernels.
 
     The sample is float32 and must not be changed in place; what is drawn comes from `generator`,
     which is seeded for this sample, in this epoch, at this site.
