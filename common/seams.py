@@ -53,7 +53,8 @@ class Backbone(Protocol):
         samples.
 
     A backbone may have `owner(name)`, the group of each of its own arrays; without it the objective
-    decides. Adapters on a frozen base say there which is which.
+    decides. Adapters on a frozen base say there which is which. With `needs_warmup` true on the
+    class, a study must let the rate rise at first.
     """
 
     Settings: ClassVar[type[Table]]
@@ -78,7 +79,8 @@ class Objective(Protocol):
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
     `supervised`: a sample without a label of any target enters no loss, so none is trained on.
     `views` may be left out and is then 1; with V > 1, `terms` is given V augmented views of each
-    sample, x of (B, V, *shape).
+    sample, x of (B, V, *shape). With `terms_of(outputs, labels)`, the terms of what `forward` gave,
+    samples may be mixed.
     """
 
     Settings: ClassVar[type[Table]]
