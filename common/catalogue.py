@@ -37,7 +37,13 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "joint": "common.objectives.joint:Joint",
     },
     "augmentations": {
+        "affine": "common.augmentations.affine:Affine",
+        "bias-field": "common.augmentations.bias_field:BiasField",
+        "blur": "common.augmentations.blur:Blur",
+        "crop": "common.augmentations.crop:Crop",
+        "cutout": "common.augmentations.cutout:Cutout",
         "flip": "common.augmentations.flip:Flip",
+        "gamma": "common.augmentations.gamma:Gamma",
         "noise": "common.augmentations.noise:Noise",
         "scale": "common.augmentations.scale:Scale",
         "shift": "common.augmentations.shift:Shift",

@@ -58,7 +58,8 @@ class Backbone(Protocol):
     `needs_warmup`: training breaks off unless the rate rises from nothing.
 
     A backbone may have `owner(name)`, the group of each of its own arrays; without it the objective
-    decides. Adapters on a frozen base say there which is which.
+    decides. Adapters on a frozen base say there which is which. With `needs_warmup` true on the
+    class, a study must let the rate rise at first.
     """
 
     Settings: ClassVar[type[Table]]
@@ -86,7 +87,8 @@ class Objective(Protocol):
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
     `supervised`: a sample without a label of any target enters no loss, so none is trained on.
     `views` may be left out and is then 1; with V > 1, `terms` is given V augmented views of each
-    sample, x of (B, V, *shape).
+    sample, x of (B, V, *shape). With `terms_of(outputs, labels)`, the terms of what `forward` gave,
+    samples may be mixed.
     """
 
     Settings: ClassVar[type[Table]]
@@ -106,7 +108,7 @@ class Objective(Protocol):
 
 
 class Augmentation(Protocol):
-    """Changes one sample in a loader's thread before it is trained on; NumPy alone.
+    """Changes one sample in a loader's thread before it is trained on; without torch's kernels.
 
     The sample is float32 and must not be changed in place; what is drawn comes from `generator`,
     which is seeded for this sample, in this epoch, at this site.

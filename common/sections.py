@@ -88,6 +88,27 @@ class Steps(Table):
     blocks: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="last-blocks: stages of the backbone that are trained."
     )
+    mixup: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0,
+        description="MixUp: both parameters of the beta distribution that samples are mixed by; 0 "
+        "mixes none. It couples the people of a batch, so private training refuses it.",
+    )
+    cutmix: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0,
+        description="CutMix: likewise, for boxes of one sample put into another; with mixup too, "
+        "each batch has one of them by chance.",
+    )
+    sharpness: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0,
+        description="SAM: how far (rho) to the place of the highest loss nearby, where gradients "
+        "are then taken, in twice the time; 0 takes them at the weights.",
+    )
+    weight_averaging: Share = Field(
+        0.0,
+        description="Decay from step to step of a running average of the weights, which leaves "
+        "the round or is kept as the tuned model in place of the last ones, with normalisation "
+        "statistics as trained; 0 takes the last.",
+    )
 
 
 class Pretraining(Steps):

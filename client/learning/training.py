@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.parametrizations import _SpectralNorm
 
 from client.data.cohort import Cohort
 from client.data.loading import PLAIN, Batch, Loader, batches, person_codes
+from client.learning.mixing import Mixture, mixed
 from client.learning.optimisers import Stepper, trained
 from client.learning.sampling import epoch as epoch_of
+from client.learning.sharpness import MOVING, sharpened
+from client.learning.weight_averaging import WeightAverage
 from common.arrays import Arrays
 from common.errors import SettingError
 from common.metrics import figures
@@ -62,19 +63,20 @@ class Tally:
         self._cohort = cohort
         self._names: list[str] = []
         self._totals: Tensor | None = None  # (terms, 2): sum of the loss, samples counted
-        self._entered: Tensor | None = None  # (terms, N): whether a sample ever counted
+        self._entered: Tensor | None = None  # (terms, N): how often a sample counted
 
-    def add(self, terms: Mapping[str, Terms], indices: Tensor) -> None:
-        """Count a batch in, without waiting for the device."""
+    def add(self, terms: Mapping[str, Terms], indices: Tensor, *partners: Tensor) -> None:
+        """Count a batch in, without waiting for the device; `partners` were mixed into it."""
         if self._totals is None or self._entered is None:
             self._names = list(terms)
             shape = (len(terms), len(self._cohort))
             self._totals = torch.zeros((len(terms), 2), dtype=torch.float64, device=indices.device)
-            self._entered = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+            self._entered = torch.zeros(shape, dtype=torch.int32, device=indices.device)
         both = [torch.stack([counted(term).sum(), term.counted.sum()]) for term in terms.values()]
         self._totals += torch.stack(both).detach().double()
         for row, term in enumerate(terms.values()):
-            self._entered[row, indices] |= term.counted
+            for whose in (indices, *partners):  # a sample may stand there twice
+                self._entered[row].index_add_(0, whose, term.counted.int())
 
     def counts(self, prefix: str) -> dict[str, tuple[float, ...]]:
         """(sum, count) by ``"PREFIX/TERM"``; the sum in the figures that may leave."""
@@ -88,7 +90,7 @@ class Tally:
         if self._entered is None:
             return {}
         people = person_codes(self._cohort.participants)
-        rows = self._entered.cpu().numpy()
+        rows = self._entered.cpu().numpy() > 0
         return {
             f"{prefix}/{name}": len(np.unique(people[row]))
             for name, row in zip(self._names, rows, strict=True)
@@ -153,6 +155,10 @@ def train(
         moments=recipe.moments,
     )
     generator = np.random.default_rng(recipe.seed)
+    # of mixing alone: what is drawn for it changes no order of samples
+    partners = np.random.default_rng(np.random.SeedSequence(recipe.seed, spawn_key=(1,)))
+    decay = recipe.steps.weight_averaging
+    average = WeightAverage(network, decay) if decay else None
     whole = Tally(cohort)
     with seeded(recipe.seed, device):
         for number in range(recipe.first, recipe.first + recipe.epochs):
@@ -164,12 +170,21 @@ def train(
             loader = _loader(network, recipe.loader, number)
             for step, batch in enumerate(batches(cohort, order, device, loader), start=1):
                 share = (number + step / len(order)) / recipe.of
-                terms = _step(network, batch, stepper, recipe, anchors, share)
-                whole.add(terms, batch.indices)
+                mixture = mixed(batch.x, recipe.steps, partners)
+                terms = _step(network, batch, mixture, stepper, recipe, anchors, share)
+                if average is not None:
+                    average.add()
+                entered = [batch.indices] if mixture is None else mixture.both(batch.indices)
+                whole.add(terms, *entered)
                 if go_on is not None:
-                    tally.add(terms, batch.indices)
-            if go_on is not None and not go_on(number, tally):
-                break
+                    tally.add(terms, *entered)
+            if go_on is not None:
+                with average.shown() if average is not None else nullcontext():
+                    goes_on = go_on(number, tally)
+                if not goes_on:
+                    break
+    if average is not None:
+        average.settle()
     return Trained(whole, stepper.moments())
 
 
@@ -238,10 +253,6 @@ _CHANNELS_LAST = {
 }
 
 
-# torch's own layers whose statistics a forward pass moves; they rest in `eval`
-_MOVING: Final = (_NormBase, _SpectralNorm)
-
-
 def _loader(network: Any, loader: Loader, epoch: int) -> Loader:
     """The loader of one epoch, whose augmentation is another one's in none."""
     seed = loader.seed
@@ -253,22 +264,18 @@ def _loader(network: Any, loader: Loader, epoch: int) -> Loader:
 def _step(
     network: Any,
     batch: Batch,
+    mixture: Mixture | None,
     stepper: Stepper,
     recipe: Recipe,
     anchors: list[tuple[nn.Parameter, Tensor]],
     share: float,
 ) -> dict[str, Terms]:
+    def gradients() -> dict[str, Terms]:
+        return _gradients(network, batch, mixture)
+
     stepper.clear()
-    labels = labels_for(network, batch.labels)
-    own = getattr(network, "gradients", None)
-    if own is not None:
-        terms: dict[str, Terms] = own(batch.x, labels, batch.participants)
-    else:
-        before = _versions(network)
-        with autocast(batch.x.device):
-            terms = network.terms(batch.x, labels)
-        _refuse_changes(network, before)
-        total_loss(terms, network.weights).backward()
+    rho = recipe.steps.sharpness
+    terms = sharpened(network, rho, batch.x.device, gradients) if rho else gradients()
     for parameter, start in anchors:  # FedProx: mu / 2 |w - w0|^2, added as its gradient
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=recipe.proximal_mu)
@@ -283,12 +290,30 @@ def _step(
     return terms
 
 
+def _gradients(network: Any, batch: Batch, mixture: Mixture | None) -> dict[str, Terms]:
+    """Set gradients in the objective's own way, or by one pass back over its terms."""
+    labels = labels_for(network, batch.labels)
+    own = getattr(network, "gradients", None)
+    if own is not None:
+        made: dict[str, Terms] = own(batch.x, labels, batch.participants)
+        return made
+    before = _versions(network)
+    with autocast(batch.x.device):
+        if mixture is None:
+            terms: dict[str, Terms] = network.terms(batch.x, labels)
+        else:
+            terms = mixture.terms(network, labels)
+    _refuse_changes(network, before)
+    total_loss(terms, network.weights).backward()
+    return terms
+
+
 def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Identity and version of every buffer but those that a forward pass is to move."""
     return {
         f"{place}.{name}": (id(buffer), buffer._version)  # noqa: SLF001  torch's count of writes
         for place, module in network.named_modules()
-        if not isinstance(module, _MOVING)
+        if not isinstance(module, MOVING)
         for name, buffer in module.named_buffers(recurse=False)
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from common.errors import SettingError
 from common.network.building import build, views_of
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
+from common.objectives.multitask import Multitask
+from common.sections import Steps
 from common.settings import line_of
 from common.study import Study
 
@@ -42,6 +45,8 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     limits = limits or Limits.of_environment()
     network = outline(study, most=limits.network)
     _can_make_views(study, network)
+    for place, steps, kind in _trainings(study, type(network)):
+        _can_train(place, steps, kind, type(network.backbone))
     _is_bearable(study, network, limits)
     small = numbers_of(network) < _SMALL
     for number, settings in enumerate(study.finetuning):
@@ -122,6 +127,39 @@ def _can_make_views(study: Study, network: Any) -> None:
             f"objective.name: {type(network).__name__} compares {views} views of each sample, and "
             "without augmentation they are equal; list at least one [[augmentation]]"
         )
+
+
+def _trainings(study: Study, kind: type) -> Iterator[tuple[str, Steps, type]]:
+    """Place in the study, recipe and objective of everything that is learnt in steps."""
+    yield "pretraining", study.pretraining, kind
+    for number, task in enumerate(study.finetuning):
+        if any(way.rpartition("/")[2] not in CLOSED_FORM for way in task.methods):
+            own = getattr(kind, "finetunes", False)
+            yield f"finetuning.{number}", task, kind if own else Multitask
+
+
+def _can_train(place: str, steps: Steps, kind: type, backbone: type) -> None:
+    """Refuse a recipe that the objective or the backbone does not bear."""
+    if not steps.warmup and getattr(backbone, "needs_warmup", False):
+        raise SettingError(
+            f"{place}.warmup is 0; {backbone.__name__} needs a rate that rises over its first "
+            "steps, since attention that is led astray there seldom comes back: 0.05 to 0.2"
+        )
+    for key in ("mixup", "cutmix"):
+        if (value := getattr(steps, key)) and (reason := _unmixable(kind)):
+            raise SettingError(f"{place}.{key} is {value:g}; {kind.__name__} {reason}")
+
+
+def _unmixable(kind: type) -> str:
+    """Why the losses of mixed samples cannot be told; empty if they can."""
+    if hasattr(kind, "gradients"):
+        return "makes gradients of its own, one participant at a time: nobody can be mixed in"
+    if views_of(kind) > 1:
+        return "compares views of a sample, and has no label that could be mixed"
+    says = next((one for one in kind.__mro__ if "terms" in vars(one)), kind)
+    if "terms_of" not in vars(says):  # an older one's would not be what `terms` has become
+        return "has no terms_of(outputs, labels), by which a mixed sample has two people's labels"
+    return ""
 
 
 def _can_augment(study: Study, table: Any, key: str) -> None:

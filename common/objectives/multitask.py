@@ -57,9 +57,15 @@ class Multitask(nn.Module):
 
     def terms(self, x: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Terms]:
         """Loss of every sample for every target; labels are (B,), NaN where missing."""
+        return self.terms_of(self(x), labels)
+
+    def terms_of(
+        self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> dict[str, Terms]:
+        """The same of what `forward` gave: mixed samples have two people's labels."""
         return {
             name: self._terms(self.targets[name], output.float(), labels[name])
-            for name, output in self(x).items()
+            for name, output in outputs.items()
         }
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ FAULTS = {
         ["augmentation.0.name", "did you mean shift?"],
     ),
     "no augmentation's name": (
-        "[sites]", "[[augmentation]]\n[sites]", ["augmentation.0.name is missing", "flip, noise"],
+        "[sites]", "[[augmentation]]\n[sites]", ["augmentation.0.name is missing", "flip, gamma"],
     ),
     "in an augmentation": (
         "[sites]", '[[augmentation]]\nname = "shift"\nvoxel = 2\n[sites]',
