@@ -166,11 +166,12 @@ def _write_hospitals(out: Path, *, names: list[str], participants: int, **settin
 
 def _simulate(study: Path, sites: Path, out: Path) -> None:
     from common.study import load_study
-    from deploy.local import pictures, simulate
+    from deploy.local import simulate
+    from deploy.pictures import learnt, scans
     from server.report.page import format_tables, write_report
 
     run = simulate(study, sites, out)
-    page = write_report(run, pictures(load_study(study), sites))
+    page = write_report(run, [*scans(load_study(study), sites), *learnt(run, sites)])
     tell(format_tables(run))
     say(f"results: {run.folder / 'results.csv'}")
     tell(f"report: {page}")

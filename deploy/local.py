@@ -25,13 +25,12 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from client.data.cohort import Cohort, Samples, open_cohort
+from client.data.cohort import Cohort, Samples
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.network.buildable import check_buildable
-from common.protocol.bounded_json import parsed
 from common.protocol.wire import array_record, pack_report, unpack_order
 from common.sections import RESERVED
 from common.study import Study, load_study, with_plugins
@@ -39,7 +38,6 @@ from server.app import app
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
 from server.federation.phases import Phases
-from server.report.page import Picture
 from server.results import write_results
 from server.run import Run, open_run, read_run
 
@@ -302,31 +300,3 @@ def evaluate_site(folder: Path, site_file: Path) -> None:
             raise DataError(f"{site.name} cannot judge: {code}: {SENTENCES[code]}")
         phases.judge([site.name], outcome.reports)
         write_results(run)
-
-
-def pictures(study: Study, folder: Path, most: int = 3) -> list[Picture]:
-    """Three slices of one scan of each of the first sites whose data set says that it is synthetic.
-
-    A real scan is never shown, whoever asks: the data set itself must name the generator.
-    """
-    found: list[Picture] = []
-    for site in find_sites(study, folder):
-        if len(found) == most or study.layout != "volume" or not _is_synthetic(site):
-            continue
-        cohort = open_cohort(study, site)
-        if len(cohort):
-            volume = np.asarray(cohort.samples[0], dtype=np.float32)
-            middle = [length // 2 for length in volume.shape]
-            slices = tuple(volume.take(middle[axis], axis=axis) for axis in range(3))
-            found.append(Picture(site=site.name, caption="a synthetic participant", slices=slices))
-    return found
-
-
-def _is_synthetic(site: Site) -> bool:
-    root = getattr(site.data, "root", None)
-    try:
-        text = (site.root / str(root) / "dataset_description.json").read_text()
-        made_by = [entry.get("Name") for entry in parsed(text).get("GeneratedBy", [])]
-    except (OSError, ValueError, AttributeError):
-        return False
-    return "callosum hospitals" in made_by

@@ -32,7 +32,7 @@ def without_labels(study: Study, census: Mapping[str, Mapping[str, Any]]) -> Ite
             yield (
                 f"{site} holds {held.get('scans', 0)} scans and no label of "
                 f"{' or '.join(targets)}, or of too few people: nothing enters their loss there, "
-                "and the site weighs nothing"
+                "and the site weighs nothing for them"
             )
 
 

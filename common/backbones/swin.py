@@ -244,7 +244,7 @@ def _joined(windows: Tensor, whole: Edges, window: Edges) -> Tensor:
     return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=64)
 def _relative_places(full: Edges, window: Edges) -> Tensor:
     """(N, N): which row of the table of relative positions each pair of a window's tokens reads."""
@@ -255,7 +255,7 @@ def _relative_places(full: Edges, window: Edges) -> Tensor:
     return (away[..., 0] * y + away[..., 1]) * z + away[..., 2]
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=64)
 def _apart(whole: Edges, window: Edges, moved: Edges) -> Tensor:
     """(W, N, N): whether two tokens of a window come from opposite ends of the moved volume."""

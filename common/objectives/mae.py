@@ -41,6 +41,10 @@ class Mae(SelfSupervised):
     def __init__(self, settings: Settings, backbone: Any, targets: Mapping[str, Any]) -> None:
         super().__init__(PatchFilling(settings, backbone), backbone)
 
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What was seen, the rest NaN, and the whole as it is made from that; (B, X, Y, Z)."""
+        return self.part.reconstruct(self.backbone, x)  # type: ignore[no-any-return]
+
 
 class PatchFilling(nn.Module):
     """Hide patches of a volume, encode the others, and make the hidden ones."""

@@ -49,6 +49,10 @@ class Simclr(SelfSupervised):
         super().__init__(Contrast(settings, backbone), backbone)
         self.local = settings.projector == "local"
 
+    def similarity(self, x: Tensor) -> Tensor:
+        """(2 B, 2 B) cosines over the temperature: first views, then second ones."""
+        return self.part.similarity(self.backbone, x)  # type: ignore[no-any-return]
+
     def owner(self, name: str) -> str:
         """The projector is everyone's or each site's own."""
         return SITE if self.local and name.startswith("part.") else SHARED

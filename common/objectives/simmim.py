@@ -40,6 +40,10 @@ class Simmim(SelfSupervised):
     def __init__(self, settings: Settings, backbone: Any, targets: Mapping[str, Any]) -> None:
         super().__init__(VoxelFilling(settings, backbone), backbone)
 
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What was seen, the rest NaN, and the whole as it is made from that; (B, X, Y, Z)."""
+        return self.part.reconstruct(self.backbone, x)  # type: ignore[no-any-return]
+
 
 class VoxelFilling(nn.Module):
     """Hide cubes of a volume from a network, and make them from its map of features."""
