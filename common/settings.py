@@ -105,7 +105,8 @@ def _unshowable(value: object, at: str) -> Iterator[tuple[str, str]]:
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every documented key below `model` as (dotted key, default, description)."""
     for name, field in model.model_fields.items():
-        inner = _inner_model(field.annotation)
+        # one of several tables is described by its own keys elsewhere
+        inner = None if field.discriminator else _inner_model(field.annotation)
         dotted = f"{prefix}{name}"
         if inner is not None:
             many = get_origin(field.annotation) in (dict, tuple)  # of tables

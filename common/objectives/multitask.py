@@ -1,8 +1,9 @@
 """Several targets from one backbone, each counted only where labelled (Leonardsen et al. 2025).
 
 L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
-loss on (y - centre) / scale for regression, binary or softmax cross-entropy for classes. The
-published weights are not known; each target's `weight` is the study's choice.
+loss on (y - centre) / scale for regression, or soft labels over bins, binary or softmax
+cross-entropy for classes. The published weights are not known; each target's `weight` is the
+study's choice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.objectives.soft_labels import Bins
 from common.seams import LABELS, SHARED, Terms
 from common.sections import Target
 from common.settings import Table
@@ -35,15 +37,22 @@ class Multitask(nn.Module):
         regression_loss: Literal["huber", "squared"] = Field(
             "huber", description="Loss of regression targets on (value - centre) / scale."
         )
+        soft_labels: dict[str, Bins] = Field(
+            {},
+            description="Regression targets that are learnt as a distribution over bins in place "
+            "of that: {age = {low = 42, high = 82, step = 1, sigma = 1}}.",
+        )
 
     def __init__(self, settings: Settings, backbone: Any, targets: Mapping[str, Target]) -> None:
         super().__init__()
         self.settings = settings
         self.targets = dict(targets)
+        for name, bins in settings.soft_labels.items():
+            bins.check(name, self.targets.get(name))
         self.weights = {name: target.weight for name, target in targets.items()}
         self.backbone = backbone
         self.heads = nn.ModuleDict(
-            {name: _head(backbone.features, target.outputs) for name, target in targets.items()}
+            {name: _head(backbone.features, self._outputs(name)) for name in targets}
         )
 
     def owner(self, name: str) -> str:
@@ -64,22 +73,34 @@ class Multitask(nn.Module):
     ) -> dict[str, Terms]:
         """The same of what `forward` gave: mixed samples have two people's labels."""
         return {
-            name: self._terms(self.targets[name], output.float(), labels[name])
+            name: self._terms(name, output.float(), labels[name])
             for name, output in outputs.items()
         }
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """Values in the target's unit (B,), probability of the positive class (B,), or (B, K)."""
-        return {
-            name: _prediction(self.targets[name], output.float())
-            for name, output in self(x).items()
-        }
+        return {name: self._prediction(name, output.float()) for name, output in self(x).items()}
 
-    def _terms(self, target: Target, output: Tensor, label_B: Tensor) -> Terms:
+    def _outputs(self, name: str) -> int:
+        bins = self.settings.soft_labels.get(name)
+        return bins.number if bins is not None else self.targets[name].outputs
+
+    def _prediction(self, name: str, output: Tensor) -> Tensor:
+        bins, target = self.settings.soft_labels.get(name), self.targets[name]
+        if bins is not None:
+            return bins.expectation(output)
+        if target.kind == "regression":
+            return output[:, 0] * target.scale + target.centre
+        return torch.sigmoid(output[:, 0]) if target.kind == "binary" else torch.softmax(output, 1)
+
+    def _terms(self, name: str, output: Tensor, label_B: Tensor) -> Terms:
+        bins, target = self.settings.soft_labels.get(name), self.targets[name]
         counted = ~torch.isnan(label_B)
         # a missing label is replaced before the loss: NaN * 0 would still be NaN in its gradient
         known = torch.where(counted, label_B, torch.zeros_like(label_B))
-        if target.kind == "regression":
+        if bins is not None:
+            values = bins.divergence(output, known)
+        elif target.kind == "regression":
             wanted = torch.where(counted, (known - target.centre) / target.scale, known)
             loss = functional.huber_loss if self.settings.regression_loss == "huber" else _squared
             values = loss(output[:, 0], wanted, reduction="none")
@@ -94,7 +115,10 @@ class Multitask(nn.Module):
 
 
 def _head(features: int, outputs: int) -> nn.Linear:
-    """A head that starts at the target's centre: random weights would have to be unlearnt first."""
+    """A head that starts at the target's centre, or even over its bins.
+
+    Random weights would have to be unlearnt first.
+    """
     head = nn.Linear(features, outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -103,9 +127,3 @@ def _head(features: int, outputs: int) -> nn.Linear:
 
 def _squared(output: Tensor, wanted: Tensor, reduction: str) -> Tensor:
     return functional.mse_loss(output, wanted, reduction=reduction) / 2  # as Huber near zero
-
-
-def _prediction(target: Target, output: Tensor) -> Tensor:
-    if target.kind == "regression":
-        return output[:, 0] * target.scale + target.centre
-    return torch.sigmoid(output[:, 0]) if target.kind == "binary" else torch.softmax(output, 1)
