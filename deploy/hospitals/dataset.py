@@ -17,15 +17,15 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 
-from common.errors import FolderError, SettingError, StorageError
-from common.protocol.bounded_json import parsed
-from deploy.hospitals.anatomy import (
+from client.data.synthesis.anatomy import (
     Anatomy,
     Floats,
     Volume,
     build_anatomy,
 )
-from deploy.hospitals.people import Hospital, People, draw_labels, draw_people, scan
+from client.data.synthesis.people import Hospital, People, draw_labels, draw_people, scan
+from common.errors import FolderError, SettingError, StorageError
+from common.protocol.bounded_json import parsed
 
 MARKER: Final = ".callosum-hospital.json"
 _SITE_FOLDER: Final = ".callosum"  # what a site keeps beside its file is not ours to judge
