@@ -180,13 +180,15 @@ def _sort_of(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
             return "folder"
-        if entry.is_symlink() and not Path(entry.path).exists():
-            return "nowhere"
     except OSError:  # told when it is read
         pass
     if ending in FRAMES:
         return "frame"
-    return "clip" if ending in CLIPS else "film" if ending in _FILMS else "other"
+    if ending in CLIPS:
+        return "clip"
+    if entry.is_symlink() and not Path(entry.path).exists():
+        return "nowhere"
+    return "film" if ending in _FILMS else "other"
 
 
 def _take(parts: tuple[str, ...], path: Path, frames: list[str], clips: Clips) -> None:

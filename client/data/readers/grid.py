@@ -115,7 +115,7 @@ def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         for face in (0, -1):
             reached[pieces.take(face, axis)] = True
     reached[0] = False  # of the mask itself
-    return ~reached[pieces]
+    return np.asarray(~reached[pieces])
 
 
 def head_centre(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> tuple[float, float, float]:
