@@ -35,6 +35,7 @@ from common.protocol.bounded_json import parsed
 from common.protocol.wire import array_record, pack_report, unpack_order
 from common.sections import RESERVED
 from common.study import Study, load_study, with_plugins
+from deploy.hospitals.sources import KINDS
 from server.app import app
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
@@ -311,7 +312,7 @@ def pictures(study: Study, folder: Path, most: int = 3) -> list[Picture]:
     """
     found: list[Picture] = []
     for site in find_sites(study, folder):
-        if len(found) == most or study.layout != "volume" or not _is_synthetic(site):
+        if len(found) == most or study.layout != "volume" or not _is_synthetic(study, site):
             continue
         cohort = open_cohort(study, site)
         if len(cohort):
@@ -322,7 +323,9 @@ def pictures(study: Study, folder: Path, most: int = 3) -> list[Picture]:
     return found
 
 
-def _is_synthetic(site: Site) -> bool:
+def _is_synthetic(study: Study, site: Site) -> bool:
+    if study.kind_name in KINDS:
+        return True
     root = getattr(site.data, "root", None)
     try:
         text = (site.root / str(root) / "dataset_description.json").read_text()

@@ -28,8 +28,8 @@ class SyntheticT1w:
             "high": 120.0,
         },
         "sex": {"kind": "binary", "classes": ["female", "male"], "weight": 0.5},
-        "ventricle_volume": {"kind": "regression", "unit": "ml", "centre": 18.0, "scale": 3.0},
-        "brain_volume": {"kind": "regression", "unit": "ml", "centre": 1570.0, "scale": 170.0},
+        "ventricle_volume": {"kind": "regression", "unit": "ml", "centre": 17.0, "scale": 3.5},
+        "brain_volume": {"kind": "regression", "unit": "ml", "centre": 1550.0, "scale": 200.0},
     }  # fmt: skip
 
     class Study(Table):

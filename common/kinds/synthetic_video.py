@@ -38,7 +38,7 @@ class SyntheticVideo:
 
         kind: Literal["synthetic-video"] = Field(description="Drawn clips of moving blobs.")
         shape: tuple[Frames, Pixels, Pixels] = Field(
-            description="Frames, rows and columns.", examples=[(16, 32, 32)]
+            description="Frames, rows and columns.", examples=[(32, 32, 32)]
         )
         intensity: Intensity = Field(
             "zscore",

@@ -34,7 +34,7 @@ class Video:
         shape: tuple[Frames, Pixels, Pixels] = Field(
             description="Frames, rows and columns; a picture is cut to these proportions around "
             "its middle.",
-            examples=[(16, 64, 64)],
+            examples=[(32, 64, 64)],
         )
         stride: Annotated[int, Field(ge=0, le=1000)] = Field(
             0,
