@@ -42,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 def init(
     name: Annotated[str, typer.Argument(help="The site's name, as in the study.")],
     kind: Annotated[
-        str, typer.Option(help="Data kind: t1w, features, or another that is installed.")
+        str, typer.Option(help="Data kind: t1w, features, video, or another that is installed.")
     ] = "t1w",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
@@ -105,11 +105,14 @@ def prepare(
     from client.authority.consent import check_data_kind
     from client.data.cohort import open_cohort
     from client.data.prepare import prepare as prepare_data
-    from client.data.reader import find_sources
+    from client.data.reader import find_sources, is_lazy
     from common.study import load_study
 
     agreed, own = load_study(study), _site(kit, site or (None if kit else Path("site.toml")))
     check_data_kind(own, agreed)
+    if is_lazy(agreed):
+        tell(f"{own.name}: {agreed.kind_name} is made whenever it is needed; nothing to prepare")
+        return
     total = len(find_sources(agreed, own).sources)
     with track(f"{own.name}: preparing, scans", total) as advance:
         folder = prepare_data(agreed, own, workers=workers or None, advance=advance)

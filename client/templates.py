@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from common import catalogue
-from common.examples import example
+from common.examples import example, toml
 from common.study import check_name
 
 _REST: Final = """# {name}: our own file; it never leaves this site. Check it: callosum-site check
@@ -16,14 +16,7 @@ folder = ".callosum"           # prepared data and cached reports
 
 {data}
 # Our columns and codes in the study's words.
-[targets.age]
-column = "age"
-
-[targets.sex]
-column = "sex"
-codes = {{F = "female", M = "male"}}
-missing = ["n/a", "-9999", ""]
-
+{targets}
 [device]
 kind = "auto"                  # "cpu", "cuda"
 threads = 0                    # 0: all cores
@@ -38,6 +31,15 @@ largest_update_norm = 0.0      # longest update that leaves; 0: no limit
 # hours = ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]       # local time; without: always
 """
 
+_TARGETS: Final = """[targets.age]
+column = "age"
+
+[targets.sex]
+column = "sex"
+codes = {F = "female", M = "male"}
+missing = ["n/a", "-9999", ""]
+"""
+
 
 def site_template(name: str, kind: str) -> str:
     """The text of a new site file, for any data kind that is installed.
@@ -48,5 +50,22 @@ def site_template(name: str, kind: str) -> str:
         If no such kind is installed, or no site may have that name.
     """
     check_name(name)
-    data = example(catalogue.load("kinds", kind).Site, "data", kind=kind)
-    return _REST.format(name=name, data=data)
+    found = catalogue.load("kinds", kind)
+    data = example(found.Site, "data", kind=kind)
+    return _REST.format(name=name, data=data, targets=columns_of(found) or _TARGETS)
+
+
+def columns_of(kind: Any) -> str:
+    """The tables of the targets that a kind comes with, as a site file has them; "" without any.
+
+    >>> from common.kinds.synthetic_video import SyntheticVideo
+    >>> print(columns_of(SyntheticVideo), end="")
+    [targets.motion]
+    column = "motion"
+    """
+    columns = getattr(kind, "columns", {})
+    tables = (
+        f"[targets.{name}]\ncolumn = {toml(columns.get(name, name))}\n"
+        for name in getattr(kind, "targets", {})
+    )
+    return "\n".join(tables)

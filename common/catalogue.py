@@ -50,7 +50,10 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
     },
     "kinds": {
         "features": "common.kinds.features:Features",
+        "synthetic-t1w": "common.kinds.synthetic_t1w:SyntheticT1w",
+        "synthetic-video": "common.kinds.synthetic_video:SyntheticVideo",
         "t1w": "common.kinds.t1w:T1w",
+        "video": "common.kinds.video:Video",
     },
 }
 

@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from common.runtime import command
@@ -110,23 +111,43 @@ def hospitals(
         "amber,birch,cedar,delta,elm"
     ),
     heldout: Annotated[str, typer.Option(help="Which of them are held out.")] = "elm",
-    participants: Annotated[int, typer.Option(help="Participants in each.", min=1)] = 150,
-    spacing_mm: Annotated[float, typer.Option(help="Edge of a voxel in mm.", min=1, max=16)] = 8.0,
+    participants: Annotated[
+        int, typer.Option(help="Participants in each, or clips.", min=1, max=200_000)
+    ] = 150,
+    spacing_mm: Annotated[
+        float | None, typer.Option(help="Edge of a voxel in mm; 8 by default.", min=1, max=16)
+    ] = None,
     strength: Annotated[
-        float, typer.Option(help="Scanner differences: 0 none, 1 usual, 2 hard.", min=0, max=5)
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Scanner differences: 0 none, 1 usual, 2 hard.", min=0, max=5),
+    ] = None,
     seed: Annotated[int, typer.Option(help="All chance comes from it.", min=0)] = 0,
+    kind: Annotated[
+        str,
+        typer.Option(help="t1w: scans on disk. synthetic-t1w, synthetic-video: made on the fly."),
+    ] = "t1w",
 ) -> None:
-    """Write synthetic hospitals to disk: BIDS folders with T1w scans, phenotypes and site files."""
-    _write_hospitals(
-        out,
-        names=[name.strip() for name in names.split(",") if name.strip()],
-        heldout=[name.strip() for name in heldout.split(",") if name.strip()],
-        participants=participants,
-        spacing_mm=spacing_mm,
-        strength=strength,
-        seed=seed,
-    )
+    """Write synthetic hospitals: BIDS folders of scans with phenotypes, or sources without any."""
+    from deploy.hospitals.sources import KINDS, write_sources
+
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    apart = [name.strip() for name in heldout.split(",") if name.strip()]
+    if kind == "t1w":
+        _write_hospitals(
+            out,
+            names=chosen,
+            heldout=apart,
+            participants=participants,
+            spacing_mm=8.0 if spacing_mm is None else spacing_mm,
+            strength=1.0 if strength is None else strength,
+            seed=seed,
+        )
+    elif kind not in KINDS:
+        raise click.UsageError(f"--kind is {kind}; there are: t1w, {', '.join(KINDS)}")
+    elif spacing_mm is not None or strength is not None:
+        raise click.UsageError(f"what is {kind} has --spacing-mm and --strength in the study")
+    else:
+        write_sources(out, kind=kind, names=chosen, heldout=apart, number=participants, seed=seed)
     tell(f"hospitals: {out}")
 
 

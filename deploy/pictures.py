@@ -23,6 +23,7 @@ from common.network.building import build, load_arrays, views_of
 from common.protocol.bounded_json import parsed
 from common.protocol.wire import Stored
 from common.study import Study, with_plugins
+from deploy.hospitals.sources import KINDS
 from deploy.local import find_sites
 from server.report.page import Picture
 from server.run import Run
@@ -64,7 +65,7 @@ def _synthetic(study: Study, folder: Path) -> Iterator[tuple[Site, Cohort]]:
         return
     found = 0
     for site in find_sites(study, folder):
-        if found == _MOST or not _is_synthetic(site):
+        if found == _MOST or not _is_synthetic(study, site):
             continue
         cohort = open_cohort(study, site)
         if len(cohort):
@@ -116,7 +117,9 @@ def _array(part: torch.Tensor) -> NDArray[np.float32]:
     return part.float().numpy()
 
 
-def _is_synthetic(site: Site) -> bool:
+def _is_synthetic(study: Study, site: Site) -> bool:
+    if study.kind_name in KINDS:
+        return True
     root = getattr(site.data, "root", None)
     try:
         text = (site.root / str(root) / "dataset_description.json").read_text()

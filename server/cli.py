@@ -18,7 +18,7 @@ study_app = typer.Typer(no_args_is_help=True, help="Write and check study files.
 def init(
     name: Annotated[str, typer.Argument(help="Name of the study; NAME.toml is written.")],
     kind: Annotated[
-        str, typer.Option(help="Data kind: t1w, features, or another that is installed.")
+        str, typer.Option(help="Data kind: t1w, features, video, or another that is installed.")
     ] = "t1w",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:

@@ -6,7 +6,7 @@ import tomllib
 from typing import Any, Final
 
 from common import catalogue
-from common.examples import example
+from common.examples import example, toml
 from common.settings import with_tuples
 from common.study import check_name
 
@@ -18,23 +18,7 @@ seed = 1                  # all chance comes from it
 
 {data}
 # Targets. Centre and scale are constants of the study, the same at every site.
-[targets.age]
-kind = "regression"
-unit = "years"
-centre = 50.0
-scale = 18.0
-low = 0.0                 # values outside are refused as impossible
-high = 120.0
-
-[targets.sex]
-kind = "binary"
-classes = ["female", "male"]   # the second is the positive class
-weight = 0.5
-
-[targets.diagnosis]
-kind = "binary"
-classes = ["control", "patient"]
-
+{targets}
 {backbone}
 [objective]
 name = "multitask"        # all targets that no fine-tuning task is about
@@ -67,16 +51,35 @@ test = 0.2
 single_site = true
 pooled = true                  # only where one person may read all data (simulate)
 
-[[finetuning]]
+{tasks}[evaluation]
+bootstrap = 1000
+confidence = 0.95
+"""
+
+_TARGETS: Final = """[targets.age]
+kind = "regression"
+unit = "years"
+centre = 50.0
+scale = 18.0
+low = 0.0                 # values outside are refused as impossible
+high = 120.0
+
+[targets.sex]
+kind = "binary"
+classes = ["female", "male"]   # the second is the positive class
+weight = 0.5
+
+[targets.diagnosis]
+kind = "binary"
+classes = ["control", "patient"]
+"""
+_TASKS: Final = """[[finetuning]]
 name = "diagnosis"
 target = "diagnosis"
 methods = ["pretrained/full", "pretrained/frozen", "scratch/full", "linear"]   # lora, adapters, ...
 epochs = 8
 learning_rates = [3e-4, 1e-3]
 
-[evaluation]
-bootstrap = 1000
-confidence = 0.95
 """
 
 
@@ -91,7 +94,23 @@ def study_template(name: str, kind: str) -> str:
     check_name(name)
     found = catalogue.load("kinds", kind)
     data = example(found.Study, "data", kind=kind)
-    return _REST.format(name=name, data=data, backbone=_backbone(found, data))
+    targets = _targets(found)
+    return _REST.format(
+        name=name,
+        data=data,
+        targets=targets or _TARGETS,
+        backbone=_backbone(found, data),
+        tasks="" if targets else _TASKS,
+    )
+
+
+def _targets(kind: Any) -> str:
+    """The tables of the targets that a kind comes with; "" without any."""
+    tables = (
+        "\n".join([f"[targets.{name}]", *(f"{key} = {toml(value)}" for key, value in keys.items())])
+        for name, keys in getattr(kind, "targets", {}).items()
+    )
+    return "".join(f"{table}\n\n" for table in tables).removesuffix("\n")
 
 
 def _backbone(kind: Any, data: str) -> str:

@@ -25,7 +25,10 @@ from common.study import Study
 
 _OURS: Final = {
     "features": "client.data.readers.features:FeaturesReader",
+    "synthetic-t1w": "client.data.synthesis.heads:SyntheticT1wReader",
+    "synthetic-video": "client.data.synthesis.motion:SyntheticVideoReader",
     "t1w": "client.data.readers.t1w:T1wReader",
+    "video": "client.data.readers.video:VideoReader",
 }
 
 

@@ -17,15 +17,15 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 
-from common.errors import FolderError, SettingError, StorageError
-from common.protocol.bounded_json import parsed
-from deploy.hospitals.anatomy import (
+from client.data.synthesis.anatomy import (
     Anatomy,
     Floats,
     Volume,
     build_anatomy,
 )
-from deploy.hospitals.people import Hospital, People, draw_labels, draw_people, scan
+from client.data.synthesis.people import Hospital, People, draw_labels, draw_people, scan
+from common.errors import FolderError, SettingError, StorageError
+from common.protocol.bounded_json import parsed
 
 MARKER: Final = ".callosum-hospital.json"
 _SITE_FOLDER: Final = ".callosum"  # what a site keeps beside its file is not ours to judge
@@ -83,7 +83,8 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     StorageError
         Where the disk is full or cannot be written.
     """
-    _check(names, heldout, participants, strength, pool)
+    check_names(names, heldout)
+    _check(participants, strength, pool)
     hospitals = [
         Hospital(
             name=name,
@@ -114,9 +115,14 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     return [out / name / "site.toml" for name in names]
 
 
-def _check(
-    names: Sequence[str], heldout: Sequence[str], participants: int, strength: float, pool: float
-) -> None:
+def check_names(names: Sequence[str], heldout: Sequence[str]) -> None:
+    """Refuse names that no site may have, that stand twice, or that are held out and not there.
+
+    Raises
+    ------
+    SettingError
+        Naming them.
+    """
     strangers = sorted(set(heldout) - set(names))
     if strangers:
         raise SettingError(f"heldout names {', '.join(strangers)}; each must also be in names")
@@ -125,6 +131,9 @@ def _check(
     for name in names:
         if not name.isascii() or not name.replace("-", "").isalnum() or name != name.lower():
             raise SettingError(f"{name!r} is not a hospital's name; use a-z, 0-9 and hyphens")
+
+
+def _check(participants: int, strength: float, pool: float) -> None:
     if participants < 1:
         raise SettingError(f"participants is {participants}; it must be 1 or more")
     if strength < 0:

@@ -22,12 +22,14 @@ def main() -> None:
         loading,
         machine,
         sites,
+        synthesis,
         wire,
     )
 
     tables = {
         "federation": federation.table,
         "loading": loading.table,
+        "synthesis": synthesis.table,
         "averaging": averaging.table,
         "checking": checking.table,
         "sites": sites.table,

@@ -8,6 +8,7 @@ import pytest
 
 from client.site import Site, load_site
 from client.templates import site_template
+from common import catalogue
 from common.errors import SettingError
 
 TEXT = """
@@ -43,7 +44,11 @@ FAULTS = {
     "unknown key": ("column =", "colum =", ["targets.sex.colum", "mean column?", "line 10"]),
     "in data": ("table =", "tabel =", ["data.tabel", "did you mean table?", "line 7"]),
     "in policy": ("minimum_cohort", "minimal_cohort", ["policy.minimal_cohort", "minimum_cohort?"]),
-    "no kind": ('kind = "features"\n', "", ["data.kind is missing", "features, t1w", "line 5"]),
+    "no kind": (
+        'kind = "features"\n',
+        "",
+        ["data.kind is missing", "features, synthetic-t1w", "line 5"],
+    ),
     "kind": ('"features"', '"featurs"', ["data.kind", "did you mean features?", "line 6"]),
     "no data": ('[data]\nkind = "features"\ntable = "t.csv"\n', "", ["data is missing"]),
     "data": ('[data]\nkind = "features"\ntable = "t.csv"\n', "data = 3", ["data is 3", "table"]),
@@ -95,7 +100,7 @@ def test_a_fault_in_a_site_file_is_named_with_its_remedy(tmp_path: Path, name: s
     assert "site.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["t1w", "features"])
+@pytest.mark.parametrize("kind", catalogue.names("kinds"))
 def test_the_site_template_is_a_site(tmp_path: Path, kind: str) -> None:
     """What a hospital is handed must work before the first edit, remarks taken away too."""
     text = site_template("new", kind)
@@ -109,7 +114,7 @@ def test_the_site_template_is_a_site(tmp_path: Path, kind: str) -> None:
 def test_an_unknown_kind_of_template_is_refused_with_those_there_are() -> None:
     """`--kind fmri` is a fair guess; a KeyError would not be a fair answer."""
     with pytest.raises(
-        SettingError, match='kind "fmri" is not installed; installed: features, t1w'
+        SettingError, match='kind "fmri" is not installed; installed: features, synthetic-t1w'
     ):
         site_template("new", "fmri")
 

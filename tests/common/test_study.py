@@ -187,7 +187,7 @@ FAULTS = {
     "strange backbone": ('"mlp"', '"zzz"', ["backbone.name", "installed: linear, mlp, sfcn"]),
     "kind": ('"features"', '"feature"', ["data.kind", "did you mean features?"]),
     "no backbone name": ('name = "mlp"\n', "", ["backbone.name is missing", "linear, mlp, sfcn"]),
-    "no kind": ('kind = "features"\n', "", ["data.kind is missing", "features, t1w"]),
+    "no kind": ('kind = "features"\n', "", ["data.kind is missing", "features, synthetic-t1w"]),
     "columns twice": ('["a", "b"]', '["a", "a"]', ["columns lists a more than once"]),
     "no columns": ('["a", "b"]', "[]", ["data.columns is []", "at least 1"]),
     "empty column": ('["a", "b"]', '["a", " "]', ["columns holds an empty name"]),
@@ -404,7 +404,7 @@ def test_one_digest_is_one_network() -> None:
     assert all(np.array_equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("kind", ["t1w", "features"])
+@pytest.mark.parametrize("kind", catalogue.names("kinds"))
 def test_a_study_survives_its_own_json(kind: str) -> None:
     """A run folder keeps the study as JSON and resumes only the same digest."""
     first = parse_study(tomllib.loads(study_template("round-trip", kind)), Path("a.toml"))
@@ -414,7 +414,7 @@ def test_a_study_survives_its_own_json(kind: str) -> None:
     assert parse_study(ordered, Path("study.json")).digest == first.digest
 
 
-@pytest.mark.parametrize("kind", ["t1w", "features"])
+@pytest.mark.parametrize("kind", catalogue.names("kinds"))
 def test_the_study_template_is_a_study(tmp_path: Path, kind: str) -> None:
     """What a newcomer is handed must work before the first edit."""
     file = tmp_path / "new.toml"

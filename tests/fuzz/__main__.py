@@ -24,12 +24,12 @@ _STUCK_S = 120  # in C, where nothing else ends it
 
 def all_borders() -> dict[str, Border]:
     """Every border by name."""
-    from tests.fuzz import files, texts, wire
+    from tests.fuzz import files, images, texts, wire
 
-    for name in ("callosum", "nibabel.global"):  # they say what is wrong with each file
+    for name in ("callosum", "nibabel.global", "PIL"):  # they say what is wrong with each file
         getLogger(name).setLevel(CRITICAL)
     warnings.simplefilter("ignore")
-    return {b.name: b for room in (wire, files, texts) for b in room.borders()}
+    return {b.name: b for room in (wire, files, images, texts) for b in room.borders()}
 
 
 def counts(borders: dict[str, Border], total: int) -> dict[str, int]:

@@ -8,10 +8,7 @@ What the operating system refuses is a finding about that folder or scan: `Path.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Final
 
 from client.data.finding import Finding, Findings
 from client.data.identity import ambiguous
+from client.data.readers.links import NOWHERE, homes_of, stamp_of
 from client.data.tables import nearest
 from common.errors import DataError, reason
 from common.printable import name_as_text
@@ -26,7 +24,6 @@ from common.printable import name_as_text
 _IMAGES: Final = (".nii.gz", ".nii")
 _VERSIONS: Final = ("space", "cohort", "res", "den", "desc")  # entities of one scan's derivatives
 _ALMOST_A_PERSON: Final = re.compile(r"sub[_ .]?\w*\d\w*|sub-.*", re.IGNORECASE)
-_NOWHERE: Final = "is a link to nothing (an unfetched git-annex file?); fetch the content"
 _OTHER_FORMATS: Final = (".hdr", ".img", ".mgz", ".mgh", ".mnc", ".nrrd", ".dcm")
 
 
@@ -88,7 +85,7 @@ def find_scans(
     """
     base, scans = root / folder, Scans()
     images = sorted(_images(base, scans))
-    homes = (root.resolve(), *(_linked(place, scans) for place in links))
+    homes = homes_of(root, links, scans.findings)
     others: dict[str, dict[str, None]] = {key: {} for key in wanted}
     for parts in images:
         stem, ending = _stem(parts[-1])
@@ -103,7 +100,7 @@ def find_scans(
             continue
         path = base.joinpath(*parts)
         problem = _misnamed(parts, stem, ending, found)
-        stamp, problem = ("", problem) if problem else _stamp(path, homes)
+        stamp, problem = ("", problem) if problem else stamp_of(path, homes)
         if problem:
             scans.refuse(parts, problem)
             continue
@@ -181,20 +178,6 @@ def _stem(name: str) -> tuple[str, str]:
     return stem, dot + ending
 
 
-def _linked(folder: Path, scans: Scans) -> Path:
-    """Where a folder that links may lead to really lies; whoever looks at the site is told."""
-    try:
-        real = folder.resolve(strict=True)
-        if not stat.S_ISDIR(real.stat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    except (OSError, RuntimeError) as error:
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"data.links names {folder}, which is not followed: {why}") from None
-    problem = f"links in the data folder may lead to {real}"
-    scans.findings.append(Finding(what="data.links", problem=problem, left_out=False))
-    return real
-
-
 def _images(base: Path, scans: Scans) -> Iterator[tuple[str, ...]]:
     """Names below `base` of whatever lies in an anat folder."""
     try:
@@ -241,7 +224,7 @@ def _names(base: Path, parts: tuple[str, ...], scans: Scans) -> list[str]:
         return []
     except FileNotFoundError:
         if path.is_symlink():
-            scans.refuse(parts, _NOWHERE)
+            scans.refuse(parts, NOWHERE)
         return []
     except OSError as error:
         scans.refuse(parts, f"cannot be listed: {reason(error)}")
@@ -261,21 +244,3 @@ def _misnamed(parts: tuple[str, ...], stem: str, ending: str, found: Mapping[str
     if folders != own:
         return f"is named {'_'.join(own)} but lies in {'/'.join(folders)}"
     return ""
-
-
-def _stamp(path: Path, homes: tuple[Path, ...]) -> tuple[str, str]:
-    """What changes when the content of an image may have; or why it is not followed or read."""
-    try:
-        real, state = path.resolve(strict=True), path.stat()
-    except (FileNotFoundError, RuntimeError):  # the second for links that lead to each other
-        return "", _NOWHERE if path.is_symlink() else "is gone since the folder was listed"
-    except OSError as error:
-        return "", f"cannot be read: {reason(error)}"
-    if not any(real.is_relative_to(home) for home in homes):
-        return "", (
-            f"is a link out of the data folder, to {real}; it is not followed; to allow it, list "
-            "a folder around that place under data.links in the site file"
-        )
-    if not stat.S_ISREG(state.st_mode):
-        return "", "is not a file"
-    return f"{state.st_size}-{state.st_mtime_ns}", ""

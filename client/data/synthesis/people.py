@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from deploy.hospitals.anatomy import (
+from client.data.synthesis.anatomy import (
     LOG_SCALE,
     MODES,
     Anatomy,

@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 
 from common.errors import SettingError
+from common.kinds.synthetic_t1w import FIELD_OF_VIEW_MM, check_grid
 
 Floats = npt.NDArray[np.float64]
 Volume = npt.NDArray[np.float32]
@@ -43,7 +44,6 @@ _TEXTURE_CENTRES: Final = ((-26.0, -20.0, -15.0), (-46.0, -10.0, -26.0))
 _TEXTURE_WIDTH_MM: Final = 14.0
 
 _BRAIN_CENTRE_MM: Final = (0.0, -17.0, 5.0)  # middle of the bounding box of the MNI brain mask
-_FIELD_OF_VIEW_MM: Final = (160, 192, 160)  # holds that box with 7 mm or more to spare
 _MARGIN_MM: Final = 9.0  # the largest heads reach about this far beyond the template
 
 
@@ -163,15 +163,15 @@ def build_anatomy(spacing_mm: float, shape: tuple[int, int, int] | None = None) 
     """
     if not 2.0 <= spacing_mm <= 16.0:
         raise SettingError(f"spacing_mm is {spacing_mm}; it must be from 2 to 16")
-    x, y, z = (int(-(-extent // (4 * spacing_mm)) * 4) for extent in _FIELD_OF_VIEW_MM)
+    x, y, z = (int(-(-extent // (4 * spacing_mm)) * 4) for extent in FIELD_OF_VIEW_MM)
     shape = shape or (x, y, z)
-    if any(
-        n * spacing_mm < 0.9 * extent for n, extent in zip(shape, _FIELD_OF_VIEW_MM, strict=True)
-    ):
-        raise SettingError(f"shape is {shape}; at {spacing_mm} mm the brain needs {(x, y, z)}")
+    try:
+        check_grid(shape, spacing_mm)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
     affine = _grid(spacing_mm, shape)
-    fine, fine_affine = _fine_tissues()
-    tissues = _resample(fine, fine_affine, affine, shape)
+    fine, fine_affine = fine_tissues()
+    tissues = averaged(fine, fine_affine, affine, shape)
     regions = _find_regions(fine, fine_affine)
     brain = tissues.sum(0) >= 0.5
     near = ndimage.binary_dilation(brain, iterations=max(1, round(_MARGIN_MM / spacing_mm)))
@@ -223,15 +223,20 @@ def standardise(volume: Volume) -> Volume:
     return result
 
 
+def origins(anatomy: Anatomy, head: Head, scanner: Scanner) -> Volume:
+    """Where in the template each voxel near this head comes from: (3, M) grid coordinates."""
+    moved = np.einsum("r,rm->m", head.log_scales.astype(np.float32), anatomy.warp)
+    moved = moved.reshape(anatomy.voxels.shape)
+    moved += np.float32(head.size + scanner.zoom) * anatomy.spread
+    return np.asarray(anatomy.voxels - moved)
+
+
 def _tissues_of(
     anatomy: Anatomy, head: Head, scanner: Scanner, random: np.random.Generator
 ) -> tuple[Volume, Volume, Volume]:
     """Sample the template where each voxel near this head comes from: three (M,) shares."""
     shift = random.normal(0.0, 1.0 / anatomy.spacing_mm, (3, 1)).astype(np.float32)
-    moved = np.einsum("r,rm->m", head.log_scales.astype(np.float32), anatomy.warp)
-    moved = moved.reshape(anatomy.voxels.shape)
-    moved += np.float32(head.size + scanner.zoom) * anatomy.spread
-    source = anatomy.voxels - moved + shift
+    source = origins(anatomy, head, scanner) + shift
     grey, white, fluid = (
         ndimage.map_coordinates(tissue, source, order=1, prefilter=False)
         for tissue in anatomy.tissues
@@ -257,7 +262,7 @@ def _world(affine: Floats, voxels: npt.NDArray[np.int64]) -> Floats:
     return np.asarray(voxels * np.diag(affine)[:3] + affine[:3, 3])
 
 
-def _fine_tissues() -> tuple[Volume, Floats]:
+def fine_tissues() -> tuple[Volume, Floats]:
     """Grey matter, white matter and fluid of the bundled template at 1 mm."""
     image = datasets.load_mni152_gm_template(resolution=1)
     mask = np.asarray(datasets.load_mni152_brain_mask(resolution=1).dataobj) > 0
@@ -267,7 +272,7 @@ def _fine_tissues() -> tuple[Volume, Floats]:
     return np.stack([grey, white, mask - grey - white]), np.asarray(image.affine, np.float64)
 
 
-def _resample(
+def averaged(
     fine: Volume, fine_affine: Floats, affine: Floats, shape: tuple[int, int, int]
 ) -> Volume:
     """Average (C, x, y, z) over each voxel of the new grid, as a scanner does; both are RAS."""
@@ -278,8 +283,9 @@ def _resample(
         apart = np.abs(new[:, None] - old)
         overlap = np.clip((spacing + step) / 2 - apart, 0, step) / spacing
         moved = np.moveaxis(fine, axis + 1, 1)
-        averaged = np.einsum("no,co...->cn...", overlap.astype(np.float32), moved)
-        fine = np.moveaxis(averaged, 1, axis + 1)
+        fine = np.moveaxis(
+            np.einsum("no,co...->cn...", overlap.astype(np.float32), moved), 1, axis + 1
+        )
     return np.ascontiguousarray(fine)
 
 
