@@ -43,10 +43,12 @@ def explain(study: Study) -> str:
         f"{', '.join(task.methods)}, {_extent(task)}"
         for task in study.finetuning
     ]
-    share = 1 - study.splits.test - study.splits.validation
+    splits = study.splits
+    rest = 1 - splits.test - splits.validation
+    spared = f", {rest * (1 - splits.share):.0%} are not used" if splits.share < 1 else ""
     lines.append(
-        f"participants: {share:.0%} train, {study.splits.validation:.0%} choose, "
-        f"{study.splits.test:.0%} are kept for fine-tuning's test"
+        f"participants: {rest * splits.share:.0%} train, {splits.validation:.0%} choose, "
+        f"{splits.test:.0%} are kept for fine-tuning's test{spared}"
     )
     return "\n".join(lines)
 

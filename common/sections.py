@@ -205,6 +205,11 @@ class Splits(Table):
     salt: str = Field("callosum", description="Studies with one salt split a site alike.")
     validation: Share = Field(0.15, description="Share of participants that choose settings.")
     test: Share = Field(0.2, description="Share of participants kept for fine-tuning's test.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Share of a site's other participants that is trained on; those of a smaller "
+        "share are among those of a larger one. Who is spared is in no split.",
+    )
 
     @model_validator(mode="after")
     def _some_are_left(self) -> Self:

@@ -118,4 +118,5 @@ _WORDS: Final = {
     "train": "training",
     "validation": "validation",
     "test": "the test",
+    "spared": "those whom splits.share spares",
 }

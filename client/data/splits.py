@@ -20,7 +20,7 @@ from common.errors import FolderError
 from common.runtime.durable import sync_folder, write_secret
 from common.sections import Splits
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "spared"]  # spared: beyond `splits.share`
 FILE: Final = "secret"  # below the site's folder; belongs into its backup
 _BYTES: Final = 32
 
@@ -29,8 +29,9 @@ def split_of(participant: str, splits: Splits, secret: str) -> Split:
     """Which split a participant is in, wherever and whenever the question is asked.
 
     The first 8 bytes of HMAC-SHA-256(secret, salt 0 participant) are read as a fraction of 2**64:
-    below `test` is test, below `test + validation` is validation, the rest is train. No one else's
-    presence matters, so a participant stays where they are as a site grows.
+    below `test` is test, below `test + validation` is validation, of the rest the lowest `share` is
+    train, so that a smaller share is among every larger one, and the others are spared. No one
+    else's presence matters, so a participant stays where they are as a site grows.
 
     >>> [split_of(f"sub-{n:02d}", Splits(), "example") for n in (4, 5, 6)]
     ['train', 'validation', 'test']
@@ -40,7 +41,12 @@ def split_of(participant: str, splits: Splits, secret: str) -> Split:
     fraction = int.from_bytes(digest[:8], "big") / 2**64
     if fraction < splits.test:
         return "test"
-    return "validation" if fraction < splits.test + splits.validation else "train"
+    kept = splits.test + splits.validation
+    if fraction < kept:
+        return "validation"
+    # at the default no sum is made: rounding must spare nobody
+    trains = splits.share == 1.0 or fraction < kept + splits.share * (1 - kept)
+    return "train" if trains else "spared"
 
 
 def secret_of(site: Site) -> str:

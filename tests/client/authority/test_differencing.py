@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.authority.differencing import FILE, Censuses, groups, refuse_near_copy
-from client.data.splits import split_of
+from client.data.splits import Split, split_of
 from common.errors import FolderError, Refusal, SettingError
 from common.sections import Splits
 from common.study import Study, parse_study
@@ -23,7 +23,10 @@ MINIMUM = 5
 NAMES = [f"sub-{number:02d}" for number in range(40)]
 people = st.frozensets(st.sampled_from(NAMES))
 shares = st.sampled_from([0.0, 0.1, 0.15, 0.16, 0.2, 0.25, 0.4])
-splits_of = st.builds(Splits, salt=st.sampled_from("ab"), validation=shares, test=shares)
+splits_of = st.builds(
+    Splits, salt=st.sampled_from("ab"), validation=shares, test=shares,
+    share=st.sampled_from([1.0, 1.0, 0.9, 0.5, 0.1]),
+)  # fmt: skip
 quick = settings(deadline=None, max_examples=100)
 
 STUDY = parse_study(
@@ -64,7 +67,7 @@ def refused(
 def test_everyone_is_in_one_group_beside_that_of_all(who: frozenset[str], splits: Splits) -> None:
     """Whoever was in none would be compared with nobody."""
     found = groups(who, splits, "secret")
-    assert found.keys() == {"all", "train", "validation", "test"}
+    assert found.keys() == {"all", "train", "validation", "test", "spared"}
     assert found.pop("all") == who
     assert sorted(name for group in found.values() for name in group) == sorted(who)
 
@@ -83,7 +86,7 @@ def test_a_study_is_refused_just_when_some_group_differs_by_a_few(
         ]
         return sum((name in place[0]) != (name in place[1]) for name in NAMES)
 
-    few = any(0 < moved(split) < MINIMUM for split in (None, "train", "validation", "test"))
+    few = any(0 < moved(split) < MINIMUM for split in (None, *get_args(Split)))
     assert refused(ours, theirs, who, before) == few
     assert refused(theirs, ours, before, who) == few  # whichever was first
 

@@ -10,16 +10,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from client.data import splits as module
 from client.data.splits import FILE, pseudonyms, secret_of, split_of
 from client.site import Site
-from common.errors import FolderError
+from common.errors import FolderError, QuorumError
 from common.kinds.features import Features
+from common.protocol.wire import Stored
 from common.sections import Splits
+from tests.conftest import write_federation
 
 NAMES = [f"sub-{n}" for n in range(20_000)]
 PINNED = [
@@ -80,6 +84,65 @@ def test_more_validation_takes_nobody_out_of_test() -> None:
     for name in NAMES[:500]:
         if split_of(name, Splits(), "ours") == "test":
             assert split_of(name, Splits(validation=0.4), "ours") == "test"
+
+
+def test_a_smaller_share_is_among_every_larger_one() -> None:
+    """Else a curve over shares would compare people, not numbers of them; the rest stays put."""
+    whole = {name: split_of(name, Splits(), "ours") for name in NAMES}
+    before = {name for name, split in whole.items() if split == "train"}
+    for share in (0.5, 0.25, 0.1, 0.05):
+        now = {name: split_of(name, Splits(share=share), "ours") for name in NAMES}
+        trains = {name for name, split in now.items() if split == "train"}
+        assert trains < before
+        assert len(trains) / 20_000 == pytest.approx(0.65 * share, abs=0.005)
+        others = {name: split for name, split in now.items() if split not in ("train", "spared")}
+        assert others == {name: split for name, split in whole.items() if split != "train"}
+        before = trains
+
+
+def test_the_whole_share_spares_nobody() -> None:
+    """The default must leave every study's people where they were, to the last."""
+    for splits in (Splits(), Splits(test=0.0, validation=0.0), Splits(test=0.5, validation=0.44)):
+        found = Counter(split_of(name, splits, "ours") for name in NAMES)
+        assert found["spared"] == 0
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
+def test_a_share_of_nobody_or_of_more_than_all_is_refused(share: float) -> None:
+    """A study that trains on nobody is a mistake, said before anyone is asked."""
+    with pytest.raises(ValidationError, match="share"):
+        Splits(share=share)
+
+
+@pytest.mark.whole
+def test_training_and_settled_constants_are_of_the_share_alone(tmp_path: Path) -> None:
+    """Whoever is spared is in no number that leaves: counts, columns' means, a task's training."""
+    tasks = [{"name": "own", "target": "diagnosis", "methods": ["scratch/full"], "epochs": 1}]
+    people = dict.fromkeys(("alpha", "beta", "gamma"), 80)
+    changes = {"splits.share": 0.6, "finetuning": tasks}
+    federation = write_federation(tmp_path, changes, participants=people)
+    cohorts = [federation.agent(name).cohort for name in ("alpha", "beta", "gamma")]
+    inside = [cohort.indices("train", federation.study.splits) for cohort in cohorts]
+    for cohort, indices in zip(cohorts, inside, strict=True):
+        everyone = cohort.indices("train", Splits())
+        assert set(indices) < set(everyone)
+        assert len(cohort.indices("spared", federation.study.splits)) + len(indices) == len(everyone)
+    run = federation.simulate()
+    answered = run.federated.records()[0]["answered"]
+    assert [line["participants"]["shared"] for line in answered.values()] == [*map(len, inside)]
+    columns = [np.asarray(c.samples)[rows] for c, rows in zip(cohorts, inside, strict=True)]
+    settled = Stored(run.federated.final, "model/")["backbone.standardise.mean"]
+    np.testing.assert_allclose(settled, np.concatenate(columns).mean(0), rtol=1e-5)
+
+
+@pytest.mark.whole
+def test_a_share_below_the_minimum_cohort_is_declined(tmp_path: Path) -> None:
+    """Few people's gradients are theirs: a smaller share must not slip below what a site asks."""
+    few = write_federation(tmp_path, {"splits.share": 0.2})
+    agent = few.agent("alpha")
+    assert len(agent.cohort.indices("train", few.study.splits)) < 10
+    with pytest.raises(QuorumError, match="COHORT_TOO_SMALL"):
+        few.simulate()
 
 
 def test_without_the_secret_nobody_can_place_anybody() -> None:
