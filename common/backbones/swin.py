@@ -8,10 +8,11 @@ the axis of time is left and right here. With the published widths and patches o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -33,6 +34,8 @@ from common.transformer import (
 
 Edge = Annotated[int, Field(ge=1, le=64)]
 Edges = tuple[int, int, int]
+_LARGEST_WINDOW: Final = 2048  # tokens; the published ones have 392 and 343
+_MOST_PAIRS: Final = 1 << 28  # of tokens that look at each other; 160 x 192 x 160 has 60 million
 
 
 class Swin(nn.Module):
@@ -103,6 +106,7 @@ class Swin(nn.Module):
                 f"many; data.shape gives {list(shape)}"
             )
         self.patch = settings.patch
+        _bearable(shape, settings)
         voxels = self.patch[0] * self.patch[1] * self.patch[2]
         widths = [settings.width * 2**place for place in range(len(settings.depths))]
         self.embed = nn.Sequential(nn.Linear(voxels, widths[0]), nn.LayerNorm(widths[0]))
@@ -157,6 +161,18 @@ class Swin(nn.Module):
         return self.norm(tokens)  # type: ignore[no-any-return]
 
 
+def _bearable(shape: tuple[int, ...], settings: Swin.Settings) -> None:
+    """Refuse windows whose attention nobody could hold, before any table of them is made."""
+    grid = grid_of(shape, settings.patch)
+    window = [min(edge, n) for edge, n in zip(settings.window, grid, strict=True)]
+    tokens, seen = math.prod(grid), math.prod(window)
+    if seen > _LARGEST_WINDOW or tokens * seen > _MOST_PAIRS:
+        raise ValueError(
+            f"window is {list(settings.window)} over {list(grid)} tokens: each of {tokens:,} would "
+            f"look at {seen:,}; smaller windows or larger patches are needed"
+        )
+
+
 class Merging(nn.Module):
     """(B, x, y, z, E) to (B, x, y / 2, z / 2, 2 E): each square of four tokens becomes one."""
 
@@ -181,8 +197,7 @@ class WindowBlock(nn.Module):
         self.window, self.moved = settings.window, moved
         self.before_attention = nn.LayerNorm(width)
         self.attention = Attention(width, heads, settings.dropout, bias=True)
-        far = [2 * edge - 1 for edge in self.window]
-        self.relative = positions(far[0] * far[1] * far[2], heads)
+        self.bias = PlaceBias(heads, self.window)
         self.before_feed_forward = nn.LayerNorm(width)
         wide = round(settings.feed_forward * width)
         self.feed_forward = FeedForward(width, wide, settings.dropout)
@@ -205,17 +220,30 @@ class WindowBlock(nn.Module):
         if any(moved):
             x = torch.roll(x, [-way for way in moved], (1, 2, 3))
         whole = _edges(x.shape[1:4])
-        seen = self.attention(_windows(x, window), self._bias(whole, window, moved, len(x)))
+        seen = self.attention(_windows(x, window), self.bias(whole, window, moved, len(x)))
         x = _joined(seen, whole, window)
         if any(moved):
             x = torch.roll(x, moved, (1, 2, 3))
         return x[:, : grid[0], : grid[1], : grid[2]]
 
-    def _bias(self, whole: Edges, window: Edges, moved: Edges, samples: int) -> Tensor:
-        """What is added before the softmax: (1 or B W, heads, N, N) for W windows of N tokens."""
+
+class PlaceBias(nn.Module):
+    """What is added before the softmax: (1 or B W, heads, N, N) for W windows of N tokens.
+
+    A table of how far two tokens of a window lie apart; after a move, also who may not look at
+    whom. A module of its own, so that its numbers count where a step's memory is told beforehand.
+    """
+
+    def __init__(self, heads: int, window: Edges) -> None:
+        super().__init__()
+        self.window = window
+        far = [2 * edge - 1 for edge in window]
+        self.relative = positions(far[0] * far[1] * far[2], heads)
+
+    def forward(self, whole: Edges, window: Edges, moved: Edges, samples: int) -> Tensor:
+        """`window` is the present one, cut to the volume; it is moved by `moved`, or not."""
         device = self.relative.device
-        places = _relative_places(self.window, window).to(device)
-        bias_HNN = self.relative[places].movedim(2, 0)
+        bias_HNN = self.relative[_relative_places(self.window, window).to(device)].movedim(2, 0)
         if not any(moved):
             return bias_HNN.unsqueeze(0)
         apart_WNN = _apart(whole, window, moved).to(device)
