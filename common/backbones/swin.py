@@ -243,10 +243,10 @@ class PlaceBias(nn.Module):
     def forward(self, whole: Edges, window: Edges, moved: Edges, samples: int) -> Tensor:
         """`window` is the present one, cut to the volume; it is moved by `moved`, or not."""
         device = self.relative.device
-        bias_HNN = self.relative[_relative_places(self.window, window).to(device)].movedim(2, 0)
+        bias_HNN = self.relative[_relative_places(self.window, window, device)].movedim(2, 0)
         if not any(moved):
             return bias_HNN.unsqueeze(0)
-        apart_WNN = _apart(whole, window, moved).to(device)
+        apart_WNN = _apart(whole, window, moved, device)
         bias_WHNN = bias_HNN.masked_fill(apart_WNN.unsqueeze(1), float("-inf"))
         return bias_WHNN.repeat(samples, 1, 1, 1)
 
@@ -272,20 +272,26 @@ def _joined(windows: Tensor, whole: Edges, window: Edges) -> Tensor:
     return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# Tables are constants: made once for a device, no part of a compiled graph, and never as tensors of
+# inference, which no later training could go through.
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.inference_mode(mode=False)
 @lru_cache(maxsize=64)
-def _relative_places(full: Edges, window: Edges) -> Tensor:
+def _relative_places(full: Edges, window: Edges, device: torch.device) -> Tensor:
     """(N, N): which row of the table of relative positions each pair of a window's tokens reads."""
     axes = torch.meshgrid(*(torch.arange(edge, device="cpu") for edge in window), indexing="ij")
     at_N3 = torch.stack(axes).flatten(1).T
     away = at_N3[:, None] - at_N3[None] + torch.tensor(full, device="cpu") - 1
     _, y, z = (2 * edge - 1 for edge in full)
-    return (away[..., 0] * y + away[..., 1]) * z + away[..., 2]
+    return ((away[..., 0] * y + away[..., 1]) * z + away[..., 2]).to(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.inference_mode(mode=False)
 @lru_cache(maxsize=64)
-def _apart(whole: Edges, window: Edges, moved: Edges) -> Tensor:
+def _apart(whole: Edges, window: Edges, moved: Edges, device: torch.device) -> Tensor:
     """(W, N, N): whether two tokens of a window come from opposite ends of the moved volume."""
     region = torch.zeros((1, *whole, 1), device="cpu")
     number = 0
@@ -301,4 +307,4 @@ def _apart(whole: Edges, window: Edges, moved: Edges) -> Tensor:
                 region[:, x, y, z] = number
                 number += 1
     of_WN = _windows(region, window)[..., 0]
-    return of_WN[:, :, None] != of_WN[:, None]
+    return (of_WN[:, :, None] != of_WN[:, None]).to(device)

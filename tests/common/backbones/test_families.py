@@ -187,3 +187,14 @@ def test_swins_places_count_in_a_step() -> None:
     counted = _outputs(small, (32, 32, 32))
     tokens = 16**3
     assert counted > tokens * 4**3 * 3  # tokens, those that each looks at, heads
+
+
+@pytest.mark.parametrize("name", CPU_SIZES)
+def test_a_backbone_trains_after_it_has_judged(name: str) -> None:
+    """A round judges first; what is made then must serve the training behind it."""
+    shape = (18, 20, 21)  # of no other test: nothing of it is kept from before
+    backbone, x = made(name, shape), torch.randn(2, *shape)
+    with torch.inference_mode():
+        backbone.eval()(x)
+    backbone.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
