@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.data.reader import Found, Source
+from client.data.reader import Found
 from client.data.readers import clips, frames
 from client.data.readers.links import NOWHERE
 from client.data.readers.video import VideoReader
@@ -475,13 +476,19 @@ def test_a_stamp_changes_when_a_frame_that_is_taken_does(tmp_path: Path) -> None
     assert stamp() != first
 
 
-def test_what_the_disk_refuses_is_tried_again(tmp_path: Path) -> None:
-    """A stale handle is no damaged picture."""
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_what_the_disk_refuses_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A stale handle is no damaged picture, whenever it goes stale."""
     write_frames(tmp_path / "clips/a")
     (source,) = find(tmp_path).sources
-    gone: Source = source
-    (tmp_path / "clips/a/frame_1.png").unlink()
-    outcome = prepare_one("video", study(), (np.dtype("float16"), SHAPE), gone)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(frames, "_fitted", refuse)
+    outcome = prepare_one("video", study(), (np.dtype("float16"), SHAPE), source)
     assert (outcome.status, outcome.notes) == (
-        "failed", ("cannot be read: No such file or directory",),
+        "failed", (f"cannot be read: {os.strerror(number)}",),
     )  # fmt: skip
