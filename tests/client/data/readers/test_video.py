@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from client.data.reader import Found
 from client.data.readers import clips, frames
@@ -418,8 +419,9 @@ def test_rows_and_clips_that_do_not_meet_are_named(tmp_path: Path) -> None:
     write_table(tmp_path, ["clip person", "a p1", "../../etc/passwd p2", "b p3", "b p4", "c n/a",
                            "d p007", "e p7", "/ p5"])  # fmt: skip
     found = find(tmp_path, table="clips.tsv", participant="person")
-    assert [source.scan for source in found.sources] == ["a", "c"]
+    assert [source.scan for source in found.sources] == ["a"]
     problems = told(found)
+    assert problems["clips.tsv, line 6"] == "names nobody in person"
     assert problems["../../etc/passwd"] == "has a row but no clip"
     assert problems["clips.tsv, line 5"] == "names b, as line 4 does; neither is used"
     assert problems["clips.tsv, line 9"] == "names no clip"
@@ -435,7 +437,7 @@ def test_only_the_sites_rows_are_read_and_clips_of_nobody_are_left_out(tmp_path:
     assert [source.scan for source in found.sources] == ["a"]
     assert told(found) == {"c": "has no row in clips.tsv; there are: a"}
     assert [finding.left_out for finding in found.findings] == [True]
-    with pytest.raises(DataError, match="are columns of data.table"):
+    with pytest.raises(ValidationError, match="table is empty; participant and rows are columns"):
         find(tmp_path, rows={"site": "here"})
 
 
