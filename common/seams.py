@@ -82,10 +82,12 @@ class Objective(Protocol):
     other. `predict` answers for targets alone; without heads it answers nothing. An objective that
     learns from labels has a key `targets` in its `Settings`.
 
-    Three things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
+    Four things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
     of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
     `supervised`: a sample without a label of any target enters no loss, so none is trained on.
+    `apart`: samples without labels may enter terms of their own, so fewer people than a site's
+    minimum are not trained on for it.
     `views` may be left out and is then 1; with V > 1, `terms` is given V augmented views of each
     sample, x of (B, V, *shape). With `terms_of(outputs, labels)`, the terms of what `forward` gave,
     samples may be mixed.
@@ -95,6 +97,7 @@ class Objective(Protocol):
     coupled: ClassVar[bool]
     finetunes: ClassVar[bool]
     supervised: ClassVar[bool]
+    apart: ClassVar[bool]
     views: ClassVar[int]
     weights: Mapping[str, float]
 

@@ -37,14 +37,20 @@ def support_of(
 def learnt_from(study: Study, cohort: Cohort, minimum: int) -> tuple[Cohort, Indices]:
     """The cohort without rare labels, and its training samples that can enter a loss.
 
-    A supervised objective (`common.seams`) learns nothing of a sample without any label.
+    A supervised objective (`common.seams`) learns nothing of a sample without any label; one that
+    keeps those apart learns nothing of them where they are of too few people to speak of.
     """
     training = cohort.indices("train", study.splits)
     cohort = without_rare_labels(cohort, training, minimum)
-    if not getattr(type_of(study, "objectives"), "supervised", False):
+    objective = type_of(study, "objectives")
+    supervised = getattr(objective, "supervised", False)
+    if not supervised and not getattr(objective, "apart", False):
         return cohort, training
     known = [~np.isnan(cohort.labels[name][training]) for name in study.pretraining_targets]
-    return cohort, training[np.any(known, axis=0)]
+    labelled = np.any(known, axis=0)
+    if supervised or 0 < people_among(cohort, training[~labelled]) < minimum:
+        return cohort, training[labelled]
+    return cohort, training
 
 
 def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohort:

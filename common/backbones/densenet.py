@@ -59,12 +59,15 @@ class DenseNet(nn.Module):
         self.features = whole.class_layers[-1].in_features
         self.stride = 2 ** (1 + len(settings.layers))
 
-    def stages(self) -> list[nn.Module]:
-        """The first convolution, then each block with what follows it."""
-        parts = dict(self.layers.named_children())
-        return [
-            part for name, part in parts.items() if name.startswith(("conv", "dense", "transition"))
-        ]
+    def stages(self) -> list[tuple[nn.Module, ...]]:
+        """The first convolution, each block, each transition, with the norms behind them."""
+        found: list[tuple[nn.Module, ...]] = []
+        for name, part in self.layers.named_children():
+            if name.startswith("norm"):
+                found[-1] = (*found[-1], part)
+            elif any(True for _ in part.parameters()):
+                found.append((part,))
+        return found
 
     def feature_map(self, x_BXYZ: Tensor) -> Tensor:
         """(B, F, x, y, z): one place for every `stride` voxels."""

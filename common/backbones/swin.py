@@ -8,10 +8,11 @@ the axis of time is left and right here. With the published widths and patches o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -33,6 +34,8 @@ from common.transformer import (
 
 Edge = Annotated[int, Field(ge=1, le=64)]
 Edges = tuple[int, int, int]
+_LARGEST_WINDOW: Final = 2048  # tokens; the published ones have 392 and 343
+_MOST_PAIRS: Final = 1 << 28  # of tokens that look at each other; 160 x 192 x 160 has 60 million
 
 
 class Swin(nn.Module):
@@ -103,6 +106,7 @@ class Swin(nn.Module):
                 f"many; data.shape gives {list(shape)}"
             )
         self.patch = settings.patch
+        _bearable(shape, settings)
         voxels = self.patch[0] * self.patch[1] * self.patch[2]
         widths = [settings.width * 2**place for place in range(len(settings.depths))]
         self.embed = nn.Sequential(nn.Linear(voxels, widths[0]), nn.LayerNorm(widths[0]))
@@ -157,6 +161,18 @@ class Swin(nn.Module):
         return self.norm(tokens)  # type: ignore[no-any-return]
 
 
+def _bearable(shape: tuple[int, ...], settings: Swin.Settings) -> None:
+    """Refuse windows whose attention nobody could hold, before any table of them is made."""
+    grid = grid_of(shape, settings.patch)
+    window = [min(edge, n) for edge, n in zip(settings.window, grid, strict=True)]
+    tokens, seen = math.prod(grid), math.prod(window)
+    if seen > _LARGEST_WINDOW or tokens * seen > _MOST_PAIRS:
+        raise ValueError(
+            f"window is {list(settings.window)} over {list(grid)} tokens: each of {tokens:,} would "
+            f"look at {seen:,}; smaller windows or larger patches are needed"
+        )
+
+
 class Merging(nn.Module):
     """(B, x, y, z, E) to (B, x, y / 2, z / 2, 2 E): each square of four tokens becomes one."""
 
@@ -181,8 +197,7 @@ class WindowBlock(nn.Module):
         self.window, self.moved = settings.window, moved
         self.before_attention = nn.LayerNorm(width)
         self.attention = Attention(width, heads, settings.dropout, bias=True)
-        far = [2 * edge - 1 for edge in self.window]
-        self.relative = positions(far[0] * far[1] * far[2], heads)
+        self.bias = PlaceBias(heads, self.window)
         self.before_feed_forward = nn.LayerNorm(width)
         wide = round(settings.feed_forward * width)
         self.feed_forward = FeedForward(width, wide, settings.dropout)
@@ -205,20 +220,33 @@ class WindowBlock(nn.Module):
         if any(moved):
             x = torch.roll(x, [-way for way in moved], (1, 2, 3))
         whole = _edges(x.shape[1:4])
-        seen = self.attention(_windows(x, window), self._bias(whole, window, moved, len(x)))
+        seen = self.attention(_windows(x, window), self.bias(whole, window, moved, len(x)))
         x = _joined(seen, whole, window)
         if any(moved):
             x = torch.roll(x, moved, (1, 2, 3))
         return x[:, : grid[0], : grid[1], : grid[2]]
 
-    def _bias(self, whole: Edges, window: Edges, moved: Edges, samples: int) -> Tensor:
-        """What is added before the softmax: (1 or B W, heads, N, N) for W windows of N tokens."""
+
+class PlaceBias(nn.Module):
+    """What is added before the softmax: (1 or B W, heads, N, N) for W windows of N tokens.
+
+    A table of how far two tokens of a window lie apart; after a move, also who may not look at
+    whom. A module of its own, so that its numbers count where a step's memory is told beforehand.
+    """
+
+    def __init__(self, heads: int, window: Edges) -> None:
+        super().__init__()
+        self.window = window
+        far = [2 * edge - 1 for edge in window]
+        self.relative = positions(far[0] * far[1] * far[2], heads)
+
+    def forward(self, whole: Edges, window: Edges, moved: Edges, samples: int) -> Tensor:
+        """`window` is the present one, cut to the volume; it is moved by `moved`, or not."""
         device = self.relative.device
-        places = _relative_places(self.window, window).to(device)
-        bias_HNN = self.relative[places].movedim(2, 0)
+        bias_HNN = self.relative[_relative_places(self.window, window, device)].movedim(2, 0)
         if not any(moved):
             return bias_HNN.unsqueeze(0)
-        apart_WNN = _apart(whole, window, moved).to(device)
+        apart_WNN = _apart(whole, window, moved, device)
         bias_WHNN = bias_HNN.masked_fill(apart_WNN.unsqueeze(1), float("-inf"))
         return bias_WHNN.repeat(samples, 1, 1, 1)
 
@@ -244,20 +272,26 @@ def _joined(windows: Tensor, whole: Edges, window: Edges) -> Tensor:
     return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# Tables are constants: made once for a device, no part of a compiled graph, and never as tensors of
+# inference, which no later training could go through.
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.inference_mode(mode=False)
 @lru_cache(maxsize=64)
-def _relative_places(full: Edges, window: Edges) -> Tensor:
+def _relative_places(full: Edges, window: Edges, device: torch.device) -> Tensor:
     """(N, N): which row of the table of relative positions each pair of a window's tokens reads."""
     axes = torch.meshgrid(*(torch.arange(edge, device="cpu") for edge in window), indexing="ij")
     at_N3 = torch.stack(axes).flatten(1).T
     away = at_N3[:, None] - at_N3[None] + torch.tensor(full, device="cpu") - 1
     _, y, z = (2 * edge - 1 for edge in full)
-    return (away[..., 0] * y + away[..., 1]) * z + away[..., 2]
+    return ((away[..., 0] * y + away[..., 1]) * z + away[..., 2]).to(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.inference_mode(mode=False)
 @lru_cache(maxsize=64)
-def _apart(whole: Edges, window: Edges, moved: Edges) -> Tensor:
+def _apart(whole: Edges, window: Edges, moved: Edges, device: torch.device) -> Tensor:
     """(W, N, N): whether two tokens of a window come from opposite ends of the moved volume."""
     region = torch.zeros((1, *whole, 1), device="cpu")
     number = 0
@@ -273,4 +307,4 @@ def _apart(whole: Edges, window: Edges, moved: Edges) -> Tensor:
                 region[:, x, y, z] = number
                 number += 1
     of_WN = _windows(region, window)[..., 0]
-    return of_WN[:, :, None] != of_WN[:, None]
+    return (of_WN[:, :, None] != of_WN[:, None]).to(device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.seams import Layout
 from common.settings import Table
@@ -83,6 +83,12 @@ class Video:
             description="Other folders that links among the clips may lead to, relative to the "
             "site file.",
         )
+
+        @model_validator(mode="after")
+        def _columns_have_a_table(self) -> Self:
+            if not self.table and (self.participant or self.rows):
+                raise ValueError("table is empty; participant and rows are columns of it")
+            return self
 
     @staticmethod
     def shape(study: Video.Study) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def stages(backbone: nn.Module) -> list[Stage]:
     """
     own = getattr(backbone, "stages", None)
     if own is not None:
-        return [(part,) for part in own()]
+        return [part if isinstance(part, tuple) else (part,) for part in own()]
     found: list[Stage] = []
     for child in backbone.children():
         if isinstance(child, nn.Sequential):

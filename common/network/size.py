@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from common.errors import SettingError
 from common.network.building import build
 from common.study import Study
+from common.transformer import Attention
 
 LARGEST_NETWORK: Final = 250_000_000  # numbers, 1 GB; ViT-B has 86 million, the SFCN 3 million
 LARGEST_STEP_GB: Final = 64.0
@@ -139,8 +140,17 @@ def _outputs(backbone: Any, shape: tuple[int, ...]) -> int:
         if isinstance(output, torch.Tensor):
             counted.append(output.numel())
 
-    leaves = [layer for layer in backbone.modules() if not any(layer.children())]
-    handles = [layer.register_forward_hook(count) for layer in leaves]
+    def count_pairs(attention: Any, given: Any, _: Any) -> None:
+        """With dropout, what each token looks at is written down."""
+        if attention.dropout:
+            samples, tokens = given[0].shape[:2]
+            counted.append(samples * attention.heads * tokens**2)
+
+    layers = list(backbone.modules())
+    handles = [one.register_forward_hook(count) for one in layers if not any(one.children())]
+    handles += [
+        one.register_forward_hook(count_pairs) for one in layers if isinstance(one, Attention)
+    ]
     try:
         # two samples: normalisation layers refuse to learn from one
         with torch.no_grad():

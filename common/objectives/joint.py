@@ -28,6 +28,7 @@ class Joint(Multitask):
     """Multitask heads, and a part that learns without labels, on one backbone."""
 
     supervised: ClassVar[bool] = False
+    apart: ClassVar[bool] = True
 
     class Settings(Multitask.Settings):
         """Keys of `[objective]`."""

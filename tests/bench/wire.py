@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from flwr.app import Message, RecordDict
 
+from common.network.size import outline
 from common.protocol.wire import unpack_order
+from common.study import Study, parse_study
 from deploy import local
-from tests.conftest import FEATURES, overridden, write_table_site
+from deploy.hospitals.dataset import write_hospitals
+from tests.conftest import BRAINS, FEATURES, overridden, write_table_site
 
 WIDTH = 512  # of both layers: 266,000 numbers, of which adapters of rank 2 are one in a hundred
 SITES = {"alpha": "train", "beta": "train", "omega": "heldout"}
@@ -37,7 +41,42 @@ def table() -> str:
             first, later = messages[0], messages[-1]
             cells = [f"{size / 1e3:,.1f}" for size in (*first, *later)]
             lines.append(f"| {title} | {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_vit()])
+
+
+def _vit() -> list[str]:
+    """ViT-B/16 at 96^3 by additions of rank 8, over the bytes of the whole network."""
+    changes = {
+        "data": {"kind": "t1w", "shape": [96, 96, 96], "spacing_mm": 2.0},
+        "backbone": {"name": "vit"},
+        "pretraining": {
+            "rounds": 2, "batch_size": 4, "warmup": 0.1, "learning_rate": 1e-4, "trains": "lora",
+            "rank": 8,
+        },
+        "sites": {"train": ["alpha", "beta"]},
+    }  # fmt: skip
+    tables = overridden(BRAINS, changes)
+    whole = sum(4 * p.numel() for p in outline(_whole(tables)).parameters())
+    with _counting() as seen, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_hospitals(
+            folder / "sites", names=["alpha", "beta"], participants=20, spacing_mm=14.0, seed=1
+        )
+        (folder / "study.toml").write_text(tomli_w.dumps(tables))
+        local.simulate(folder / "study.toml", folder / "sites", folder / "run")
+    first, *_, last = seen["train"]
+    cells = [f"{size / 1e6:,.2f} ({size / whole:.2%})" for size in (*first, *last)]
+    return [
+        f"ViT-B/16 at 96^3, {whole / 1e6:.1f} MB; MB of one message, and its share of the whole network.",
+        "",
+        "| network | order | first: down | up | later: down | up |",
+        "|---|---|---|---|---|---|",
+        f"| frozen, with LoRA of rank 8 | train | {' | '.join(cells)} |",
+    ]
+
+
+def _whole(tables: dict[str, Any]) -> Study:
+    return parse_study(overridden(tables, {"pretraining.trains": "full"}), Path("study.toml"))
 
 
 class CountingGrid(local.LocalGrid):
@@ -76,15 +115,20 @@ def _counted(more: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
         "finetuning": [task],
         **more,
     }
+    with _counting() as seen, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for site, role in SITES.items():
+            write_table_site(folder, site, role=role, participants=40)
+        (folder / "study.toml").write_text(tomli_w.dumps(overridden(FEATURES, changes)))
+        local.simulate(folder / "study.toml", folder / "sites", folder / "run")
+    return seen
+
+
+@contextmanager
+def _counting() -> Iterator[dict[str, list[tuple[int, int]]]]:
     CountingGrid.seen = defaultdict(list)
     plain, local.LocalGrid = local.LocalGrid, CountingGrid  # type: ignore[misc]
     try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            for site, role in SITES.items():
-                write_table_site(folder, site, role=role, participants=40)
-            (folder / "study.toml").write_text(tomli_w.dumps(overridden(FEATURES, changes)))
-            local.simulate(folder / "study.toml", folder / "sites", folder / "run")
+        yield CountingGrid.seen
     finally:
         local.LocalGrid = plain  # type: ignore[misc]
-    return CountingGrid.seen

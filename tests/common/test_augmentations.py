@@ -247,6 +247,9 @@ def test_a_blur_smooths_and_keeps_the_mass() -> None:
         np.testing.assert_allclose(middle_of(made), (12, 13, 11), atol=1e-3)
     assert all(made.max() <= spot.max() for made in found)
     assert min(made.max() for made in found) < 0.9 * spot.max()
+    slab = np.zeros((25, 27, 23), np.float32)
+    slab[0] = 1
+    assert not blur(slab, np.random.default_rng(0))[10:].any()  # the other side is no neighbour
 
 
 @pytest.mark.parametrize(("fill", "blank"), [("zero", 0.0), ("mean", 4.0)])

@@ -82,7 +82,7 @@ def test_a_block_of_windows_is_monais(moved: bool) -> None:
     }.items():  # fmt: skip
         for end in ("weight", "bias"):
             mine[f"{new}.{end}"] = state[f"{old}.{end}"]
-    mine["relative"] = state["attn.relative_position_bias_table"]
+    mine["bias.relative"] = state["attn.relative_position_bias_table"]
     ours.load_state_dict(mine)
     x = torch.randn(2, 7, 6, 5, 12)  # padded along the first and the last axis
     mask = compute_mask([8, 6, 6], (4, 3, 2), shift, "cpu") if moved else None

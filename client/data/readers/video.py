@@ -29,6 +29,7 @@ from common.kinds.video import Video
 
 _FOLDER: Final = "folder"  # what a clip's folder is called among the columns
 _MOST_HINTS: Final = 20
+_NOBODY: Final = ("", "n/a", "na", "nan", "-9999")
 
 
 class VideoReader:
@@ -170,8 +171,6 @@ def _notes(total: int, study: Video.Study) -> tuple[str, ...]:
 def _read_table(site: Video.Site, root: Path, columns: frozenset[str], clips: Clips) -> _Known:
     """What the site's table says of the clips, and how the two fit."""
     if not site.table:
-        if site.participant or site.rows:
-            raise DataError("data.participant and data.rows are columns of data.table; name it")
         return _Known()
     decides = bool(site.participant or site.rows)
     try:
@@ -221,7 +220,7 @@ def _person(line: Line, who: int | None, clip: str) -> str:
     """Whose clip a row is about; "" where it does not say."""
     if who is None:
         return clip
-    name = name_in_table(line[who])
+    name = None if line[who].casefold() in _NOBODY else name_in_table(line[who])
     return name.participant if name else ""
 
 

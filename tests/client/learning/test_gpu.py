@@ -40,13 +40,13 @@ PAIRS = [
 ]
 
 
-def study(backbone: str, objective: str, **changes: Any) -> Study:
+def study(backbone: str, name: str, **changes: Any) -> Study:
     tables = {
         "name": "gpu",
         "data": {"kind": "t1w", "shape": list(SHAPE), "spacing_mm": 8.0},
         "targets": {"age": {"kind": "regression", "centre": 50.0, "scale": 18.0}},
         "backbone": {"name": backbone, **CPU_SIZES[backbone]},
-        "objective": {"name": objective, **OBJECTIVES.get(objective, {})},
+        "objective": {"name": name, **OBJECTIVES.get(name, {})},
         "augmentation": [{"name": "noise"}],
         "pretraining": {"warmup": 0.1},
         "sites": {"train": ["a"]},
@@ -68,7 +68,7 @@ def cohort(count: int = 16) -> Cohort:
     )  # fmt: skip
 
 
-def losses(agreed: Study, kind: str, epochs: int) -> tuple[list[float], Any]:
+def losses(agreed: Study, kind: str, epochs: int, **keys: Any) -> tuple[list[float], Any]:
     """The mean loss of each epoch, and the network."""
     network, seen = build(agreed, seed=1), []
 
@@ -77,7 +77,7 @@ def losses(agreed: Study, kind: str, epochs: int) -> tuple[list[float], Any]:
         return True
 
     recipe = Recipe(
-        steps=STEPS, rate=2e-3, weight_decay=1e-3, epochs=epochs, of=epochs, seed=1,
+        steps=STEPS.model_copy(update=keys), rate=2e-3, weight_decay=1e-3, epochs=epochs, of=epochs, seed=1,
         loader=Loader(augmentations(agreed), 1, 2),
     )  # fmt: skip
     train(network, cohort(), np.arange(16), recipe, torch.device(kind), go_on=note)
@@ -135,3 +135,45 @@ def test_low_rank_rounds_train_on_a_gpu() -> None:
     rounds = {"pretraining": {"trains": "lora", "rank": 2, "warmup": 0.1}}
     seen, _ = losses(study("vit", "multitask", **rounds), "cuda", 12)
     assert np.mean(seen[-3:]) < np.mean(seen[:3])
+
+
+@pytest.mark.parametrize("option", ["mixup", "cutmix", "sharpness", "weight_averaging"])
+@pytest.mark.parametrize("backbone", ["sfcn", "vit"])
+def test_each_option_of_the_recipe_trains_on_a_gpu(backbone: str, option: str) -> None:
+    """Mixed batches, two passes and averages live on the device as the weights do."""
+    value = {"mixup": 0.3, "cutmix": 0.3, "sharpness": 0.02, "weight_averaging": 0.5}[option]
+    seen, network = losses(study(backbone, "multitask"), "cuda", 12, **{option: value})
+    assert np.isfinite(seen).all()
+    assert np.mean(seen[-3:]) < np.mean(seen[:3]) * 1.05  # mixed losses are noisy
+    assert all(np.isfinite(array).all() for array in arrays_of(network).values())
+
+
+def test_soft_labels_train_on_a_gpu() -> None:
+    """Bins, their centres and the labels meet on one device."""
+    bins = {"age": {"low": 10.0, "high": 90.0}}
+    tables = {
+        "targets": {
+            "age": {"kind": "regression", "centre": 50.0, "scale": 18.0, "low": 15.0, "high": 85.0}
+        },
+        "objective": {"name": "multitask", "soft_labels": bins},
+    }
+    seen, network = losses(study("sfcn", "multitask", **tables), "cuda", 12)
+    assert np.mean(seen[-3:]) < np.mean(seen[:3])
+    told = predict(network, cohort(), np.arange(16), torch.device("cuda"))["age"]
+    assert ((told > 10) & (told < 90)).all()
+
+
+def test_a_joint_network_trains_on_a_gpu() -> None:
+    """Some samples by their labels, the others by their voxels, in one batch."""
+    own = {"name": "joint", "unlabelled": {"name": "simmim", "cube": 4, "width": 8}}
+    agreed = study("sfcn", "multitask", objective=own)
+    held = cohort()
+    held.labels["age"][::2] = np.nan
+    network = build(agreed, seed=1)
+    recipe = Recipe(steps=STEPS, rate=2e-3, weight_decay=1e-3, epochs=4, of=4, seed=1)
+    done = train(network, held, np.arange(16), recipe, torch.device("cuda"))
+    counts = done.tally.counts("loss")
+    assert {name: n for name, (_, n) in counts.items()} == {
+        "loss/age": 32,
+        "loss/reconstruction": 32,
+    }

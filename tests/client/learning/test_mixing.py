@@ -204,3 +204,28 @@ def test_whoever_was_mixed_into_a_sample_that_counted_has_entered() -> None:
     assert tally.entered().tolist() == [0, 3]
     assert tally.counts("loss") == {"loss/age": (1.0, 1.0)}  # one mixed sample, two people
     assert tally.participants("loss") == {"loss/age": 2}
+
+
+@pytest.mark.whole
+def test_a_whole_study_with_every_option_repeats_to_the_bit(federation: Any) -> None:
+    """Rounds, early stopping and heads of a site's own go through the same loop."""
+    options = {
+        "mixup": 0.4, "cutmix": 1.0, "sharpness": 0.05, "weight_averaging": 0.9, "warmup": 0.1,
+    }  # fmt: skip
+    task = {
+        "name": "dementia", "target": "diagnosis", "methods": ["pretrained/full"], "epochs": 3,
+        "patience": 2, "learning_rates": [0.01],
+    }  # fmt: skip
+    made = federation({
+        "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
+        "targets.age": {"kind": "regression", "low": 0.0, "high": 120.0},
+        "objective": {"name": "multitask", "soft_labels": {"age": {"low": 0.0, "high": 120.0}}},
+        "pretraining": {"rounds": 2, "batch_size": 8, "learning_rate": 0.01, **options},
+        "finetuning": [{**task, **options}],
+    })  # fmt: skip
+    found = [made.simulate(name) for name in ("one", "other")]
+    assert len({run.federated.final.read_bytes() for run in found}) == 1
+    rows = [(run.folder / "results.csv").read_text() for run in found]
+    assert rows[0] == rows[1]
+    assert ",diagnosis," in rows[0]
+    assert "omega" in rows[0]

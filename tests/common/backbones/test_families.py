@@ -1,11 +1,14 @@
 """Every backbone of the catalogue: as large as published, and well-behaved on any volume."""
 
+import resource
 from typing import Any
 
 import pytest
 import torch
 
 from common import catalogue
+from common.network.building import stages
+from common.network.size import _outputs, step_bytes
 
 CPU_SIZES: dict[str, dict[str, Any]] = {
     "sfcn": {"channels": (4, 8, 8), "top": 6},
@@ -83,14 +86,12 @@ def test_a_sample_has_the_same_features_whatever_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CPU_SIZES)
-def test_a_backbone_names_its_stages_and_they_hold_nearly_all_of_it(name: str) -> None:
+def test_a_backbone_names_its_stages_and_they_hold_all_but_tokens(name: str) -> None:
     """Layer-wise rates, last blocks and adapters go by stages; what no stage holds is tokens."""
     backbone = made(name)
-    held = {id(p) for stage in backbone.stages() for p in stage.parameters()}
-    outside = [n for n, p in backbone.named_parameters() if id(p) not in held]
-    assert {n.split(".")[0] for n in outside} <= {"place", "token", "which", "norm", "layers"}
-    in_layers = [n for n in outside if n.startswith("layers")]
-    assert all("norm" in n for n in in_layers), in_layers  # DenseNet's norms between its blocks
+    held = {id(p) for stage in stages(backbone) for part in stage for p in part.parameters()}
+    outside = {n.split(".")[0] for n, p in backbone.named_parameters() if id(p) not in held}
+    assert outside <= {"place", "token", "which"}
 
 
 @pytest.mark.parametrize("name", ["sfcn", "densenet", "resnet"])
@@ -148,3 +149,52 @@ def test_widths_that_contradict_each_other_are_refused(
     """A setting that cannot be is named, not found in a stack of torch's."""
     with pytest.raises(ValueError, match=told):
         published(name, (64, 64, 64), **keys)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"),
+    [
+        ((256, 256, 256), {"patch": (4, 4, 4), "window": (64, 64, 64)}),
+        ((512, 512, 512), {"patch": (1, 1, 1)}),
+        ((64, 64, 64), {"patch": (1, 1, 1), "window": (16, 16, 16)}),
+    ],
+)
+def test_windows_that_nobody_could_hold_are_refused_before_a_table_is_made(
+    shape: tuple[int, int, int], keys: dict[str, Any]
+) -> None:
+    """A study's numbers come from others: 262,144 tokens a window ask for 550 GB of places."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="smaller windows or larger patches are needed"):
+        published("swin", shape, **keys)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_step_is_told_with_what_attention_writes_down() -> None:
+    """With dropout every pair of tokens is kept: 8,001 tokens and 8 heads are 2 GB a sample."""
+    found = {}
+    for dropout in (0.0, 0.1):
+        keys = {"patch": 2, "width": 32, "depth": 1, "heads": 8, "dropout": dropout}
+        network = published("nit", (40, 40, 40), feed_forward=32, **keys)
+        network.backbone = network
+        found[dropout] = step_bytes(network, (40, 40, 40), 1)
+    pairs = 8 * 8001**2
+    assert found[0.1] - found[0.0] == pytest.approx(4 * 1.25 * pairs, rel=0.01)
+
+
+def test_swins_places_count_in_a_step() -> None:
+    """Who may not look at whom is written down for every window after a move."""
+    small = published("swin", (32, 32, 32), patch=(2, 2, 2), window=(4, 4, 4))
+    counted = _outputs(small, (32, 32, 32))
+    tokens = 16**3
+    assert counted > tokens * 4**3 * 3  # tokens, those that each looks at, heads
+
+
+@pytest.mark.parametrize("name", CPU_SIZES)
+def test_a_backbone_trains_after_it_has_judged(name: str) -> None:
+    """A round judges first; what is made then must serve the training behind it."""
+    shape = (18, 20, 21)  # of no other test: nothing of it is kept from before
+    backbone, x = made(name, shape), torch.randn(2, *shape)
+    with torch.inference_mode():
+        backbone.eval()(x)
+    backbone.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())

@@ -115,6 +115,8 @@ def test_an_age_is_learnt_by_its_bins_beside_plain_targets() -> None:
         optimiser.zero_grad()
         terms["age"].values[known].mean().backward()
         optimiser.step()
+    by_hand = BINS.divergence(network(x)["age"], labels["age"])[known]
+    torch.testing.assert_close(network.terms(x, labels)["age"].values[known], by_hand)
     assert known.tolist() == [i % 4 > 0 for i in range(40)]
     assert not terms["sex"].counted.any()
     told = network.predict(x)

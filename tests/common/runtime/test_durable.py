@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import StorageError
@@ -53,6 +53,7 @@ def killed_at(step: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@settings(deadline=None)  # a disk may be slow
 @given(old=st.binary(max_size=300), new=st.binary(max_size=300))
 def test_the_new_content_replaces_the_old(
     tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes

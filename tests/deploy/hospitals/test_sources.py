@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import client.cli
 from client.data.check import check
 from client.site import load_site
 from common.errors import FolderError, SettingError
@@ -94,3 +95,14 @@ def test_the_command_writes_them(tmp_path: Path) -> None:
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert files == [tmp_path / f"film-{letter}/site.toml" for letter in "ab"]
     assert load_site(files[1]).role == "heldout"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preparing_them_writes_nothing(tmp_path: Path, kind: str) -> None:
+    """A person who follows the guide is told so, and no disk is filled."""
+    file, study = write(tmp_path, kind)[0], STUDIES / f"{NAMED[kind][0]}.toml"
+    words = ["prepare", "--study", str(study), "--site", str(file)]
+    done = CliRunner().invoke(client.cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert "nothing to prepare" in done.output
+    assert not (file.parent / ".callosum/prepared").exists()

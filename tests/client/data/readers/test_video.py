@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from client.data.reader import Found, Source
+from client.data.reader import Found
 from client.data.readers import clips, frames
 from client.data.readers.links import NOWHERE
 from client.data.readers.video import VideoReader
@@ -417,8 +419,9 @@ def test_rows_and_clips_that_do_not_meet_are_named(tmp_path: Path) -> None:
     write_table(tmp_path, ["clip person", "a p1", "../../etc/passwd p2", "b p3", "b p4", "c n/a",
                            "d p007", "e p7", "/ p5"])  # fmt: skip
     found = find(tmp_path, table="clips.tsv", participant="person")
-    assert [source.scan for source in found.sources] == ["a", "c"]
+    assert [source.scan for source in found.sources] == ["a"]
     problems = told(found)
+    assert problems["clips.tsv, line 6"] == "names nobody in person"
     assert problems["../../etc/passwd"] == "has a row but no clip"
     assert problems["clips.tsv, line 5"] == "names b, as line 4 does; neither is used"
     assert problems["clips.tsv, line 9"] == "names no clip"
@@ -434,7 +437,7 @@ def test_only_the_sites_rows_are_read_and_clips_of_nobody_are_left_out(tmp_path:
     assert [source.scan for source in found.sources] == ["a"]
     assert told(found) == {"c": "has no row in clips.tsv; there are: a"}
     assert [finding.left_out for finding in found.findings] == [True]
-    with pytest.raises(DataError, match="are columns of data.table"):
+    with pytest.raises(ValidationError, match="table is empty; participant and rows are columns"):
         find(tmp_path, rows={"site": "here"})
 
 
@@ -475,13 +478,19 @@ def test_a_stamp_changes_when_a_frame_that_is_taken_does(tmp_path: Path) -> None
     assert stamp() != first
 
 
-def test_what_the_disk_refuses_is_tried_again(tmp_path: Path) -> None:
-    """A stale handle is no damaged picture."""
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_what_the_disk_refuses_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A stale handle is no damaged picture, whenever it goes stale."""
     write_frames(tmp_path / "clips/a")
     (source,) = find(tmp_path).sources
-    gone: Source = source
-    (tmp_path / "clips/a/frame_1.png").unlink()
-    outcome = prepare_one("video", study(), (np.dtype("float16"), SHAPE), gone)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(frames, "_fitted", refuse)
+    outcome = prepare_one("video", study(), (np.dtype("float16"), SHAPE), source)
     assert (outcome.status, outcome.notes) == (
-        "failed", ("cannot be read: No such file or directory",),
+        "failed", (f"cannot be read: {os.strerror(number)}",),
     )  # fmt: skip
