@@ -73,6 +73,37 @@ def simulate(
 
 
 @app.command()
+def protocol(
+    file: Annotated[Path, typer.Argument(help="Protocol file.")],
+    out: Annotated[Path, typer.Option(help="Folder of all cells; the same one resumes.")],
+    small: Annotated[bool, typer.Option("--small", help="The small protocol of the file.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Cells to run, such as 'ad-vit-*', and what they begin from; again."),
+    ] = None,
+) -> None:
+    """Run networks by beginnings by tasks by shares by seeds; a page says where pretraining helps.
+
+    After any interruption the same command goes on.
+    """
+    from deploy.protocols.page import format_protocol, outcome, write_page
+    from deploy.protocols.protocol import cells, chosen, load_protocol
+    from deploy.protocols.studies import Cells, check_cells
+
+    command.fix_allocator(sys.orig_argv)
+    read = load_protocol(file, small=small)
+    every = cells(read)
+    asked = chosen(every, only or [])
+    check_cells(read, every, file)
+    work = Cells(read, out, {})
+    found = outcome(work, every, work.run(asked))
+    page = write_page(out, found)
+    tell(format_protocol(found))
+    say(f"results: {out / 'cells.csv'}")
+    tell(f"page: {page}")
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     site: Annotated[Path, typer.Option(help='A site file with role = "heldout".')],
