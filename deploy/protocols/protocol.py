@@ -54,8 +54,8 @@ class Stage(Table):
     rounds: Count = Field(description="Federated rounds.")
     local_epochs: Count = Field(
         1,
-        description="Passes in a round. Downstream: at a share of 1, and one over the share as "
-        "many at a smaller one, so that fewer people are no shorter training.",
+        description="Passes in a round; downstream at a share of 1, and 1/share times as many at a "
+        "smaller one, so that fewer people are no shorter training.",
     )
     most_local_epochs: Count = Field(20, description="Downstream: most passes at a small share.")
     batch_size: Count = Field(8, description="Samples in a step.")

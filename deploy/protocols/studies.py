@@ -9,7 +9,7 @@ OUT/
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import tomli_w
 
-from common.errors import CallosumError, SettingError, StorageError, reason
+from common.errors import CallosumError, RunBusyError, SettingError, StorageError, reason
 from common.kinds.synthetic_t1w import SyntheticT1w
 from common.kinds.synthetic_video import SyntheticVideo
 from common.runtime.durable import write_atomically
+from common.runtime.locks import lock
 from common.runtime.progress import say, track
 from common.sections import Target
 from common.study import Study, parse_study
@@ -29,7 +30,7 @@ from deploy.hospitals.sources import write_sources
 from deploy.local import simulate
 from deploy.protocols.protocol import Cell, Protocol, TaskName, begins_from
 from server.federation.initial import start_table
-from server.run import Run, read_run
+from server.run import Run, is_held, read_run
 
 _log = getLogger("callosum.protocol")
 _DIAGNOSIS: Final = {"kind": "binary", "classes": ["control", "ad"]}
@@ -211,6 +212,9 @@ class Cells:
     def run(self, cells: Iterable[Cell]) -> dict[str, str]:
         """Run what is not finished; names of the cells that failed, and why.
 
+        The same command may run twice at once: a cell that another process works in is left to it,
+        and looked at again at the end.
+
         Raises
         ------
         StorageError
@@ -220,16 +224,29 @@ class Cells:
         failed: dict[str, str] = {}
         self._write_hospitals(asked)
         with track("cells of the protocol", len(asked)) as advance:
-            for number, cell in enumerate(asked, start=1):
-                began = time.monotonic()
-                problem = self._one(cell)
-                if problem:
-                    failed[cell.name] = problem
-                if problem or time.monotonic() - began > 1:
-                    what = problem or f"{time.monotonic() - began:.1f} s"
-                    say(f"cell {number} of {len(asked)}, {cell.name}: {what}")
-                advance()
+            left = self._pass(asked, failed, advance)
+            self._pass(left, failed, advance)
         return failed
+
+    def _pass(
+        self, asked: Sequence[Cell], failed: dict[str, str], advance: Callable[[], None]
+    ) -> list[Cell]:
+        """Go through cells once; those that another process works in, or works towards."""
+        left = []
+        for number, cell in enumerate(asked, start=1):
+            began = time.monotonic()
+            try:
+                problem = self._one(cell)
+            except RunBusyError:
+                left.append(cell)
+                continue
+            if problem:
+                failed[cell.name] = problem
+            if problem or time.monotonic() - began > 1:
+                what = problem or f"{time.monotonic() - began:.1f} s"
+                say(f"cell {number} of {len(asked)}, {cell.name}: {what}")
+            advance()
+        return left
 
     def finished(self, cell: Cell) -> Run | None:
         """A cell's run, if it was finished by the study that the cell is now."""
@@ -259,7 +276,7 @@ class Cells:
                 write_atomically(self.study_file(cell), self._text(cell).encode())
                 sites = self.out / "hospitals" / group_of(cell)
                 simulate(self.study_file(cell), sites, self.folder(cell))
-        except StorageError:
+        except (StorageError, RunBusyError):
             raise
         except CallosumError as error:
             return " ".join(str(error).split())
@@ -281,13 +298,25 @@ class Cells:
         if origin.name not in self.starts:
             final = self.folder(origin) / "checkpoints" / "final.safetensors"
             if not final.exists() or self.finished(origin) is None:
+                if is_held(self.folder(origin)):
+                    raise RunBusyError(f"another process is working in {origin.name}")
                 raise SettingError(f"it begins from {origin.name}, which is not finished")
-            write_atomically(self.study_file(cell), plain.encode())
-            self.starts[origin.name] = start_table(self.study_file(cell), final, "backbone", ())
+            draft = self.study_file(cell).with_name(f".{cell.name}.toml")  # beside the study itself
+            write_atomically(draft, plain.encode())
+            self.starts[origin.name] = start_table(draft, final, "backbone", ())
+            draft.unlink()
         return self.starts[origin.name]
 
     def _write_hospitals(self, cells: Iterable[Cell]) -> None:
-        groups = {group_of(cell): cell for cell in cells if self.finished(cell) is None}
-        with track("writing hospitals, participants", None) as advance:
-            for cell in groups.values():
-                write_group(self.protocol, self.out, cell, advance)
+        groups = {group_of(cell): cell for cell in cells if not self._begun(cell)}
+        folder = self.out / "hospitals"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as held:
+            lock(held, folder, wait=True, remedy="give --out a folder on a local disk")
+            with track("writing hospitals, participants") as advance:
+                for cell in groups.values():
+                    write_group(self.protocol, self.out, cell, advance)
+
+    def _begun(self, cell: Cell) -> bool:
+        """Whether a cell has results: then its hospitals were all there."""
+        return (self.folder(cell) / "results.csv").exists()
