@@ -58,6 +58,10 @@ def test_the_rule_is_the_documented_one(participant: str, salt: str, secret: str
     place = int.from_bytes(digest[:8], "big") / 2**64
     wanted = "test" if place < 0.25 else "validation" if place < 0.25 + 0.5 else "train"
     assert split_of(participant, Splits(salt=salt, test=0.25, validation=0.5), secret) == wanted
+    if wanted == "train":
+        half = Splits(salt=salt, test=0.25, validation=0.5, share=0.5)
+        wanted = "train" if place < 0.75 + 0.25 / 2 else "spared"
+        assert split_of(participant, half, secret) == wanted
 
 
 def test_the_rule_is_pinned() -> None:
