@@ -14,8 +14,9 @@ from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
 from client.data.identity import SESSIONS, bids_participant, name_in_table, session_place
 from client.data.reader import Found, Prepared, Source
-from client.data.readers import bids, grid, orientation
-from client.data.readers.background import BRIGHT, head_of
+from client.data.anatomy import grid, orientation
+from client.data.readers import bids
+from client.data.anatomy.background import BRIGHT, head_of
 from client.data.readers.nifti import Header, read_header, read_voxels
 from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
 from client.data.tables import TextTable, number, open_table
