@@ -21,17 +21,17 @@ def evened(
 
     One thread, so that the same scan gives the same bits beside any number of others.
     """
-    import SimpleITK as sitk
+    import SimpleITK
 
     darkest = min(0.0, float(voxels.min()))  # a product has its zero where there is no signal
     bright = voxels - np.float32(darkest)
     small, moved = grid.shrunk(bright, affine, _SPACING_MM)
     held, _ = grid.shrunk(inside.astype(np.float32), affine, _SPACING_MM)
-    method = sitk.N4BiasFieldCorrectionImageFilter()
+    method = SimpleITK.N4BiasFieldCorrectionImageFilter()
     method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations(_ITERATIONS)
     method.Execute(image_of(small, moved), image_of((held > 0.5).astype(np.uint8), moved))
     field: Any = method.GetLogBiasFieldAsImage(image_of(bright, affine))
-    log = sitk.GetArrayFromImage(field).T
+    log = SimpleITK.GetArrayFromImage(field).T
     even: NDArray[np.float32] = bright / np.exp(log, dtype=np.float32) + np.float32(darkest)
     return even

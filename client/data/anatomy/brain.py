@@ -1,7 +1,7 @@
 """What of a whole head is brain, told without a template: dark fluid and bone lie around it.
 
-Tissue that is brighter than fluid is opened with a ball until nothing but the brain hangs together:
-the smallest ball with which the next larger one loses little, for meninges and eyes go in one piece.
+Tissue that is brighter than fluid is opened with a ball until nothing but the brain hangs together,
+which is so where the next larger ball takes little more: scalp and neck go in large pieces.
 What is left is closed over the furrows. It is an estimate, to register by and to judge a
 registration by, and no mask to train inside.
 
@@ -19,7 +19,9 @@ from scipy import ndimage
 from client.data.anatomy import grid
 
 _RADII_MM: Final = (3.0, 4.0, 5.0, 6.0, 7.0)
-_KEPT: Final = 0.88  # of a ball's brain by the next one; a piece of scalp or neck costs 14 % or more
+_KEPT: Final = (
+    0.88  # of a ball's brain by the next one; a piece of scalp or neck costs 14 % or more
+)
 _FURROW_MM: Final = 10.0
 _HEAD_MM: Final = 190.0  # from the crown down: below is neck
 # Brain over foreground: 0.28 to 0.55 in 45 whole heads, 0.89 to 1.0 in 53 that came without skull
@@ -45,14 +47,15 @@ def brain_of(voxels: NDArray[np.float32], affine: NDArray[np.float64], head: Mas
 
 def _tissue(voxels: NDArray[np.float32], head: Mask) -> Mask:
     """Brighter than fluid: above the lower of Otsu's two thresholds inside the head."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     values = np.clip(voxels[head], None, np.percentile(voxels[head], 99))
-    otsu = sitk.OtsuMultipleThresholdsImageFilter()
+    otsu = SimpleITK.OtsuMultipleThresholdsImageFilter()
     otsu.SetNumberOfThresholds(2)
     otsu.SetNumberOfThreads(1)
-    otsu.Execute(sitk.GetImageFromArray(values[None]))
-    return head & (voxels > otsu.GetThresholds()[0])
+    otsu.Execute(SimpleITK.GetImageFromArray(values[None]))
+    tissue: Mask = head & (voxels > otsu.GetThresholds()[0])
+    return tissue
 
 
 def _core(tissue: Mask, steps: NDArray[np.float64]) -> Mask:
@@ -93,17 +96,17 @@ def _closed(mask: Mask, steps: NDArray[np.float64]) -> Mask:
 
 def _distance_mm(mask: Mask, steps: NDArray[np.float64]) -> NDArray[np.float32]:
     """How far each voxel is from a mask; everything is far from an empty one."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     if not mask.any():
         return np.full(mask.shape, np.inf, dtype=np.float32)
-    image: Any = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image: Any = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
     image.SetSpacing(steps[::-1].tolist())
-    found = sitk.SignedMaurerDistanceMapImageFilter()
+    found = SimpleITK.SignedMaurerDistanceMapImageFilter()
     found.SetSquaredDistance(False)
     found.SetUseImageSpacing(True)
     found.SetNumberOfThreads(1)
-    distance: NDArray[np.float32] = sitk.GetArrayFromImage(found.Execute(image))
+    distance: NDArray[np.float32] = SimpleITK.GetArrayFromImage(found.Execute(image))
     return np.maximum(distance, 0)
 
 

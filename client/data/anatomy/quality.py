@@ -1,4 +1,4 @@
-"""A few figures on each prepared scan, by which a person finds the odd ones; they stay at the site."""
+"""A few figures on each prepared scan, by which a person finds the odd ones."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def contrast_to_noise(voxels: NDArray[np.float32], inside: Mask) -> float:
 def joint_variation(
     voxels: NDArray[np.float32], affine: NDArray[np.float64], found: NDArray[np.float64]
 ) -> float | None:
-    """Coefficient of joint variation of grey and white matter (Ganzetti et al. 2016), lower is better.
+    """Coefficient of joint variation of grey and white matter, lower is better; None if undefined.
 
-    Where a laid-on template says grey and white, so an affine registration's best guess; None if the
-    two are equally bright.
+    (Ganzetti et al. 2016.) Grey and white as the template says, so as well as an affine transform
+    can tell: compare scans of one study, and no others.
     """
     mni = template(4.0)
     placed = grid.resampled(voxels, affine, found @ mni.affine, mni.shape)

@@ -5,8 +5,8 @@ regular steps of gradient descent) at 8 and 4 mm, in one thread: the same bits w
 does beside. Brain meets brain, never a skull a brain: with a whole head against a template without
 skull, 13 of 24 real scans ended with the template shrunk into the head.
 
-Always affine, twelve degrees of freedom, so that one overlap judges them all; `rigid` is the rotation
-and shift nearest to it (as HCP's aff2rigid), and keeps the head's own size.
+Always affine, twelve degrees of freedom, so that one overlap judges them all; `rigid` is the
+rotation and shift nearest to it (as HCP's aff2rigid), and keeps the head's own size.
 
 Frames: world mm of the template and of the scan, RAS+. Letters: A (3, 3) the linear part.
 """
@@ -65,7 +65,8 @@ class Placing:
     def figures(self) -> dict[str, float]:
         """How far the brain had to go: shift of its middle, turn, and the template's size over its.
 
-        >>> Placing(affine=np.diag([0.5, 0.5, 0.5, 1.0]), overlap=1.0, likeness=1.0).figures["scaling"]
+        >>> half = Placing(affine=np.diag([0.5, 0.5, 0.5, 1.0]), overlap=1.0, likeness=1.0)
+        >>> round(half.figures["scaling"], 3)
         2.0
         """
         middle = _middle(template(4.0).brain, template(4.0).affine)
@@ -80,9 +81,7 @@ class Placing:
         }
 
 
-def register(
-    voxels: NDArray[np.float32], affine: Affine, brain: NDArray[np.bool_]
-) -> Placing:
+def register(voxels: NDArray[np.float32], affine: Affine, brain: NDArray[np.bool_]) -> Placing:
     """Lay a brain on the template.
 
     Parameters
@@ -150,15 +149,15 @@ def _check(placing: Placing) -> None:
 
 def _found(alone: NDArray[np.float32], affine: Affine, brain: NDArray[np.bool_]) -> Affine:
     """Rigid from the best start, then similar, then affine."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     coarse, fine = (
         _Pair(moving=image_of(*grid.shrunk(alone, affine, mm)), fixed=template(mm))
         for mm in (8.0, 4.0)
     )
-    similar = _as(sitk.Similarity3DTransform(), _started(coarse, _middle(brain, affine)))
+    similar = _as(SimpleITK.Similarity3DTransform(), _started(coarse, _middle(brain, affine)))
     coarse.improve(similar, step=1.0, least=0.05)
-    free = _as(sitk.AffineTransform(3), similar)
+    free = _as(SimpleITK.AffineTransform(3), similar)
     coarse.improve(free, step=0.5, least=0.02)
     fine.improve(free, step=0.5, least=0.02)
     return _matrix(free)
@@ -175,7 +174,7 @@ def _started(coarse: _Pair, middle: NDArray[np.float64]) -> Any:
     away = middle - np.asarray(grid.MNI_CENTRE_MM)
     near = np.zeros(3) if np.linalg.norm(away) < _AGREES_MM else away
     plain, *others = orientation.turns()
-    tried = []
+    tried: list[tuple[float, int, Any]] = []
     for pitch in _PITCHES:
         start = _rigid(near, _pitched(pitch))
         tried.append((coarse.improve(start, step=4.0, least=0.1), len(tried), start))
@@ -192,9 +191,9 @@ def _started(coarse: _Pair, middle: NDArray[np.float64]) -> Any:
 
 
 def _rigid(shift: NDArray[np.float64], turn: NDArray[np.float64]) -> Any:
-    import SimpleITK as sitk
+    import SimpleITK
 
-    start = sitk.VersorRigid3DTransform()
+    start = SimpleITK.VersorRigid3DTransform()
     start.SetCenter(grid.MNI_CENTRE_MM)
     start.SetMatrix(turn.ravel().tolist())
     start.SetTranslation(shift.tolist())
@@ -231,16 +230,16 @@ class _Pair:
         return image_of(self.fixed.voxels, self.fixed.affine)
 
     def _method(self, transform: Any) -> Any:
-        import SimpleITK as sitk
+        import SimpleITK
 
         reach = max(1, round(_NEAR_MM / float(self.fixed.affine[0, 0])))
         near = ndimage.binary_dilation(self.fixed.brain, iterations=reach)
-        method = sitk.ImageRegistrationMethod()
+        method = SimpleITK.ImageRegistrationMethod()
         method.SetNumberOfThreads(1)  # sums of several would come in another order
         method.SetMetricAsMattesMutualInformation(_BINS)
         method.SetMetricFixedMask(image_of(near.astype(np.uint8), self.fixed.affine))
         method.SetMetricSamplingStrategy(method.NONE)
-        method.SetInterpolator(sitk.sitkLinear)
+        method.SetInterpolator(SimpleITK.sitkLinear)
         method.SetInitialTransform(transform, inPlace=True)
         return method
 

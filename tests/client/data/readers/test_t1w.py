@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.data import tables
-from client.data.reader import Found, Prepared, Source
 from client.data.anatomy import grid, orientation
-from client.data.readers import bids
 from client.data.anatomy.background import head_of
+from client.data.reader import Found, Prepared, Source
+from client.data.readers import bids
 from client.data.readers.nifti import read_header, read_voxels
 from client.data.readers.t1w import T1wReader
 from common.errors import DataError, ScanError
