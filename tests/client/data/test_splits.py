@@ -126,7 +126,9 @@ def test_training_and_settled_constants_are_of_the_share_alone(tmp_path: Path) -
     for cohort, indices in zip(cohorts, inside, strict=True):
         everyone = cohort.indices("train", Splits())
         assert set(indices) < set(everyone)
-        assert len(cohort.indices("spared", federation.study.splits)) + len(indices) == len(everyone)
+        assert len(cohort.indices("spared", federation.study.splits)) + len(indices) == len(
+            everyone
+        )
     run = federation.simulate()
     answered = run.federated.records()[0]["answered"]
     assert [line["participants"]["shared"] for line in answered.values()] == [*map(len, inside)]
