@@ -11,10 +11,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from client.data.anatomy.grid import _filled
 from pydantic import ValidationError
 from scipy import ndimage
 
+from client.data.anatomy.grid import _filled
 from client.data.lazy import Lazy
 from client.data.reader import Found, Source
 from client.data.readers.t1w import T1wReader
