@@ -97,12 +97,20 @@ def prepare(
     kit: KitOption = None,
     site: SiteOption = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 takes all cores.", min=0)] = 0,
+    *,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Write a page that shows every scan; it stays here.")
+    ] = False,
+    sheet_file: Annotated[
+        Path | None, typer.Option(help="Where the page goes; by default beside the prepared data.")
+    ] = None,
 ) -> None:
     """Prepare all scans for a study; only what is new or changed, and resumable.
 
     Without --kit and --site the site file is site.toml in this folder.
     """
     from client.authority.consent import check_data_kind
+    from client.contact_sheet import page
     from client.data.cohort import open_cohort
     from client.data.prepare import prepare as prepare_data
     from client.data.reader import find_sources, is_lazy
@@ -113,6 +121,8 @@ def prepare(
     if is_lazy(agreed):
         tell(f"{own.name}: {agreed.kind_name} is made whenever it is needed; nothing to prepare")
         return
+    if sheet or sheet_file:
+        page.check_shows(agreed)
     total = len(find_sources(agreed, own).sources)
     with track(f"{own.name}: preparing, scans", total) as advance:
         folder = prepare_data(agreed, own, workers=workers or None, advance=advance)
@@ -122,6 +132,10 @@ def prepare(
         f"{own.name}: {len(set(cohort.participants))} participants, {len(cohort)} samples in "
         f"{folder}; {left_out} left out, see {folder / 'quality.tsv'}"
     )
+    if sheet or sheet_file:
+        path = sheet_file or folder.parent / page.NAME
+        page.write_sheet(agreed, own, folder, cohort.findings, path)
+        tell(f"  every scan is on {path}: look at it, and keep it here")
     for finding in cohort.findings:
         if finding.error:
             tell(f"  {finding.grade}: {finding.what}: {finding.problem}")

@@ -8,6 +8,7 @@
             measures.bin          float32 measures for the linear rival, likewise
             index.jsonl           one `Record` a source
             quality.tsv           what is odd or left out, for people
+            scan_quality.tsv      figures on each scan, where the reader has any, for people
         building/                 the next generation, while it grows; resumed after any crash
         interrupted/              an earlier `building` whose sources have changed; reused from
 
@@ -41,6 +42,7 @@ SAMPLES: Final = "samples.bin"
 MEASURES: Final = "measures.bin"
 INDEX: Final = "index.jsonl"
 QUALITY: Final = "quality.tsv"
+FIGURES: Final = "scan_quality.tsv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Record:
     measures: int = 0  # numbers for the linear rival beside each sample
     measures_sha256: str = ""
     labels: Mapping[str, list[str]] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str]:

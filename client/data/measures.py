@@ -84,7 +84,7 @@ def _matched(
     used: set[str] = set()
     matched = 0
     for index, scan in enumerate(scans):
-        parts = scan.split("/")
+        parts = scan.replace("_ses-", "/ses-", 1).split("/")  # a FreeSurfer subject is sub-1_ses-2
         names = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
         name = next((name for name in names if name in measures), None)
         if name is not None:

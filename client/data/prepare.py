@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 
 from client.data.finding import Finding
 from client.data.generation import (
+    FIGURES,
     INDEX,
     MEASURES,
     QUALITY,
@@ -87,6 +88,7 @@ def prepare(
             for _ in records:
                 advance()
         _write_quality(current, records, found.findings)
+        _write_figures(current, records)
         for other in (*folder.glob("generation-*"), folder / "interrupted", folder / "building"):
             if other != current:
                 shutil.rmtree(other, ignore_errors=True)
@@ -165,6 +167,7 @@ def _record(source: Source, outcome: Outcome) -> Recorded:
         measures=0 if outcome.measures is None else outcome.measures.shape[1],
         measures_sha256=hashlib.sha256(measures).hexdigest() if measures else "",
         labels=outcome.labels,
+        quality=outcome.quality,
     )
     return record, content, measures
 
@@ -313,14 +316,31 @@ def _write_quality(
     generation: Path, records: Sequence[Record], findings: Sequence[Finding]
 ) -> None:
     """The human's table: everything that is odd or left out, one line each."""
-    lines = [("scan", "status", "problem")]
+    lines: list[tuple[str, ...]] = [("scan", "status", "problem")]
     lines += [(f.what, f.grade, f.problem) for f in findings]
     for record in records:
         if record.status != "ready" or record.notes:
             status = "noted" if record.status == "ready" else record.status
             lines.append((record.scan, status, "; ".join(record.notes)))
+    _write_table(generation / QUALITY, lines)
+
+
+def _write_figures(generation: Path, records: Sequence[Record]) -> None:
+    """Figures on each scan that became samples, where the reader has any; they stay here."""
+    names = sorted({name for record in records for name in record.quality})
+    if not names:
+        return
+    lines: list[tuple[str, ...]] = [("scan", *names)]
+    for record in records:
+        if record.status == "ready":
+            figures = (record.quality.get(name) for name in names)
+            cells = ("n/a" if figure is None else f"{figure:g}" for figure in figures)
+            lines.append((record.scan, *cells))
+    _write_table(generation / FIGURES, lines)
+
+
+def _write_table(path: Path, lines: Sequence[tuple[str, ...]]) -> None:
     text = "".join("\t".join(_one_line(cell) for cell in line) + "\n" for line in lines)
-    path = generation / QUALITY
     if not path.is_file() or path.read_bytes() != text.encode():
         write_atomically(path, text.encode())
 

@@ -74,12 +74,15 @@ class Prepared:
     measures: (n, R) numbers for the linear rival, kept beside the samples; the same R for every
         source of a study. None where the reader has none: then a table is its own measures, a
         volume is averaged in coarse blocks, and other layouts have no linear rival.
+    quality: figures on the source by name, by which a person at the site finds the odd ones. They
+        are kept beside the samples and never leave; where one cannot be told it is left out.
     """
 
     samples: NDArray[np.generic]
     notes: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
     measures: NDArray[np.floating[Any]] | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reader(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -47,6 +48,7 @@ class Outcome:
     measures: NDArray[np.float32] | None = None  # (n, R)
     notes: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
 
 
 def prepare_all(
@@ -114,6 +116,7 @@ def prepare_one(kind: str, data: Any, form: Form, source: Source) -> Outcome:
         measures=measures,
         notes=prepared.notes,
         labels=dict(prepared.labels),
+        quality=_figures(prepared),
     )
 
 
@@ -127,6 +130,12 @@ def check_samples(
         raise ScanError("prepared to no samples")
     if not np.isfinite(samples).all():
         raise ScanError("prepared to values that are not finite")
+
+
+def _figures(prepared: Prepared) -> dict[str, float]:
+    """Figures that are numbers, in five digits: more would be noise on a person's screen."""
+    known = ((name, float(value)) for name, value in prepared.quality.items())
+    return {name: float(f"{value:.5g}") for name, value in known if math.isfinite(value)}
 
 
 def _measures(prepared: Prepared, n: int) -> NDArray[np.float32] | None:

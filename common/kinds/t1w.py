@@ -38,6 +38,19 @@ class T1w:
             description="Inside the head: mean 0 and deviation 1, or mean 1.",
             examples=["zscore"],
         )
+        registration: Literal["none", "rigid", "affine"] = Field(
+            "none",
+            description="Lay each scan on the MNI152 brain: rigid turns and shifts it, affine "
+            "scales and shears it, too; needs align = 'world'.",
+        )
+        bias_correction: bool = Field(
+            False, description="Take the coil's uneven brightness out of each scan (N4)."
+        )
+        brain: Literal["none", "template", "derivative"] = Field(
+            "none",
+            description="What is not brain becomes 0. template: by the MNI152 brain that a scan "
+            "was laid on. derivative: by the site's own masks. none: the whole head stays.",
+        )
         regions: tuple[str, ...] = Field(
             (),
             description="Regional measures for the linear model, by name, that sites hold; "
@@ -59,7 +72,17 @@ class T1w:
             description="Other folders that links in the data folder may lead to, such as scratch "
             "storage, relative to the site file.",
         )
-        suffix: str = Field("T1w", description="Last part of the scans' names.")
+        suffix: str = Field(
+            "T1w",
+            description="Last part of the scans' names; of FreeSurfer subjects the image in mri, "
+            'such as "T1" or "orig".',
+        )
+        masks: str = Field(
+            "",
+            description="Folder below root with brain masks as fMRIPrep, FreeSurfer, FastSurfer, "
+            'HD-BET or SynthStrip name them, for studies that ask for them; ".": beside the scans.',
+            examples=["derivatives/fmriprep"],
+        )
         entities: dict[str, str] = Field(
             {}, description="Only scans named so, such as {space = 'MNI152NLin2009cAsym'}."
         )
@@ -80,7 +103,20 @@ class T1w:
 
     @staticmethod
     def shape(study: T1w.Study) -> tuple[int, ...]:
-        """(X, Y, Z) voxels."""
+        """(X, Y, Z) voxels.
+
+        Raises
+        ------
+        ValueError
+            If keys contradict each other.
+        """
+        if study.registration != "none" and study.align != "world":
+            raise ValueError(
+                f'registration is "{study.registration}", which lays scans in MNI space; '
+                'align must be "world"'
+            )
+        if study.brain == "template" and study.registration == "none":
+            raise ValueError('brain is "template"; registration must be "rigid" or "affine"')
         return study.shape
 
     @staticmethod

@@ -9,7 +9,8 @@ What the operating system refuses is a finding about that folder or scan: `Path.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,10 +22,13 @@ from client.data.tables import nearest
 from common.errors import DataError, reason
 from common.printable import name_as_text
 
-_IMAGES: Final = (".nii.gz", ".nii")
+_FREESURFER: Final = (".mgz", ".mgh")
+IMAGES: Final = (".nii.gz", ".nii", *_FREESURFER)
+_SUBJECTS_FOLDER: Final = "mri"  # of FreeSurfer, below a subject
 _VERSIONS: Final = ("space", "cohort", "res", "den", "desc")  # entities of one scan's derivatives
+_SUBJECT: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?")
 _ALMOST_A_PERSON: Final = re.compile(r"sub[_ .]?\w*\d\w*|sub-.*", re.IGNORECASE)
-_OTHER_FORMATS: Final = (".hdr", ".img", ".mgz", ".mgh", ".mnc", ".nrrd", ".dcm")
+_OTHER_FORMATS: Final = (".hdr", ".img", ".mnc", ".nrrd", ".dcm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class Scans:
 
     files: list[ScanFile] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    homes: tuple[Path, ...] = ()  # folders that links may lead to
     findings: Findings = field(default_factory=Findings)
 
     def refuse(self, parts: tuple[str, ...], problem: str) -> None:
@@ -75,6 +80,7 @@ def find_scans(
 ) -> Scans:
     """Every `*_suffix.nii[.gz]` in the anat folders below root/folder, by participant and name.
 
+    Of FreeSurfer's and FastSurfer's subjects (sub-1 or sub-1_ses-2) it is mri/suffix.mgz.
     `links` are folders that a link may lead to, beside `root`. Files that are named almost so are
     findings: nobody puts them there to be passed over.
 
@@ -85,28 +91,28 @@ def find_scans(
     """
     base, scans = root / folder, Scans()
     images = sorted(_images(base, scans))
-    homes = homes_of(root, links, scans.findings)
+    scans.homes = homes_of(root, links, scans.findings)
     others: dict[str, dict[str, None]] = {key: {} for key in wanted}
     for parts in images:
-        stem, ending = _stem(parts[-1])
-        if ending == ".json" or not stem.endswith(f"_{suffix}"):
-            if ending in _IMAGES and suffix.casefold() in stem.rpartition("_")[2].casefold():
-                scans.refuse(parts, f"is not named sub-LABEL_..._{suffix}{ending}; rename it")
+        stem, ending = stem_of(parts[-1])
+        subject = parts[-2] == _SUBJECTS_FOLDER
+        if not _is_meant(parts, suffix, scans):
             continue
-        found = entities(name_as_text(stem))
+        found = _of_subject(parts) if subject else entities(name_as_text(stem))
         if any(found.get(key, "") != value for key, value in wanted.items()):
             for key, seen in others.items():
                 seen[found.get(key, "")] = None
             continue
         path = base.joinpath(*parts)
-        problem = _misnamed(parts, stem, ending, found)
-        stamp, problem = ("", problem) if problem else stamp_of(path, homes)
+        problem = _no_subject(found) if subject else _misnamed(parts, stem, ending, found)
+        problem = problem or _as_nifti(parts, images)
+        stamp, problem = ("", problem) if problem else stamp_of(path, scans.homes)
         if problem:
             scans.refuse(parts, problem)
             continue
         scans.files.append(
             ScanFile(
-                participant=name_as_text(parts[0]),
+                participant=f"sub-{found['sub']}",
                 session=f"ses-{found['ses']}" if "ses" in found else "",
                 name=name_as_text("/".join(parts)),
                 path=path,
@@ -114,6 +120,9 @@ def find_scans(
                 stamp=stamp,
             )
         )
+    if not scans.files and any(parts[-2] == _SUBJECTS_FOLDER for parts in images):
+        problem = f'holds FreeSurfer subjects without mri/{suffix}.mgz; suffix = "T1" or "orig" is'
+        scans.findings.append(Finding(what=str(base), problem=problem))
     if not scans.files and any(others.values()):
         _filtered_out(wanted, others, scans)
     _refuse_doubtful(scans)
@@ -152,6 +161,18 @@ def one_version(scans: Scans, prefers: Callable[[str], bool]) -> None:
         scans.findings.append(Finding(what="versions", problem=problem))
 
 
+def _is_meant(parts: tuple[str, ...], suffix: str, scans: Scans) -> bool:
+    """Whether a file is a scan by its name; one that is named almost so is a finding."""
+    stem, ending = stem_of(parts[-1])
+    if parts[-2] == _SUBJECTS_FOLDER:
+        return stem == suffix and ending in IMAGES
+    if ending != ".json" and stem.endswith(f"_{suffix}"):
+        return True
+    if ending in IMAGES and suffix.casefold() in stem.rpartition("_")[2].casefold():
+        scans.refuse(parts, f"is not named sub-LABEL_..._{suffix}{ending}; rename it")
+    return False
+
+
 def _filtered_out(
     wanted: Mapping[str, str], others: Mapping[str, Mapping[str, None]], scans: Scans
 ) -> None:
@@ -169,9 +190,9 @@ def _refuse_doubtful(scans: Scans) -> None:
     scans.files = [scan for scan in scans.files if scan.participant not in doubtful]
 
 
-def _stem(name: str) -> tuple[str, str]:
+def stem_of(name: str) -> tuple[str, str]:
     """A file's name without its ending, and that; dots inside a name are part of it."""
-    for ending in _IMAGES:
+    for ending in IMAGES:
         if name.endswith(ending):
             return name.removesuffix(ending), ending
     stem, dot, ending = name.partition(".")
@@ -192,17 +213,24 @@ def _images(base: Path, scans: Scans) -> Iterator[tuple[str, ...]]:
             if _ALMOST_A_PERSON.fullmatch(who) and (base / who).is_dir():
                 scans.refuse((who,), "is not named sub-LABEL; rename it")
             continue
-        for name in _names(base, (who,), scans):
-            if name == "anat":
-                anat: tuple[str, ...] = (who, name)
-            elif name.startswith("ses-"):
-                _tell_of_almost(_names(base, (who, name), scans), (who, name), scans)
-                anat = (who, name, "anat")
-            else:
-                _tell_of_almost([name], (who,), scans)
-                continue
-            for image in _names(base, anat, scans):
-                yield (*anat, image)
+        for place in _folders_of_images(base, who, scans):
+            for image in _names(base, place, scans):
+                yield (*place, image)
+
+
+def _folders_of_images(base: Path, who: str, scans: Scans) -> Iterator[tuple[str, ...]]:
+    """Where images of one person, or of one subject of FreeSurfer's, lie."""
+    for name in _names(base, (who,), scans):
+        if name in ("anat", _SUBJECTS_FOLDER):
+            yield who, name
+        elif name.startswith("ses-"):
+            below = _names(base, (who, name), scans)
+            _tell_of_almost(below, (who, name), scans)
+            yield who, name, "anat"
+            if _SUBJECTS_FOLDER in below:
+                yield who, name, _SUBJECTS_FOLDER
+        else:
+            _tell_of_almost([name], (who,), scans)
 
 
 def _tell_of_almost(names: Iterable[str], parts: tuple[str, ...], scans: Scans) -> None:
@@ -231,10 +259,33 @@ def _names(base: Path, parts: tuple[str, ...], scans: Scans) -> list[str]:
         return []
 
 
+def _of_subject(parts: tuple[str, ...]) -> dict[str, str]:
+    """Whose a FreeSurfer subject is, by its folders; nothing where these do not tell."""
+    found = _SUBJECT.fullmatch("_".join(name_as_text(part) for part in parts[:-2]))
+    if found is None:
+        return {}
+    return dict(part.split("-", 1) for part in found.groups() if part)
+
+
+def _no_subject(found: Mapping[str, str]) -> str:
+    return "" if found else "is of no sub-LABEL or sub-LABEL_ses-LABEL; rename that folder"
+
+
+def _as_nifti(parts: tuple[str, ...], images: Sequence[tuple[str, ...]]) -> str:
+    """Why an image of FreeSurfer's that lies beside the same in NIfTI is not used."""
+    stem, ending = stem_of(parts[-1])
+    for other in (".nii", ".nii.gz") if ending in _FREESURFER else ():
+        beside = (*parts[:-1], stem + other)
+        place = bisect_left(images, beside)
+        if images[place : place + 1] == [beside]:
+            return "is there as NIfTI, too, which is used"
+    return ""
+
+
 def _misnamed(parts: tuple[str, ...], stem: str, ending: str, found: Mapping[str, str]) -> str:
     if "." in stem:
         return f"has a dot in its name, which BIDS allows before {ending} alone; rename it"
-    if ending not in (".nii", ".nii.gz"):
+    if ending not in IMAGES:
         known = ending.lower().removesuffix(".gz") in _OTHER_FORMATS
         return f"is {ending or 'no image'}; " + (
             "convert it to NIfTI (.nii.gz)" if known else "a NIfTI file (.nii.gz) is needed"

@@ -27,7 +27,7 @@ _OTHERS: Final = (
 
 def compressed(path: Path) -> bool:
     """Whether a file is gzip, by its name."""
-    return path.name.endswith(".gz")
+    return path.name.endswith((".gz", ".mgz"))
 
 
 def opened(path: Path) -> IO[bytes]:

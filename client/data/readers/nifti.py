@@ -37,7 +37,7 @@ _LARGEST_TAIL: Final = 1 << 20  # bytes behind the voxels
 _BLOCK: Final = 1 << 24  # bytes that are unpacked at once
 _CORNER_MM: Final = 5.0  # tilt below this is what registration tools leave between the two forms
 
-_UNREADABLE = (
+UNREADABLE = (
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
     EOFError,
@@ -83,7 +83,7 @@ def read_header(path: Path) -> Header:
         If the disk or its permissions do not let the file be read: that may pass.
     """
     try:
-        _not_a_stand_in(path)
+        not_a_stand_in(path)
         _credible_start(path)
         image: Any = nibabel.load(path)
         affine = np.array(image.affine, dtype=np.float64)
@@ -91,7 +91,7 @@ def read_header(path: Path) -> Header:
         # nibabel clears both in the header of a loaded image; the array keeps them
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
         offset = int(image.dataobj.offset)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise ScanError(
             "its header cannot be read: it holds what no image has; export the scan again"
         ) from None
@@ -102,13 +102,13 @@ def read_header(path: Path) -> Header:
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is derived from it
         found = type(image).__name__.removesuffix("Image")
         raise ScanError(f"it is a {found} file; one NIfTI file (.nii, .nii.gz) is needed")
-    spatial = _three_axes(shape)
+    spatial = three_axes(shape)
     if dtype.kind not in "iuf":
         raise ScanError(f"its voxels are {_kind_of(dtype)}; real numbers are needed")
-    _credible_size(path, spatial, dtype, offset)
+    credible_size(path, spatial, dtype, offset)
     mm, told = _in_mm(int(image.header["xyzt_units"]), affine)
     affine[:3] *= mm
-    _usable_affine(affine)
+    usable_affine(affine)
     notes, unsure = _orientation_notes(image, affine, mm, spatial)
     return Header(
         path=path,
@@ -178,7 +178,8 @@ def _read_on(stream: IO[bytes], path: Path) -> None:
             raise ScanError("its file goes on for over 1 MiB behind the voxels")
 
 
-def _not_a_stand_in(path: Path) -> None:
+def not_a_stand_in(path: Path) -> None:
+    """Refuse a file that stands for another one, or for nothing."""
     size = path.stat().st_size
     if size == 0:
         raise ScanError("its file is empty (0 bytes); fetch the data set's content")
@@ -223,7 +224,8 @@ def _voxel_offset(start: bytes) -> float | None:
     return None
 
 
-def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape of one volume; whatever else a header says is refused."""
     found = " x ".join(str(n) for n in shape)
     if any(n < 1 for n in shape):
         raise ScanError(f"its header says {found} voxels; at least one along each axis is needed")
@@ -239,7 +241,7 @@ def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return spatial
 
 
-def _credible_size(
+def credible_size(
     path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int
 ) -> None:
     """Refuse a header that promises more than the file can hold, before anything is allocated."""
@@ -281,7 +283,8 @@ def _lengths(spacing: NDArray[np.float64]) -> str:
     return " x ".join(f"{step:.3g}" for step in spacing)
 
 
-def _usable_affine(affine: NDArray[np.float64]) -> None:
+def usable_affine(affine: NDArray[np.float64]) -> None:
+    """Refuse an affine (4, 4) to mm that places no head."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise ScanError("its header's affine is not finite; a place in mm for each voxel is needed")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -304,7 +307,7 @@ def _orientation_notes(
 ) -> tuple[tuple[str, ...], bool]:
     header = image.header
     q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
-    axes = _axes(affine)
+    axes = axes_of(affine)
     if not q_code and not s_code:
         return (f"orientation unknown (qform and sform codes are 0); taken as {axes}",), True
     if not q_code or not s_code:
@@ -312,7 +315,7 @@ def _orientation_notes(
     try:
         qform = np.array(image.get_qform(), dtype=np.float64)
         qform[:3] *= mm
-    except _UNREADABLE:
+    except UNREADABLE:
         return ("its qform cannot be read; the sform is used",), True
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     between = (qform - affine)[:3]  # of affines: the difference of the places they lead to
@@ -320,11 +323,12 @@ def _orientation_notes(
     apart = np.linalg.norm(places, axis=0).max()
     if apart <= _CORNER_MM:
         return (), False
-    found = f"qform ({_axes(qform)}) and sform ({axes}) disagree by {apart:.0f} mm"
+    found = f"qform ({axes_of(qform)}) and sform ({axes}) disagree by {apart:.0f} mm"
     return (f"{found}; the sform is used",), True
 
 
-def _axes(affine: NDArray[np.float64]) -> str:
+def axes_of(affine: NDArray[np.float64]) -> str:
+    """Where the axes of an image point to, such as RAS."""
     codes = aff2axcodes(affine)  # type: ignore[no-untyped-call]
     return "".join(code or "?" for code in codes)
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.anatomy import grid
+from client.data.anatomy.preparation import Scan, prepare_scan
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
 from client.data.identity import SESSIONS, bids_participant, name_in_table, session_place
 from client.data.reader import Found, Prepared, Source
-from client.data.readers import bids, grid, orientation
-from client.data.readers.background import BRIGHT, head_of
-from client.data.readers.nifti import Header, read_header, read_voxels
+from client.data.readers import bids
+from client.data.readers.brain_masks import Masks, find_masks, read_header, read_mask
+from client.data.readers.nifti import Header, read_voxels
 from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
 from client.data.tables import TextTable, number, open_table
-from common.errors import ScanError
+from common.errors import DataError, ScanError
 from common.kinds.t1w import T1w
+from common.printable import name_as_text
 
 _NAMES = frozenset({"participant_id", *SESSIONS})
-_LEAST_ML = 150.0  # foreground; the smallest adult brains have about 900 ml
-_LEAST_SHARE = 0.5  # of the foreground that lies inside the study's grid
 
 
 class T1wReader:
@@ -44,7 +46,8 @@ class T1wReader:
         home = root / site.root
         links = tuple(root / place for place in site.links)
         scans = bids.find_scans(home, site.derivative, site.suffix, site.entities, links)
-        bids.one_version(scans, _in_mni if study.align == "world" else _as_acquired)
+        registered = study.align == "world" and study.registration == "none"
+        bids.one_version(scans, _in_mni if registered else _as_acquired)
         people = read_people(home / "participants.tsv", site.rows, columns)
         join, unmatched = joined(people, scans, bool(site.rows))
         files = [
@@ -61,11 +64,20 @@ class T1wReader:
             names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
             taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
             findings.append(hardly(visits, names, taken))
+        masks = _masks(study, site, home, files, scans.homes)
+        findings.extend(masks.findings.told())
         sources = [
-            _source(scan, people.entries(scan.participant, scan.session), site) for scan in files
+            _source(
+                scan,
+                people.entries(scan.participant, scan.session),
+                site,
+                masks.found.get(scan.name),
+            )
+            for scan in files
+            if study.brain != "derivative" or scan.name in masks.found
         ]
         if not sources:
-            problem = f"no usable *_{site.suffix}.nii or .nii.gz"
+            problem = f"no usable *_{site.suffix}.nii or .nii.gz (.mgh, .mgz)"
             findings.append(
                 Finding(what=str(home / site.derivative), problem=problem, left_out=True)
             )
@@ -87,7 +99,14 @@ class T1wReader:
         ScanError
             If the header alone tells that the scan cannot be used.
         """
-        return _header(source).notes
+        header, mask = _header(source), source.payload.get("mask")
+        if mask:
+            try:
+                read_header(Path(mask))
+            except ScanError as error:
+                name = name_as_text(Path(mask).name)
+                raise ScanError(f"its brain mask {name}: {error}") from None
+        return header.notes
 
     @staticmethod
     def prepare(study: T1w.Study, source: Source) -> Prepared:
@@ -99,25 +118,10 @@ class T1wReader:
             With what was found and what was needed.
         """
         header = _header(source)
-        plain, placed_at = grid.to_ras(read_voxels(header), header.affine)
-        voxels, affine = grid.shrunk(plain, placed_at, study.spacing_mm)
-        mask, lit = head_of(plain, voxels, placed_at, study.spacing_mm)
-        if lit:  # what follows takes a background to be dark
-            voxels = np.where(mask, voxels, voxels.min())
-        volume_ml = float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
-        if volume_ml < _LEAST_ML:
-            raise ScanError(f"its foreground has {volume_ml:.0f} ml; a head or brain is needed")
-        # a negative would fit a template as well as anything
-        doubt = _doubt(voxels, affine) if lit != BRIGHT else ()
-        at_centre = study.align == "centre"
-        centre = grid.head_centre(mask, affine) if at_centre else grid.MNI_CENTRE_MM
-        target = grid.grid_affine(study.shape, study.spacing_mm, centre)
-        placed = grid.resampled(voxels, affine, target, study.shape)
-        inside = grid.resampled(mask.astype(np.float32), affine, target, study.shape) > 0.5
-        _check(inside, study, volume_ml)
-        sample = grid.normalised(placed, inside, study.intensity).astype(np.float16)
-        notes = (*header.notes, *((lit,) if lit else ()), *doubt)
-        return Prepared(samples=sample[None], notes=notes)
+        mask = source.payload.get("mask")
+        scan = Scan.seen(*grid.to_ras(read_voxels(header), header.affine), study.spacing_mm)
+        prepared = prepare_scan(study, scan, read_mask(Path(mask)) if mask else None)
+        return replace(prepared, notes=(*header.notes, *prepared.notes))
 
     @staticmethod
     def regions(
@@ -178,35 +182,36 @@ def _header(source: Source) -> Header:
     return header
 
 
-def _doubt(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tuple[str, ...]:
-    """Refuse a scan that lies otherwise than its header says; a note where it only may."""
-    turn, by = orientation.better_turn(voxels, affine)
-    if by <= orientation.PERHAPS:
-        return ()
-    found = f"its axes seem to be {turn} where its header says RAS (fit better by {by:.2f})"
-    if by > orientation.CLEARLY:
-        raise ScanError(f"{found}; correct the header's orientation")
-    return (f"{found}; look at it",)
+def _masks(
+    study: T1w.Study,
+    site: T1w.Site,
+    home: Path,
+    files: Sequence[bids.ScanFile],
+    homes: tuple[Path, ...],
+) -> Masks:
+    """The site's own brain masks, where the study asks for them."""
+    if study.brain != "derivative":
+        return Masks()
+    if not site.masks:
+        raise DataError(
+            'the study takes each site\'s own brain masks (data.brain is "derivative"), and '
+            "data.masks names no folder; name it in the site file"
+        )
+    base = home / site.masks
+    if not base.is_dir():
+        raise DataError(f"data.masks names {base}, which is no folder that can be read")
+    return find_masks(base, site.masks, files, homes)
 
 
-def _source(scan: bids.ScanFile, row: Mapping[str, str], site: T1w.Site) -> Source:
+def _source(
+    scan: bids.ScanFile, row: Mapping[str, str], site: T1w.Site, mask: tuple[Path, str] | None
+) -> Source:
     unsure = site.unsure_orientation == "keep"
+    path, stamp = (os.fspath(mask[0]), f"-mask-{mask[1]}") if mask else ("", "")
     return Source(
         participant=scan.participant,
         scan=scan.name,
-        stamp=scan.stamp + ("" if unsure else "-sure"),
+        stamp=scan.stamp + ("" if unsure else "-sure") + stamp,
         row=row,
-        payload={"path": os.fspath(scan.path), "unsure": unsure},
+        payload={"path": os.fspath(scan.path), "unsure": unsure, "mask": path},
     )
-
-
-def _check(inside: NDArray[np.bool_], study: T1w.Study, volume_ml: float) -> None:
-    """Refuse a scan that the study's grid misses."""
-    placed_ml = float(inside.sum()) * study.spacing_mm**3 / 1000
-    room_ml = float(np.prod(study.shape)) * study.spacing_mm**3 / 1000
-    if placed_ml < _LEAST_SHARE * min(volume_ml, room_ml):
-        remedy = '; a study of scans as acquired needs align = "centre"'
-        raise ScanError(
-            f"only {placed_ml:.0f} ml of its foreground of {volume_ml:.0f} ml lie in the study's "
-            f"grid{remedy if study.align == 'world' else ''}"
-        )

@@ -9,8 +9,8 @@ from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 
+from client.data.anatomy import grid
 from client.data.reader import Found, Prepared, Source
-from client.data.readers import grid
 from client.data.synthesis.anatomy import Anatomy, Volume, build_anatomy
 from client.data.synthesis.people import Hospital, People, draw_people, draw_scanner, scan
 from client.data.synthesis.volumes import Volumes, modes, volumes_of

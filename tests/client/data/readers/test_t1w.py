@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.data import tables
+from client.data.anatomy import grid, orientation
+from client.data.anatomy.background import head_of
 from client.data.reader import Found, Prepared, Source
-from client.data.readers import bids, grid, orientation
-from client.data.readers.background import head_of
+from client.data.readers import bids
 from client.data.readers.nifti import read_header, read_voxels
 from client.data.readers.t1w import T1wReader
 from common.errors import DataError, ScanError
@@ -540,7 +541,7 @@ def test_most_turned_scans_are_noticed(tmp_path: Path) -> None:
     )
     refused = []
     for scan in found.sources[::15]:
-        for turn in orientation._turns()[1:]:
+        for turn in orientation.turns()[1:]:
             path = turned(Path(scan.payload["path"]), turn, tmp_path)
             try:
                 prepared(path)
@@ -556,7 +557,7 @@ def test_the_template_itself_is_noticed_in_most_ways(tmp_path: Path) -> None:
     path = written(tmp_path / "plain.nii")
     assert prepared(path).notes == ()
     refused = 0
-    for turn in orientation._turns()[1:]:
+    for turn in orientation.turns()[1:]:
         try:
             prepared(turned(path, turn, tmp_path))
         except ScanError:
@@ -787,7 +788,7 @@ def test_reading_a_scan_imports_neither_torch_nor_nilearn() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[4])!r})\n"
         "import client.data.workers, client.data.check, client.data.readers.t1w\n"
-        "from client.data.readers import orientation; orientation._bank()\n"
+        "from client.data.anatomy import orientation; orientation._bank()\n"
         "print(sorted({'torch', 'nilearn', 'pandas', 'monai'} & set(sys.modules)))"
     )
     import subprocess

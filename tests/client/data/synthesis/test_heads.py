@@ -14,9 +14,9 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
+from client.data.anatomy.grid import _filled
 from client.data.lazy import Lazy
 from client.data.reader import Found, Source
-from client.data.readers.grid import _filled
 from client.data.readers.t1w import T1wReader
 from client.data.synthesis import heads, volumes
 from client.data.synthesis.anatomy import Head, Scanner, build_anatomy, origins, render

@@ -15,27 +15,23 @@ tilted by up to 20 degrees about every axis, scaled by 0.85 to 1.15, shaded and 
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from itertools import permutations, product
-from pathlib import Path
 from typing import Final
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from client.data.readers import grid
+from client.data.anatomy import grid
+from client.data.anatomy.template import read_map
 
 CLEARLY: Final = 0.10  # twice the worst of the real scans
 PERHAPS: Final = 0.07
 _SPACING_MM: Final = 10.0
 _SIDE: Final = 24
 _SHIFT: Final = 3
-_TEMPLATE: Final = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +45,17 @@ class Turn:
         """The image, turned."""
         flips = tuple(slice(None, None, sign) for sign in self.signs)
         return image.transpose(self.axes)[flips]
+
+    @property
+    def rotation(self) -> NDArray[np.float64]:
+        """(3, 3) from directions of the plain image to the turned, mirrored where no rotation does.
+
+        >>> Turn(axes=(0, 2, 1), signs=(1, 1, -1)).rotation.astype(int).tolist()
+        [[1, 0, 0], [0, 0, 1], [0, -1, 0]]
+        """
+        matrix = np.zeros((3, 3))
+        matrix[range(3), self.axes] = self.signs
+        return matrix @ np.diag([np.linalg.det(matrix).round(), 1.0, 1.0])
 
     def __str__(self) -> str:
         """What the scan's axes, named R, A, S by its header, seem to be."""
@@ -65,7 +72,7 @@ def better_turn(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> tup
     """
     fits = _fits(_coarse(voxels, affine))
     best = int(fits.argmax())
-    return _turns()[best], float(fits[best] - fits[0])
+    return turns()[best], float(fits[best] - fits[0])
 
 
 def _fits(image: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -101,7 +108,7 @@ def _coarse(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray
 
 
 @cache
-def _turns() -> tuple[Turn, ...]:
+def turns() -> tuple[Turn, ...]:
     """The 24 placings, that of the header first; of two mirror images only one."""
     marked = np.arange(27).reshape(3, 3, 3)
     turns: list[Turn] = []
@@ -117,22 +124,10 @@ def _turns() -> tuple[Turn, ...]:
 @cache
 def _bank() -> tuple[NDArray[np.complex64], NDArray[np.complex64], NDArray[np.float64]]:
     """Spectra of the turned template (zero mean, unit norm in its mask) and masks; their size."""
-    template = _template()
+    template = _coarse(*read_map("t1"))
     mask = ndimage.binary_dilation(template > 0.1)
     plain = np.where(mask, template - template[mask].mean(), 0)
     plain = (plain / np.linalg.norm(plain)).astype(np.float32)
-    filters = [np.conj(fft.rfftn(turn.applied(plain))) for turn in _turns()]
-    masks = [np.conj(fft.rfftn(turn.applied(mask.astype(np.float32)))) for turn in _turns()]
+    filters = [np.conj(fft.rfftn(turn.applied(plain))) for turn in turns()]
+    masks = [np.conj(fft.rfftn(turn.applied(mask.astype(np.float32)))) for turn in turns()]
     return np.stack(filters), np.stack(masks), np.full(len(filters), float(mask.sum()))
-
-
-def _template() -> NDArray[np.float32]:
-    # found without importing nilearn, which takes 1.9 s
-    spec = find_spec("nilearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("nilearn is not installed; its MNI152 template is needed")
-    path = Path(spec.submodule_search_locations[0]) / _TEMPLATE
-    with gzip.open(path) as stream:
-        image = nibabel.Nifti1Image.from_stream(stream)
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
-    return _coarse(voxels, np.asarray(image.affine, dtype=np.float64))

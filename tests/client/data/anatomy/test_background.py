@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.data.readers import grid
-from client.data.readers.background import head_of
+from client.data.anatomy import grid
+from client.data.anatomy.background import head_of
 from common.errors import ScanError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

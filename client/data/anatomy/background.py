@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.data.readers import grid
+from client.data.anatomy import grid
 from common.errors import ScanError
 
 BRIGHT: Final = "its background is brighter than the head, its placing is not checked; look at it"

@@ -118,6 +118,13 @@ def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(~reached[pieces])
 
 
+def box_around(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The smallest box that holds a mask, which must hold something."""
+    ends = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    x, y, z = (slice(int(found[0]), int(found[-1]) + 1) for found in ends)
+    return x, y, z
+
+
 def head_centre(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> tuple[float, float, float]:
     """Centre of mass of a foreground in world mm, of its top 170 mm only.
 

@@ -1,0 +1,81 @@
+"""One image of FreeSurfer's or FastSurfer's (.mgh, .mgz), within the limits of NIfTI files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import nibabel
+import numpy as np
+
+from client.data.readers.compression import first_bytes, kind_of
+from client.data.readers.nifti import (
+    UNREADABLE,
+    Header,
+    axes_of,
+    credible_size,
+    not_a_stand_in,
+    three_axes,
+    usable_affine,
+)
+from common.errors import ScanError
+
+_VOXELS_AT: Final = 284  # bytes of the header, always
+_START: Final = struct.Struct(
+    ">7ih"
+)  # version, four axes, type, degrees of freedom, whether placed
+_VERSION: Final = 1
+
+
+def is_mgh(path: Path) -> bool:
+    """Whether a file is one of FreeSurfer's, by its name."""
+    return path.name.endswith((".mgh", ".mgz"))
+
+
+def read_header(path: Path) -> Header:
+    """Check everything that can be told without reading voxels.
+
+    Raises
+    ------
+    ScanError
+        With what was found and what was needed.
+    OSError
+        If the disk or its permissions do not let the file be read: that may pass.
+    """
+    try:
+        not_a_stand_in(path)
+        placed = _credible_start(path)
+        image: Any = nibabel.load(path)
+        affine = np.array(image.affine, dtype=np.float64)
+        shape, dtype = tuple(int(n) for n in image.shape), np.dtype(image.get_data_dtype())
+    except UNREADABLE:
+        raise ScanError(
+            "its header cannot be read: it holds what no image has; export the scan again"
+        ) from None
+    spatial = three_axes(shape)
+    credible_size(path, spatial, dtype, _VOXELS_AT)
+    usable_affine(affine)
+    note = f"orientation unknown (goodRASFlag is 0); taken as {axes_of(affine)}"
+    return Header(
+        path=path,
+        shape=spatial,
+        dtype=dtype.newbyteorder(">"),
+        affine=affine,
+        offset=_VOXELS_AT,
+        slope=1.0,
+        intercept=0.0,
+        notes=() if placed else (note,),
+        unsure=not placed,
+    )
+
+
+def _credible_start(path: Path) -> bool:
+    """Whether the header says where the image lies; what is none of FreeSurfer's is refused."""
+    start = first_bytes(path, _VOXELS_AT)
+    if len(start) < _VOXELS_AT or _START.unpack_from(start)[0] != _VERSION:
+        what = kind_of(start)
+        raise ScanError(
+            f"it is no FreeSurfer image{f', but {what}' if what else ''}; export it again"
+        )
+    return bool(_START.unpack_from(start)[-1])
