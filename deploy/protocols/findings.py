@@ -18,7 +18,7 @@ from common import metrics
 from common.runtime.durable import write_atomically
 from deploy.protocols.protocol import SCRATCH, Cell
 from deploy.protocols.studies import TASKS
-from server.report.tables import METRIC_NAMES, digits_of, read_results, shown
+from server.report.tables import METRIC_NAMES, read_results, shown
 from server.run import Run
 
 INSIDE: Final = "held-out people"
@@ -38,6 +38,8 @@ RIVALS: Final = {
     "site-linear": "a linear model of regional volumes, fitted at the unseen hospital",
     "pooled-linear": "a linear model of the training hospitals' pooled regional volumes",
 }
+_FEWEST: Final = 2  # seeds; one always agrees with itself
+_DIGITS: Final = {"mae": 2}  # behind the point, of values and differences alike; 3 of shares
 _MODELS: Final = {"federated": ZERO_SHOT, "federated+head": FEW_SHOT}
 
 
@@ -106,8 +108,10 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """Better or worse where all seeds say so, else undecided."""
+        """Better or worse where several seeds all say so, else undecided."""
         seeds = len(self.differences.values)
+        if seeds < _FEWEST:
+            return "undecided"
         return {self.gains: "better", self.losses: "worse"}.get(seeds, "undecided")
 
 
@@ -198,13 +202,13 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     if not found:
         return ["No pretrained network and its like from scratch are both finished yet."]
     seeds = sorted({len(one.differences.values) for one in found})
-    least = 2.0 ** (1 - seeds[0])
     opening = (
         f"Pretrained and from scratch were compared {len(found)} times (task, what is measured, "
         f"network, beginning, share), each over {' or '.join(map(str, seeds))} "
         f"{'seed' if seeds == [1] else 'seeds'}: {_tally(found)}. 'Better' and 'worse' are what "
-        f"all seeds of a comparison agree on; were there no difference at all, {seeds[0]} would "
-        f"agree in {least:.0%} of comparisons, half of these better, half worse."
+        f"all seeds of a comparison agree on, two at least; were there no difference at all, "
+        f"{max(seeds[0], _FEWEST)} would agree in {2.0 ** (1 - max(seeds[0], _FEWEST)):.0%} of "
+        "comparisons, half of these better, half worse."
     )
     said = [opening]
     groups: tuple[tuple[str, Callable[[Contrast], object]], ...] = (
@@ -234,7 +238,7 @@ def _by_network(found: Sequence[Contrast]) -> list[str]:
         rest = [f"{one.initialisation} at {one.share:.0%}" for one in these
                 if one.verdict == "undecided"]  # fmt: skip
         if rest:
-            parts.append(f"seeds disagree about {_listed(rest)}")
+            parts.append(f"undecided from {_listed(rest)}")
         metric = METRIC_NAMES[these[0].metric]
         said.append(f"{key[0]}, {key[1]}, {key[2]} ({metric}): {'; '.join(parts)}.")
     return said
@@ -254,7 +258,7 @@ def _against_rivals(rows: Sequence[Row]) -> list[str]:
             best = max if metric != "mae" else min
             (net, value), (rival, theirs) = (best(one.items(), key=lambda item: item[1])
                                              for one in (nets, rivals))  # fmt: skip
-            digits = digits_of(metric, value, theirs)
+            digits = digits_of(metric)
             verb = "is ahead of" if _better(metric, value - theirs) else "does not reach"
             said.append(
                 f"{task} at {share:.0%}, {measured}: the best of {len(nets)} medians, {net} "
@@ -272,9 +276,13 @@ def _medians(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def _told(one: Contrast) -> str:
-    digits = digits_of(one.metric, one.differences.median)
-    middle = shown(one.differences.median, digits, signed=True)
+    middle = shown(one.differences.median, digits_of(one.metric), signed=True)
     return f"{one.initialisation} at {one.share:.0%} ({middle})"
+
+
+def digits_of(metric: str) -> int:
+    """Digits behind the point."""
+    return _DIGITS.get(metric, 3)
 
 
 def _tally(found: Sequence[Contrast]) -> str:

@@ -29,6 +29,7 @@ from deploy.protocols.findings import (
     Row,
     Spread,
     contrasts,
+    digits_of,
     rows_of,
     sentences,
     spread,
@@ -38,7 +39,7 @@ from deploy.protocols.protocol import SCRATCH, Cell, Protocol
 from deploy.protocols.studies import TASKS, Cells
 from server.report import charts
 from server.report.charts import PENS, Series
-from server.report.tables import METRIC_NAMES, digits_of
+from server.report.tables import METRIC_NAMES
 from server.report.terminal import table_in_text
 
 _WIDTH: Final = 120
@@ -96,11 +97,12 @@ def format_protocol(found: Outcome) -> str:
     for task in _content(found)["tasks"]:
         for part in task["parts"]:
             title = f"{task['name']}, {part['name']}: {task['metric']}, median (range)"
-            console.print(table_in_text(title, part["columns"], part["lines"]))
+            lines = [line for line in part["lines"] if any(cell.strip("—") for cell in line[2:])]
+            console.print(table_in_text(title, part["columns"], lines))
         title = f"{task['name']}: rivals at the unseen hospital"
         console.print(table_in_text(title, task["rivals"]["columns"], task["rivals"]["lines"]))
-    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-    return "\n".join([*lines, *sentences(found.rows), *map(printable, _state(found))])
+    text = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "\n".join([*text, *sentences(found.rows), *map(printable, _state(found))])
 
 
 def _content(found: Outcome) -> dict[str, Any]:
@@ -157,9 +159,7 @@ def _table(
     """A line a network and beginning; for each share the value, and the difference to scratch."""
     columns = ["network", "begins from"]
     for share in sorted(protocol.shares):
-        people = {row.people for row in rows if row.share == share}
-        told = f", {min(people)}-{max(people)} people" if people else ""
-        columns += [f"{share:.0%}{told}", "minus scratch"]
+        columns += [f"{share:.0%}{_people(rows, share)}", "minus scratch (better)"]
     task = rows[0].task if rows else ""
     pairs = {(c.task, c.measured, c.architecture, c.initialisation, c.share): c for c in against}
     lines = []
@@ -175,6 +175,13 @@ def _table(
                 cells += [_shown(values, metric), _difference(pair, source)]
             lines.append(cells)
     return {"columns": columns, "lines": lines}
+
+
+def _people(rows: Sequence[Row], share: float) -> str:
+    """How many people a share was, over seeds."""
+    found = {row.people for row in rows if row.share == share}
+    ends = dict.fromkeys((min(found), max(found))) if found else {}
+    return f", {' to '.join(map(str, ends))} people" if found else ""
 
 
 def _rivals(protocol: Protocol, rows: Sequence[Row], metric: str) -> dict[str, Any]:
@@ -234,12 +241,12 @@ def _figures(
 
 
 def _shown(values: Spread | None, metric: str) -> str:
-    return "" if values is None else values.in_words(digits_of(metric, *values.values))
+    return "" if values is None else values.in_words(digits_of(metric))
 
 
 def _difference(pair: Contrast | None, source: str) -> str:
     if pair is None:
         return "" if source != SCRATCH else "\N{EM DASH}"
     middle = Spread(values=(pair.differences.median,))
-    told = middle.in_words(digits_of(pair.metric, pair.differences.median), signed=True)
-    return f"{told}, better on {pair.gains} of {len(pair.differences.values)}"
+    told = middle.in_words(digits_of(pair.metric), signed=True)
+    return f"{told} ({pair.gains} of {len(pair.differences.values)})"
