@@ -1,4 +1,4 @@
-"""`make bench`: what federation costs over a plain loop, and what loading, averaging, checking, the wire cost.
+"""`make bench`: what federation costs over a plain loop, and what its parts cost.
 
 Prints tables; nothing passes or fails. Figures depend on the machine: read them as ratios.
 """
@@ -20,6 +20,7 @@ def main() -> None:
         federation,
         loading,
         machine,
+        registration,
         sites,
         wire,
     )
@@ -29,6 +30,7 @@ def main() -> None:
         "loading": loading.table,
         "averaging": averaging.table,
         "checking": checking.table,
+        "registration": registration.table,
         "sites": sites.table,
         "wire": wire.table,
         "deployment": deployment.table,
