@@ -9,7 +9,7 @@ OUT ?= demo
 FUZZ ?= --count 1000000
 CHAOS ?=
 
-.PHONY: demo test whole slow check bench fuzz chaos format clean federation loading averaging checking sites wire deployment
+.PHONY: demo test whole slow check bench fuzz chaos format clean federation loading averaging checking registration sites wire deployment
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -30,7 +30,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # `make bench wire` prints one table, `make bench` all of them
-TABLES := federation loading averaging checking sites wire deployment families
+TABLES := federation loading averaging checking registration sites wire deployment families synthesis
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):

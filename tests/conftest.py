@@ -176,6 +176,7 @@ WHOLE = (
     "attacks/test_askings", "attacks/test_books", "attacks/test_departures", "attacks/test_files",
     "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
     "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
+    "client/data/anatomy/test_preparation", "client/data/anatomy/test_registration",
     "client/data/readers/test_t1w", "client/data/synthesis/test_anatomy",
     "client/data/synthesis/test_people",
     "client/data/test_prepare", "client/data/test_workers",

@@ -107,7 +107,9 @@ def write_sheet(
         shown=_shown(study, generation, records),
     )
     stream.enable_buffering(_PIECES)
-    write_atomically(path, (piece.encode() for piece in stream), mode=0o600)
+    # a name that is no UTF-8 was made printable; what a plug-in's reader says may not be
+    parts = (piece.encode("utf-8", "backslashreplace") for piece in stream)
+    write_atomically(path, parts, mode=0o600)
 
 
 def _noted(findings: Sequence[Finding], records: Sequence[Record]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""`make bench`: what federation costs over a plain loop, and what loading, averaging, checking, the wire cost.
+"""`make bench`: what federation costs over a plain loop, and what its parts cost.
 
 Prints tables; nothing passes or fails. Figures depend on the machine: read them as ratios.
 """
@@ -21,6 +21,7 @@ def main() -> None:
         federation,
         loading,
         machine,
+        registration,
         sites,
         synthesis,
         wire,
@@ -32,6 +33,7 @@ def main() -> None:
         "synthesis": synthesis.table,
         "averaging": averaging.table,
         "checking": checking.table,
+        "registration": registration.table,
         "sites": sites.table,
         "wire": wire.table,
         "deployment": deployment.table,

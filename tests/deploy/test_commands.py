@@ -406,6 +406,9 @@ def test_a_site_can_be_begun_checked_and_prepared(
     assert prepared.code == 0
     assert "40 participants, 40 samples" in prepared.text
     assert "0 left out" in prepared.text
+    shown = callosum_site("prepare", "--study", made.study_file, "--site", site, "--sheet")
+    assert shown.code == 3
+    assert "a contact sheet shows prepared volumes" in shown.text
 
 
 def test_check_tells_a_site_that_it_would_decline(callosum_site: Run, federation: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.anatomy import grid
-from client.data.anatomy.image import image_of
+from client.data.anatomy.image import image_of, one_thread
 
 _SPACING_MM: Final = 4.0  # the field is smooth: it is fitted here, and drawn on the scan's own grid
 _ITERATIONS: Final = (50, 50, 50)
@@ -28,10 +28,10 @@ def evened(
     small, moved = grid.shrunk(bright, affine, _SPACING_MM)
     held, _ = grid.shrunk(inside.astype(np.float32), affine, _SPACING_MM)
     method = SimpleITK.N4BiasFieldCorrectionImageFilter()
-    method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations(_ITERATIONS)
-    method.Execute(image_of(small, moved), image_of((held > 0.5).astype(np.uint8), moved))
-    field: Any = method.GetLogBiasFieldAsImage(image_of(bright, affine))
+    with one_thread():
+        method.Execute(image_of(small, moved), image_of((held > 0.5).astype(np.uint8), moved))
+        field: Any = method.GetLogBiasFieldAsImage(image_of(bright, affine))
     log = SimpleITK.GetArrayFromImage(field).T
     even: NDArray[np.float32] = bright / np.exp(log, dtype=np.float32) + np.float32(darkest)
     return even

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.data.anatomy import grid, orientation
-from client.data.anatomy.image import image_of
+from client.data.anatomy.image import image_of, one_thread
 from client.data.anatomy.template import Template, template
 from common.errors import ScanError
 
@@ -100,7 +100,8 @@ def register(voxels: NDArray[np.float32], affine: Affine, brain: NDArray[np.bool
     bright = np.percentile(voxels[brain], 99.5)
     alone = np.where(brain, np.clip(voxels, 0, bright), 0).astype(np.float32)
     try:
-        found = _found(alone, affine, brain)
+        with one_thread():
+            found = _found(alone, affine, brain)
     except RuntimeError:  # ITK's: nothing of the one lies on the other
         raise ScanError("it cannot be laid on the MNI152 brain; look at it") from None
     placing = Placing(
@@ -156,10 +157,10 @@ def _found(alone: NDArray[np.float32], affine: Affine, brain: NDArray[np.bool_])
         for mm in (8.0, 4.0)
     )
     similar = _as(SimpleITK.Similarity3DTransform(), _started(coarse, _middle(brain, affine)))
-    coarse.improve(similar, step=1.0, least=0.05)
+    # of 1 mm the first step, which goes along the steepest axis, may halve the brain's size
+    coarse.improve(similar, step=0.2, least=0.02)
     free = _as(SimpleITK.AffineTransform(3), similar)
-    coarse.improve(free, step=0.5, least=0.02)
-    fine.improve(free, step=0.5, least=0.02)
+    fine.improve(free, step=0.1, least=0.01)
     return _matrix(free)
 
 
@@ -235,7 +236,6 @@ class _Pair:
         reach = max(1, round(_NEAR_MM / float(self.fixed.affine[0, 0])))
         near = ndimage.binary_dilation(self.fixed.brain, iterations=reach)
         method = SimpleITK.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # sums of several would come in another order
         method.SetMetricAsMattesMutualInformation(_BINS)
         method.SetMetricFixedMask(image_of(near.astype(np.uint8), self.fixed.affine))
         method.SetMetricSamplingStrategy(method.NONE)

@@ -121,8 +121,11 @@ def find_scans(
             )
         )
     if not scans.files and any(parts[-2] == _SUBJECTS_FOLDER for parts in images):
-        problem = f'holds FreeSurfer subjects without mri/{suffix}.mgz; suffix = "T1" or "orig" is'
-        scans.findings.append(Finding(what=str(base), problem=problem))
+        problem = (
+            f"{base} holds FreeSurfer subjects, none with mri/{suffix}.mgz; name one of their "
+            'images, such as "T1" or "orig"'
+        )
+        scans.findings.append(Finding(what="data.suffix", problem=problem))
     if not scans.files and any(others.values()):
         _filtered_out(wanted, others, scans)
     _refuse_doubtful(scans)

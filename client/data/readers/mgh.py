@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-import nibabel
 import numpy as np
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 
 from client.data.readers.compression import first_bytes, kind_of
 from client.data.readers.nifti import (
@@ -45,17 +45,21 @@ def read_header(path: Path) -> Header:
     """
     try:
         not_a_stand_in(path)
-        placed = _credible_start(path)
-        image: Any = nibabel.load(path)
-        affine = np.array(image.affine, dtype=np.float64)
-        shape, dtype = tuple(int(n) for n in image.shape), np.dtype(image.get_data_dtype())
-    except UNREADABLE:
+        start = _credible_start(path)
+        # of the header's bytes alone: nibabel's own loader unpacks all voxels to see what follows
+        size = MGHHeader._hdrdtype.itemsize  # noqa: SLF001
+        header: Any = MGHHeader(start[:size])  # type: ignore[no-untyped-call]
+        affine = np.array(header.get_affine(), dtype=np.float64)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        dtype = np.dtype(header.get_data_dtype())
+    except (*UNREADABLE, MGHError):
         raise ScanError(
             "its header cannot be read: it holds what no image has; export the scan again"
         ) from None
     spatial = three_axes(shape)
     credible_size(path, spatial, dtype, _VOXELS_AT)
     usable_affine(affine)
+    placed = bool(_START.unpack_from(start)[-1])
     note = f"orientation unknown (goodRASFlag is 0); taken as {axes_of(affine)}"
     return Header(
         path=path,
@@ -70,12 +74,12 @@ def read_header(path: Path) -> Header:
     )
 
 
-def _credible_start(path: Path) -> bool:
-    """Whether the header says where the image lies; what is none of FreeSurfer's is refused."""
+def _credible_start(path: Path) -> bytes:
+    """The header's bytes; what is none of FreeSurfer's is refused."""
     start = first_bytes(path, _VOXELS_AT)
     if len(start) < _VOXELS_AT or _START.unpack_from(start)[0] != _VERSION:
         what = kind_of(start)
         raise ScanError(
             f"it is no FreeSurfer image{f', but {what}' if what else ''}; export it again"
         )
-    return bool(_START.unpack_from(start)[-1])
+    return start

@@ -679,18 +679,18 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_formats_and_misplaced_files_are_named(tmp_path: Path) -> None:
-    """A site with .mgz files should hear that, not that it has no data."""
+    """A site with MINC files should hear that, not that it has no data."""
     root = bids_folder(
         tmp_path / "d",
         "participant_id\nsub-01\n",
-        "sub-01/anat/sub-01_T1w.mgz",
+        "sub-01/anat/sub-01_T1w.mnc",
         "sub-01/anat/sub-01_T1w.img",
         "sub-01/anat/sub-02_T1w.nii.gz",
     )
     found = found_in(root)
     assert not found.sources
     problems = {finding.what: finding.problem for finding in found.findings}
-    assert "convert it to NIfTI" in problems["sub-01/anat/sub-01_T1w.mgz"]
+    assert "convert it to NIfTI" in problems["sub-01/anat/sub-01_T1w.mnc"]
     assert "convert it to NIfTI" in problems["sub-01/anat/sub-01_T1w.img"]
     assert "lies in sub-01" in problems["sub-01/anat/sub-02_T1w.nii.gz"]
 
