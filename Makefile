@@ -9,7 +9,7 @@ OUT ?= demo
 FUZZ ?= --count 1000000
 CHAOS ?=
 
-.PHONY: demo test whole slow check bench fuzz chaos format clean federation loading averaging checking registration sites wire deployment
+.PHONY: demo test whole slow check bench fuzz chaos format clean
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -31,6 +31,7 @@ check: $(READY)
 
 # `make bench wire` prints one table, `make bench` all of them
 TABLES := federation loading averaging checking registration sites wire deployment families synthesis
+.PHONY: $(TABLES)
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):
