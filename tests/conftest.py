@@ -195,6 +195,11 @@ WHOLE = (
 )  # fmt: skip
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: what is packed as the tests are collected may hold the time of day."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that mostly wait for real processes go first, so that no worker waits alone at the end."""
     whole = {Path(__file__).parent / name for name in WHOLE}
