@@ -235,10 +235,9 @@ def _by_network(found: Sequence[Contrast]) -> list[str]:
             clear = [one for one in these if one.verdict == verdict]
             if clear:
                 parts.append(f"{verdict} on every seed from {_listed(map(_told, clear))}")
-        rest = [f"{one.initialisation} at {one.share:.0%}" for one in these
-                if one.verdict == "undecided"]  # fmt: skip
+        rest = sum(one.verdict == "undecided" for one in these)
         if rest:
-            parts.append(f"undecided from {_listed(rest)}")
+            parts.append(f"the other {rest} undecided" if parts else f"all {rest} undecided")
         metric = METRIC_NAMES[these[0].metric]
         said.append(f"{key[0]}, {key[1]}, {key[2]} ({metric}): {'; '.join(parts)}.")
     return said

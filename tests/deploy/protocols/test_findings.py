@@ -72,7 +72,7 @@ def test_what_does_not_help_is_said_beside_what_does() -> None:
     assert "1 better, 1 worse, 1 undecided" in text
     assert "better on every seed from video at 100% (+0.050)" in text
     assert "worse on every seed from masked at 100% (\N{MINUS SIGN}0.100)" in text
-    assert "undecided from simclr at 100%" in text
+    assert "; the other 1 undecided." in text
     assert "3 would agree in 25% of comparisons" in text  # 2 of 8 outcomes of three coins
 
 
