@@ -354,3 +354,8 @@ class Evaluation(Table):
         "sites', or its own from unlabelled scans (always so under silobn).",
     )
     head: bool = Field(True, description="Also fit a head on the frozen backbone at the site.")
+    baselines: bool = Field(
+        True,
+        description="Also judge what needs no network: the study's constant, the site's own mean "
+        "and a linear model of its own. They are the same whatever network stands beside them.",
+    )

@@ -60,7 +60,7 @@ class Judge:
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )
         rows = list(answer.measured)
-        if self.order.model == "federated":
+        if study.evaluation.baselines and self.order.model == "federated":
             rows += _baselines(study, self.site, cohort, self.order)
         if study.evaluation.head and self.order.model in _WITH_HEAD:
             features = features_of(network, cohort, device)

@@ -118,8 +118,8 @@ class Protocol(Table):
 class Cell:
     """One study of the protocol; a pretraining cell has no task, no share and no seed of its own.
 
-    seed: of a task's training, 0 of a pretraining cell. rivals: whether linear models of pooled
-    measures are fitted beside the network, which one cell of a task, share and seed does.
+    seed: of a task's training, 0 of a pretraining cell. rivals: whether what needs no
+    network is fitted and judged beside it, which one cell of a task, share and seed does.
     """
 
     architecture: str

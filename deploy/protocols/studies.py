@@ -114,7 +114,8 @@ def _task(protocol: Protocol, cell: Cell) -> dict[str, Any]:
         "splits": {
             "salt": f"seed-{cell.seed}", "validation": 0.25, "test": 0.0, "share": cell.share,
         },
-        "evaluation": {"bootstrap": 100},  # seeds tell more, and half of a small cell's time
+        # seeds tell more than intervals; what needs no network is judged once
+        "evaluation": {"bootstrap": 100, "baselines": cell.rivals},
     }  # fmt: skip
 
 

@@ -325,6 +325,14 @@ def test_a_site_fits_heads_of_its_own_for_every_target_of_the_study(tmp_path: Pa
     assert {row.target for row in without} == {"age", "sex"}
 
 
+def test_baselines_are_left_out_where_a_study_has_them_from_elsewhere(tmp_path: Path) -> None:
+    """They are the same beside every network: a protocol of many studies judges them once."""
+    cohort = cohort_of(40)
+    study = study_of(evaluation={"bootstrap": 100, "head": True, "baselines": False})
+    rows = judged(tmp_path, cohort, study)
+    assert {row.model for row in rows} == {"federated", "federated+head"}
+
+
 def test_one_class_has_no_primary_metric_and_says_so(tmp_path: Path) -> None:
     """A ward of women has no AUC, and no other number in its place; yet its people are counted."""
     cohort = cohort_of(40)
