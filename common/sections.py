@@ -319,6 +319,12 @@ class FineTuning(Steps):
         description="What is asked of the tuned models that sites keep: judge on test "
         "participants anew, explain by a mean map, send the trained arrays.",
     )
+    maps: Literal["gradients", "relevance"] = Field(
+        "gradients",
+        description="explain: integrated gradients, of any network, over all test participants; "
+        "or layer-wise relevance propagation, of convolutions, dense layers and LSTMs, with a map "
+        "for each class of several.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

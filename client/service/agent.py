@@ -28,7 +28,7 @@ from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
 from client.learning.census import census, lacking_labels, settle, unlike_columns
 from client.learning.evaluation import Judge
-from client.learning.explanation import mean_map
+from client.learning.explanation import maps_of
 from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
 from client.learning.pretraining import train_round
@@ -332,14 +332,11 @@ class Agent:
         )
 
     def _explain(self, order: Order, tuning: Tuning) -> Answer:
-        """The mean map of one tuned model over the task's test participants."""
-        network = self._tuned(order, tuning)
-        name = tuning.task.target_name
+        """The mean maps of one tuned model over the task's test participants."""
+        network, task = self._tuned(order, tuning), tuning.task
         test = self.cohort.indices("test", self.study.splits)
-        test = test[~np.isnan(self.cohort.labels[name][test])]
-        found, people = mean_map(
-            network, self.cohort, test, name, choose_device(self.site.device.kind)
-        )
+        device = choose_device(self.site.device.kind)
+        found, people = maps_of(network, self.cohort, test, task, device)
         maps = {"map": found}
         return Answer(arrays=maps, expected=rules_of(maps), behind={"map": people})
 

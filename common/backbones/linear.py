@@ -21,6 +21,7 @@ class Standardise(nn.Module):
     """(B, F) raw columns to (B, F) z-scores by constants that travel with the model."""
 
     passes = 1
+    passes_relevance = True
     mean: Tensor
     deviation: Tensor
 

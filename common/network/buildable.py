@@ -13,6 +13,7 @@ import torch
 from common import catalogue
 from common.errors import SettingError
 from common.network.building import build, views_of
+from common.network.relevance import check_rules
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
 from common.objectives.multitask import Multitask
@@ -91,6 +92,8 @@ def _can_tune(
     def tuned() -> Any:
         network = build_for(study, task, seed=0)
         tune(network, method, task, seed=0)
+        if "explain" in task.settings.then and task.settings.maps == "relevance":
+            check_rules(network)
         return network
 
     try:

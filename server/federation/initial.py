@@ -141,9 +141,11 @@ def tuned_plan(study: Study, settings: FineTuning, method: str) -> Plan:
     }  # fmt: skip
 
 
-def map_plan(study: Study) -> Plan:
-    """The one array of an explanation: a map of a sample's shape."""
+def map_plan(study: Study, task: FineTuning) -> Plan:
+    """The one array of an explanation: a map of a sample's shape, or one for each class."""
     shape = with_plugins(study).shape
+    if task.maps == "relevance":
+        shape = (study.targets[task.target].outputs, *shape)
     rule = Rule(shape=shape, dtype="float32", group=SHARED, role="statistic", kept=False)
     return {"map": rule}
 

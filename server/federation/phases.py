@@ -273,7 +273,9 @@ class Phases:
         from server.federation.initial import map_plan, tuned_plan
 
         study = self.run.study
-        plan = map_plan(study) if kind == "explain" else tuned_plan(study, task, more["method"])
+        plan = (
+            map_plan(study, task) if kind == "explain" else tuned_plan(study, task, more["method"])
+        )
         for repeat in range(task.repeats * (task.draws if more["k"] else 1)):
             self._tuned(kind, sites, parcel, {**more, "repeat": repeat}, plan)
 

@@ -3,7 +3,8 @@
 A network is run forward as it is. Backward, each of its layers hands on relevance in place of a
 gradient: convolutions and dense layers by the epsilon rule, a long short-term memory through its
 candidates alone, as its gates only decide how much of them passes. What lies between layers may
-route values (reshape, select, join) and rectify them: both hand relevance on unchanged.
+route values (reshape, select, join) and rectify them: both hand relevance on unchanged. So does a
+module that changes each entry on its own, and says so by `passes_relevance = True`.
 
 Sources: Bach et al. (2015), doi 10.1371/journal.pone.0130140; Arras et al. (2019), "signal takes
 all"; Thomas et al. (2019), doi 10.3389/fnins.2019.01321, who read DeepLight so.
@@ -18,6 +19,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from common.errors import SettingError
+
 EPSILON: Final = 1e-3
 _LINEAR: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # without weights: what they do in evaluation routes or rectifies
@@ -26,7 +29,7 @@ _PASSING: Final = (
 )  # fmt: skip
 
 
-def relevance(network: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor]) -> Tensor:
+def relevance(network: nn.Module, x: Tensor, output: Callable[[Any], Tensor]) -> Tensor:
     """How much each entry of `x` speaks for one output of its sample, in the output's own unit.
 
     Parameters
@@ -46,7 +49,7 @@ def relevance(network: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor])
 
     Raises
     ------
-    TypeError
+    SettingError
         If no rule is known for a layer.
     """
     trained = [module for module in network.modules() if module.training]
@@ -63,27 +66,38 @@ def relevance(network: nn.Module, x: Tensor, output: Callable[[Tensor], Tensor])
     return found
 
 
+def check_rules(network: nn.Module) -> None:
+    """Refuse, by a `SettingError`, a network with a layer that no rule is known for."""
+    for name, layer in network.named_modules():
+        if _rule_of(layer) is None and not isinstance(layer, _PASSING) and _works_itself(layer):
+            raise SettingError(
+                f"no rule of relevance is known for {name}, {type(layer).__name__}; integrated "
+                'gradients pass every layer: maps = "gradients"'
+            )
+
+
 @contextmanager
 def _rules(network: nn.Module) -> Iterator[None]:
     """While it lasts, the layers of a network hand on relevance in place of gradients."""
+    check_rules(network)
     with ExitStack() as hooks:
-        for name, layer in network.named_modules():
+        for layer in network.modules():
             rule = _rule_of(layer)
             if rule is not None:
                 hooks.callback(layer.register_forward_hook(rule).remove)
-            elif not isinstance(layer, _PASSING) and _works_itself(layer):
-                raise TypeError(f"no rule of relevance is known for {name}, {type(layer).__name__}")
         yield
 
 
 def _rule_of(layer: nn.Module) -> Callable[..., Any] | None:
+    if getattr(layer, "passes_relevance", False):
+        return lambda _, given, output: _Passed.apply(  # type: ignore[no-untyped-call]
+            given[0], output.detach()
+        )
     if isinstance(layer, _LINEAR):
         return lambda layer, given, output: _Epsilon.apply(  # type: ignore[no-untyped-call]
             given[0], output.detach(), layer
         )
-    if isinstance(layer, nn.LSTM):
-        if layer.num_layers > 1 or layer.proj_size:
-            raise TypeError("relevance passes long short-term memories of one layer")
+    if isinstance(layer, nn.LSTM) and layer.num_layers == 1 and not layer.proj_size:
         return lambda layer, given, _: _through_memory(layer, given[0])
     return None
 
@@ -97,6 +111,18 @@ def _works_itself(layer: nn.Module) -> bool:
 def _stable(z: Tensor) -> Tensor:
     """`z`, no closer to 0 than `EPSILON`, on its own side of it."""
     return z + EPSILON * torch.where(z < 0, -1.0, 1.0)
+
+
+class _Passed(torch.autograd.Function):
+    """Each entry hands its relevance to the entry that it was made of."""
+
+    @staticmethod
+    def forward(_ctx: Any, _x: Tensor, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *relevances: Tensor) -> tuple[Tensor, None]:
+        return relevances[0], None
 
 
 class _Epsilon(torch.autograd.Function):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.learning import relevance as module
-from client.learning.relevance import EPSILON, relevance
+from common.errors import SettingError
+from common.network import relevance as module
+from common.network.relevance import EPSILON, relevance
 
 
 def first(output: Tensor) -> Tensor:
@@ -109,5 +110,5 @@ def test_a_network_is_left_as_it_was() -> None:
 )
 def test_a_layer_without_a_rule_is_refused(layer: nn.Module) -> None:
     """A map made by a wrong rule looks like any other."""
-    with pytest.raises(TypeError, match="relevance"):
+    with pytest.raises(SettingError, match="no rule of relevance is known for 0"):
         relevance(nn.Sequential(layer), torch.zeros(1, 3, 3, 3), first)
