@@ -104,6 +104,25 @@ def protocol(
 
 
 @app.command()
+def maps(run: RunFolder) -> None:
+    """Average sites' group maps of tuned networks; NIfTI and pictures in RUN/maps, and the report.
+
+    For tasks with then = ["explain"], of scans. Sites send group maps if their policy allows it.
+    """
+    from deploy.maps import write_maps
+    from server.report.page import write_report
+    from server.run import read_run
+
+    found = read_run(run)
+    written = write_maps(found)
+    for path in written:
+        tell(str(path))
+    if not written:
+        say("no site has sent a map of scans; tasks ask by `then`, sites allow by policy.orders")
+    tell(f"report: {write_report(found)}")
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     site: Annotated[Path, typer.Option(help='A site file with role = "heldout".')],
@@ -219,10 +238,12 @@ def _write_hospitals(out: Path, *, names: list[str], participants: int, **settin
 def _simulate(study: Path, sites: Path, out: Path) -> None:
     from common.study import load_study
     from deploy.local import simulate
+    from deploy.maps import write_maps
     from deploy.pictures import learnt, scans
     from server.report.page import format_tables, write_report
 
     run = simulate(study, sites, out)
+    write_maps(run)
     page = write_report(run, [*scans(load_study(study), sites), *learnt(run, sites)])
     tell(format_tables(run))
     say(f"results: {run.folder / 'results.csv'}")

@@ -120,6 +120,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "checkpoints": _checkpoints(run),
         "caveats": findings.caveats(run, compared, tasks, records),
         "pictures": [_picture(picture) for picture in pictures],
+        "maps": list(_maps(run)),
     }
 
 
@@ -309,6 +310,14 @@ def _checkpoints(run: Run) -> list[tuple[str, str]]:
     return found
 
 
+def _maps(run: Run) -> Iterator[dict[str, Any]]:
+    """Pictures of group maps, where `callosum maps` has drawn any: task by task, way by way."""
+    drawn = sorted((run.folder / "maps").glob("*/*/*.png"))
+    for (task, way), paths in groupby(drawn, key=lambda path: path.parts[-3:-1]):
+        images = [(path.stem, _embedded(path.read_bytes())) for path in paths]
+        yield {"task": task, "way": way, "images": images}
+
+
 def _picture(picture: Picture) -> dict[str, Any]:
     """Grey values are stretched alike over a picture's slices."""
     known = np.concatenate([part[np.isfinite(part)] for part in picture.slices] or [np.zeros(0)])
@@ -328,7 +337,11 @@ def _png(part: NDArray[np.floating[Any]], low: float, high: float) -> str:
     stream = io.BytesIO()
     # rows of an image run downwards, y runs upwards
     Image.fromarray(np.ascontiguousarray(grey.T[::-1])).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return _embedded(stream.getvalue())
+
+
+def _embedded(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _cell_html(cell: Cell | None, digits: int, *, signed: bool = False) -> Markup:

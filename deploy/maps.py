@@ -1,0 +1,123 @@
+"""RUN/maps: where tuned networks look, as NIfTI for other programs and as pictures for the report.
+
+Sites send means over their test participants alone (`then = ["explain"]`), and only where enough
+people stand behind them. Here they are averaged over sites, each site once.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.protocol.wire import open_arrays
+from common.runtime.durable import write_atomically
+from common.study import Study, with_plugins
+from server.run import Run
+
+FOLDER: Final = "maps"
+SHOWN_PERCENT: Final = 95.0  # of absolute values inside the brain: what lies below is not drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMap:
+    """The mean map (X, Y, Z) of one way to learn a task, for one class or for everyone."""
+
+    task: str
+    way: str
+    group: str
+    sites: tuple[str, ...]
+    volume: NDArray[np.float32]
+
+    @property
+    def stem(self) -> str:
+        """Its path below `RUN/maps`, without an ending."""
+        return f"{self.task}/{self.way}/{self.group or 'everyone'}"
+
+
+def write_maps(run: Run) -> list[Path]:
+    """Write every group map of a run of volumes, and a picture of each; the NIfTI files' paths.
+
+    Raises
+    ------
+    DamagedError
+        If a site's report is not what was written.
+    StorageError
+        If the disk is full.
+    """
+    if with_plugins(run.study).layout != "volume":
+        return []
+    written = []
+    for found in group_maps(run):
+        image = _nifti(run.study, found)
+        path = run.folder / FOLDER / f"{found.stem}.nii.gz"
+        write_atomically(path, _packed(image))
+        write_atomically(path.with_name(f"{found.group or 'everyone'}.png"), _drawn(image, found))
+        written.append(path)
+    return written
+
+
+def group_maps(run: Run) -> Iterator[GroupMap]:
+    """Means over repeats and sites, task by task and way by way."""
+    for task in run.study.finetuning:
+        classes = run.study.targets[task.target].classes
+        folder = run.folder / "explain" / task.name
+        reports: dict[str, dict[str, list[NDArray[np.float32]]]] = {}
+        for file in sorted(folder.glob("*-repeat*/*.safetensors")):
+            way = file.parent.name.rpartition("-repeat")[0]
+            with open_arrays(file) as stored:
+                reports.setdefault(way, {}).setdefault(file.stem, []).append(stored["map"])
+        for way, sites in reports.items():
+            mean = np.mean([np.mean(maps, axis=0) for maps in sites.values()], axis=0)
+            several = task.maps == "relevance" and len(mean) > 1
+            groups: Sequence[tuple[str, Any]] = (
+                list(zip(classes, mean, strict=True)) if several
+                else [("", mean[0] if task.maps == "relevance" else mean)]
+            )  # fmt: skip
+            for group, volume in groups:
+                yield GroupMap(
+                    task=task.name, way=way, group=group, sites=tuple(sites),
+                    volume=volume.astype(np.float32),
+                )  # fmt: skip
+
+
+def _nifti(study: Study, found: GroupMap) -> Any:
+    """The map on the study's grid, which lies around MNI152's brain if scans were laid on it."""
+    import nibabel
+
+    from client.data.anatomy.grid import MNI_CENTRE_MM, grid_affine
+
+    spacing_mm = getattr(study.data, "spacing_mm", 1.0)
+    shape = (found.volume.shape[0], found.volume.shape[1], found.volume.shape[2])
+    affine = grid_affine(shape, spacing_mm, MNI_CENTRE_MM)
+    return nibabel.Nifti1Image(found.volume, affine)  # type: ignore[no-untyped-call]
+
+
+def _packed(image: Any) -> bytes:
+    import gzip
+
+    packed: bytes = gzip.compress(image.to_bytes(), 6, mtime=0)  # the same map, the same bytes
+    return packed
+
+
+def _drawn(image: Any, found: GroupMap) -> bytes:
+    """A glass brain of what stands out, red for and blue against."""
+    import matplotlib as mpl
+    from nilearn import plotting
+
+    values = np.abs(found.volume[found.volume != 0])
+    least = float(np.percentile(values, SHOWN_PERCENT)) if values.size else 0.0
+    with mpl.rc_context({"backend": "agg"}):
+        figure = plotting.plot_glass_brain(
+            image, display_mode="lyrz", threshold=least, plot_abs=False, colorbar=True,
+            cmap="RdBu_r", symmetric_cbar=True,
+        )  # fmt: skip
+        stream = io.BytesIO()
+        figure.savefig(stream, dpi=80)
+        figure.close()
+    return stream.getvalue()
