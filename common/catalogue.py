@@ -27,6 +27,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "vit": "common.backbones.vit:Vit",
         "nit": "common.backbones.nit:Nit",
         "minit": "common.backbones.minit:Minit",
+        "deeplight": "common.backbones.deeplight:DeepLight",
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",
