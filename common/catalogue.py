@@ -27,6 +27,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "vit": "common.backbones.vit:Vit",
         "nit": "common.backbones.nit:Nit",
         "minit": "common.backbones.minit:Minit",
+        "deeplight": "common.backbones.deeplight:DeepLight",
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",
@@ -49,6 +50,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "shift": "common.augmentations.shift:Shift",
     },
     "kinds": {
+        "bold": "common.kinds.bold:Bold",
         "features": "common.kinds.features:Features",
         "synthetic-t1w": "common.kinds.synthetic_t1w:SyntheticT1w",
         "synthetic-video": "common.kinds.synthetic_video:SyntheticVideo",

@@ -149,7 +149,8 @@ class Aggregation(Table):
     weight: Literal["scans", "participants"] = Field(
         "scans",
         description="What a site's update weighs: the scans that entered a loss, or the people "
-        "they are of; for a head, those with its label.",
+        "they are of; for a head, those with its label. By default what the data kind says: bold "
+        "counts participants.",
     )
     normalisation: Literal["average", "silobn", "fedbn", "groupnorm"] = Field(
         "average", description="What happens to normalisation layers; see server/README.md."

@@ -256,12 +256,24 @@ def parse_study(table: dict[str, Any], path: Path) -> Study:
             _plugged(table, f"{section}.{number}", shelf, key, path)
             for number, table in enumerate(_tables(resolved, section, path))
         )
+    _add_defaults_of_kind(resolved)
     study = checked(Study, resolved, file=path)
     try:
         study.shape, study.layout  # noqa: B018  a kind may refuse its settings only when asked
     except (ValueError, AttributeError) as error:
         raise SettingError(f"data: {error} ({path}{line_of(path, 'data')})") from None
     return study
+
+
+def _add_defaults_of_kind(resolved: dict[str, Any]) -> None:
+    """Add what a kind's samples ask of the aggregation, where the study does not say otherwise."""
+    given = resolved.get("aggregation", {})
+    kind = resolved.get("data")
+    if kind is None or not isinstance(given, dict):
+        return  # told by whoever checks them
+    wanted = getattr(catalogue.load("kinds", kind.kind), "aggregation", {})
+    if wanted:
+        resolved["aggregation"] = {**wanted, **given}
 
 
 def _tables(table: Mapping[str, Any], section: str, path: Path) -> list[Any] | tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from client.data.dictionary import contradictions
 from client.data.finding import Finding, Join
 from client.data.labels import read_labels
 from client.data.measures import read_measures
-from client.data.reader import find_sources, inspected
+from client.data.reader import Source, find_sources, inspected
 from client.site import Site
 from common.sections import Target
 from common.study import Study
@@ -60,15 +60,17 @@ def check(study: Study, site: Site) -> Check:
     """
     found = find_sources(study, site)
     usable, odd = inspected(study, found.sources)
-    rows, scans = [source.row for source in usable], [source.scan for source in usable]
-    labels = read_labels(study.targets, site.targets, rows, scans, found.columns)
+    scans = [source.scan for source in usable]
+    which, rows = _rows(usable)
+    names = [scans[index] for index in which]
+    labels = read_labels(study.targets, site.targets, rows, names, found.columns)
     _, unread, joined = read_measures(study, site, scans)
-    people = np.array([source.participant for source in usable], dtype=object)
+    people = np.array([usable[index].participant for index in which], dtype=object)
     return Check(
         participants=len(set(people)),
         scans=len(usable),
         targets={
-            name: _count(target, labels.values[name], people)
+            name: _count(target, labels.values[name], people, np.array(which))
             for name, target in study.targets.items()
         },
         findings=(
@@ -82,7 +84,24 @@ def check(study: Study, site: Site) -> Check:
     )
 
 
-def _count(target: Target, values: NDArray[np.float32], people: NDArray[np.object_]) -> Count:
+def _rows(sources: Sequence[Source]) -> tuple[list[int], list[Mapping[str, str]]]:
+    """Cells by column, and whose: one row a source, or one for each state that its samples have."""
+    which: list[int] = []
+    rows: list[Mapping[str, str]] = []
+    for index, source in enumerate(sources):
+        for number in range(max(map(len, source.states.values()), default=0) or 1):
+            own = {column: cells[number] for column, cells in source.states.items() if cells}
+            which.append(index)
+            rows.append({**source.row, **own} if own else source.row)
+    return which, rows
+
+
+def _count(
+    target: Target,
+    values: NDArray[np.float32],
+    people: NDArray[np.object_],
+    which: NDArray[np.int64],
+) -> Count:
     known = np.isfinite(values)
     classes: dict[str, int] = {}
     for index, word in enumerate(target.classes):
@@ -90,7 +109,7 @@ def _count(target: Target, values: NDArray[np.float32], people: NDArray[np.objec
     regression = target.kind == "regression" and bool(known.any())
     return Count(
         participants=len(set(people[known])),
-        scans=int(known.sum()),
+        scans=len(set(which[known])),
         classes=classes if known.any() else {},
         span=(float(values[known].min()), float(values[known].max())) if regression else None,
     )

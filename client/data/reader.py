@@ -24,6 +24,7 @@ from common.errors import ScanError, SettingError, reason
 from common.study import Study
 
 _OURS: Final = {
+    "bold": "client.data.functional.bold:BoldReader",
     "features": "client.data.readers.features:FeaturesReader",
     "synthetic-t1w": "client.data.synthesis.heads:SyntheticT1wReader",
     "synthetic-video": "client.data.synthesis.motion:SyntheticVideoReader",
@@ -39,6 +40,8 @@ class Source:
     `scan` names it for people (never leaves the site); `stamp` changes when its content may have;
     `row` holds the site's columns of labels as text; `payload` is whatever the reader needs to read
     it and must survive a trip to a worker process. `n` counts its samples where the reader is lazy.
+    `states` are labels that its samples will have, each once, by column, as far as that is known
+    before they are made: what `check` counts.
     """
 
     participant: str
@@ -47,6 +50,7 @@ class Source:
     row: Mapping[str, str]
     payload: Any = None
     n: int = 1
+    states: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ _LINEAR: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # without weights: what they do in evaluation routes or rectifies
 _PASSING: Final = (
     nn.ReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten,
+    nn.ZeroPad2d, nn.ZeroPad3d,
 )  # fmt: skip
 
 

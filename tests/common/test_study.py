@@ -459,3 +459,30 @@ def test_tables_of_keys_are_whole(write: Callable[[], str]) -> None:
     lines = write().splitlines()
     assert len(lines) > 15
     assert all(line.count(" | ") == 2 and line.endswith(" |") for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    ("given", "weight"),
+    [
+        ({}, "participants"),
+        ({"aggregation": {"server_optimiser": "fedadam"}}, "participants"),
+        ({"aggregation": {"weight": "scans"}}, "scans"),
+    ],
+)
+def test_a_kind_says_what_its_sites_are_weighed_by_unless_the_study_does(
+    given: dict[str, Any], weight: str
+) -> None:
+    """A run has hundreds of volumes: one long one must not outweigh many people."""
+    table = {
+        "name": "runs",
+        "data": {"kind": "bold", "shape": [8, 9, 8], "spacing_mm": 8.0},
+        "targets": {"state": {"kind": "categorical", "classes": ["a", "b", "c"]}},
+        "backbone": {"name": "deeplight"},
+        "objective": {"name": "multitask"},
+        "sites": {"train": ["here"]},
+        **given,
+    }
+    study = parse_study(table, Path("s.toml"))
+    assert study.aggregation.weight == weight
+    again = parse_study(study.model_dump(mode="json"), Path("s.toml"))
+    assert again.digest == study.digest

@@ -48,8 +48,8 @@ PAIRS = [
 
 
 def changes(backbone: str, objective: str, **more: Any) -> dict[str, Any]:
-    # views of a transformer that is drawn anew look all alike at first
-    slow = objective == "simclr" and backbone in ("vit", "nit", "minit")
+    # views of a transformer, or of a deep network without norms, look all alike at first
+    slow = objective == "simclr" and backbone in ("vit", "nit", "minit", "deeplight")
     return {
         **GRID,
         "backbone": {"name": backbone, **SMALL[backbone]},

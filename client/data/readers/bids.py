@@ -25,9 +25,11 @@ from common.printable import name_as_text
 _FREESURFER: Final = (".mgz", ".mgh")
 IMAGES: Final = (".nii.gz", ".nii", *_FREESURFER)
 _SUBJECTS_FOLDER: Final = "mri"  # of FreeSurfer, below a subject
-_VERSIONS: Final = ("space", "cohort", "res", "den", "desc")  # entities of one scan's derivatives
+VERSIONS: Final = ("space", "cohort", "res", "den", "desc")  # entities of one scan's derivatives
 _SUBJECT: Final = re.compile(r"(sub-[0-9A-Za-z+]+)(?:_(ses-[0-9A-Za-z+]+))?")
 _ALMOST_A_PERSON: Final = re.compile(r"sub[_ .]?\w*\d\w*|sub-.*", re.IGNORECASE)
+_SURFACES: Final = (".gii", ".dtseries.nii")  # another version of a run, which volumes stand for
+_REFERENCE: Final = "boldref"  # one volume that runs are laid on
 _OTHER_FORMATS: Final = (".hdr", ".img", ".mnc", ".nrrd", ".dcm")
 
 
@@ -50,6 +52,7 @@ class ScanFile:
 class Scans:
     """Image files by participant and name; what was wrong, and of whom something was left out."""
 
+    modality: str = "anat"  # folder that the images lie in
     files: list[ScanFile] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     homes: tuple[Path, ...] = ()  # folders that links may lead to
@@ -77,8 +80,9 @@ def find_scans(
     suffix: str,
     wanted: Mapping[str, str],
     links: tuple[Path, ...] = (),
+    modality: str = "anat",
 ) -> Scans:
-    """Every `*_suffix.nii[.gz]` in the anat folders below root/folder, by participant and name.
+    """Every `*_suffix.nii[.gz]` in the modality's folders below root/folder, by person and name.
 
     Of FreeSurfer's and FastSurfer's subjects (sub-1 or sub-1_ses-2) it is mri/suffix.mgz.
     `links` are folders that a link may lead to, beside `root`. Files that are named almost so are
@@ -89,7 +93,7 @@ def find_scans(
     DataError
         If the folder does not exist or cannot be listed.
     """
-    base, scans = root / folder, Scans()
+    base, scans = root / folder, Scans(modality=modality)
     images = sorted(_images(base, scans))
     scans.homes = homes_of(root, links, scans.findings)
     others: dict[str, dict[str, None]] = {key: {} for key in wanted}
@@ -132,15 +136,19 @@ def find_scans(
     return scans
 
 
-def one_version(scans: Scans, prefers: Callable[[str], bool]) -> None:
+def one_version(
+    scans: Scans, prefers: Callable[[str], bool], kinds: tuple[str, ...] = VERSIONS
+) -> None:
     """Keep one of several derivatives of the same scan: they are one scan and not two.
+
+    `kinds` are the entities of which two values are versions of one scan.
 
     `prefers` says whether the study can use images of a space ("" for as acquired). Where it leaves
     more than one, or none, nobody has said which is meant, and all of them are left out.
     """
     versions: dict[tuple[str, ...], list[ScanFile]] = {}
     for scan in scans.files:
-        own = sorted(f"{key}-{v}" for key, v in scan.entities.items() if key not in _VERSIONS)
+        own = sorted(f"{key}-{v}" for key, v in scan.entities.items() if key not in kinds)
         versions.setdefault((scan.participant, *own), []).append(scan)
     several = [group for group in versions.values() if len(group) > 1]
     if not several:
@@ -167,6 +175,8 @@ def one_version(scans: Scans, prefers: Callable[[str], bool]) -> None:
 def _is_meant(parts: tuple[str, ...], suffix: str, scans: Scans) -> bool:
     """Whether a file is a scan by its name; one that is named almost so is a finding."""
     stem, ending = stem_of(parts[-1])
+    if parts[-1].endswith(_SURFACES) or stem.endswith(f"_{_REFERENCE}"):
+        return False
     if parts[-2] == _SUBJECTS_FOLDER:
         return stem == suffix and ending in IMAGES
     if ending != ".json" and stem.endswith(f"_{suffix}"):
@@ -203,7 +213,7 @@ def stem_of(name: str) -> tuple[str, str]:
 
 
 def _images(base: Path, scans: Scans) -> Iterator[tuple[str, ...]]:
-    """Names below `base` of whatever lies in an anat folder."""
+    """Names below `base` of whatever lies in a folder of the modality."""
     try:
         people = [entry.name for entry in base.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -224,24 +234,24 @@ def _images(base: Path, scans: Scans) -> Iterator[tuple[str, ...]]:
 def _folders_of_images(base: Path, who: str, scans: Scans) -> Iterator[tuple[str, ...]]:
     """Where images of one person, or of one subject of FreeSurfer's, lie."""
     for name in _names(base, (who,), scans):
-        if name in ("anat", _SUBJECTS_FOLDER):
+        if name == scans.modality or (name == _SUBJECTS_FOLDER and scans.modality == "anat"):
             yield who, name
         elif name.startswith("ses-"):
             below = _names(base, (who, name), scans)
             _tell_of_almost(below, (who, name), scans)
-            yield who, name, "anat"
-            if _SUBJECTS_FOLDER in below:
+            yield who, name, scans.modality
+            if _SUBJECTS_FOLDER in below and scans.modality == "anat":
                 yield who, name, _SUBJECTS_FOLDER
         else:
             _tell_of_almost([name], (who,), scans)
 
 
 def _tell_of_almost(names: Iterable[str], parts: tuple[str, ...], scans: Scans) -> None:
-    """Folders that somebody meant to be `anat` or `ses-LABEL`."""
+    """Folders that somebody meant to be the modality's or `ses-LABEL`."""
     for name in names:
         folded = name.casefold()
-        if folded == "anat" and name != "anat":
-            scans.refuse((*parts, name), "is not named anat; rename it")
+        if folded == scans.modality and name != scans.modality:
+            scans.refuse((*parts, name), f"is not named {scans.modality}; rename it")
         elif len(parts) == 1 and re.fullmatch(r"ses(sion)?[_ -]?\w*\d\w*", folded):
             scans.refuse((*parts, name), "is not named ses-LABEL; rename it")
 
@@ -293,7 +303,7 @@ def _misnamed(parts: tuple[str, ...], stem: str, ending: str, found: Mapping[str
         return f"is {ending or 'no image'}; " + (
             "convert it to NIfTI (.nii.gz)" if known else "a NIfTI file (.nii.gz) is needed"
         )
-    folders = [name_as_text(part) for part in parts[:-1] if part != "anat"]
+    folders = [name_as_text(part) for part in parts[:-1] if part not in ("anat", "func")]
     own = [f"sub-{found.get('sub')}", *([f"ses-{found['ses']}"] if "ses" in found else [])]
     if folders != own:
         return f"is named {'_'.join(own)} but lies in {'/'.join(folders)}"

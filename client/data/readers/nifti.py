@@ -6,6 +6,8 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -25,9 +27,11 @@ from client.data.readers.compression import (
 from common.errors import ScanError
 
 _MOST_VOXELS: Final = 2**28  # 640 cubed; whole heads at 0.4 mm have 2**27
+_MOST_OF_SERIES: Final = 2**31  # voxels of all volumes; an hour of the HCP has 2**30
 _FEWEST_ALONG_AXIS: Final = 8
 _SPACING_MM: Final = (0.1, 20.0)
 _UNITS: Final = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # of xyzt_units, in mm
+_TIMES: Final = {16: 1e-3, 24: 1e-6}  # of xyzt_units, in seconds; whatever else is taken as these
 _ALL_UNITS: Final = (*_UNITS.values(), ("centimetres", 10.0))  # the last has no code
 _DEFLATE: Final = 200  # gzip shrinks heads to a half or a fifth, an empty image to a thousandth
 _FREE: Final = 64 << 20  # bytes, however well they are packed
@@ -59,6 +63,7 @@ class Header:
 
     affine: (4, 4) float64, voxel indices (i, j, k) to world mm, RAS+. shape: (X, Y, Z) voxels.
     notes: what a person should know. unsure: the orientation is guessed or contradicted.
+    volumes: of a series; repetition_time_s: between two of them, 0 where the header does not say.
     """
 
     path: Path
@@ -70,10 +75,12 @@ class Header:
     intercept: float
     notes: tuple[str, ...]
     unsure: bool
+    volumes: int = 1
+    repetition_time_s: float = 0.0
 
 
-def read_header(path: Path) -> Header:
-    """Check everything that can be told without reading voxels.
+def read_header(path: Path, *, series: bool = False) -> Header:
+    """Check everything that can be told without reading voxels; `series` allows many volumes.
 
     Raises
     ------
@@ -102,11 +109,12 @@ def read_header(path: Path) -> Header:
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is derived from it
         found = type(image).__name__.removesuffix("Image")
         raise ScanError(f"it is a {found} file; one NIfTI file (.nii, .nii.gz) is needed")
-    spatial = three_axes(shape)
+    spatial, volumes = _series_axes(shape) if series else (three_axes(shape), 1)
     if dtype.kind not in "iuf":
         raise ScanError(f"its voxels are {_kind_of(dtype)}; real numbers are needed")
-    credible_size(path, spatial, dtype, offset)
-    mm, told = _in_mm(int(image.header["xyzt_units"]), affine)
+    credible_size(path, spatial, dtype, offset, volumes)
+    units = int(image.header["xyzt_units"])
+    mm, told = _in_mm(units, affine)
     affine[:3] *= mm
     usable_affine(affine)
     notes, unsure = _orientation_notes(image, affine, mm, spatial)
@@ -120,6 +128,8 @@ def read_header(path: Path) -> Header:
         intercept=intercept,
         notes=(*told, *notes),
         unsure=unsure,
+        volumes=volumes,
+        repetition_time_s=_seconds(float(image.header["pixdim"][4]), units) if series else 0.0,
     )
 
 
@@ -131,12 +141,39 @@ def read_voxels(header: Header) -> NDArray[np.float32]:
     ScanError
         If the file ends early, is damaged, or holds NaN, infinity or one value throughout.
     """
-    voxels = np.empty(math.prod(header.shape), dtype=np.float32)
+    with _told(), opened(header.path) as stream:
+        stream.seek(header.offset)
+        voxels = _read_volume(stream, header)
+        _read_on(stream, header.path)
+    _usable_voxels(voxels)
+    return voxels.reshape(header.shape, order="F")
+
+
+def read_volumes(header: Header) -> Iterator[NDArray[np.float32]]:
+    """The volumes of a series one by one, as `read_voxels` gives a single one.
+
+    Raises
+    ------
+    ScanError
+        As there, with the number of the volume, from 1.
+    """
+    with _told(), opened(header.path) as stream:
+        stream.seek(header.offset)
+        for number in range(1, header.volumes + 1):
+            try:
+                voxels = _read_volume(stream, header)
+                _usable_voxels(voxels)
+            except ScanError as error:
+                raise ScanError(f"volume {number} of {header.volumes}: {error}") from None
+            yield voxels.reshape(header.shape, order="F")
+        _read_on(stream, header.path)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a damaged file makes of reading, in words."""
     try:
-        with opened(header.path) as stream:
-            stream.seek(header.offset)
-            _read_into(voxels, stream, header.dtype)
-            _read_on(stream, header.path)
+        yield
     except EOFError:
         raise ScanError("its file is cut off: its gzip data end early") from None
     except (gzip.BadGzipFile, zlib.error):
@@ -145,12 +182,17 @@ def read_voxels(header: Header) -> NDArray[np.float32]:
         if error.errno is not None:  # the disk's, which may pass
             raise
         raise ScanError("its file cannot be read; export the scan again") from None
+
+
+def _read_volume(stream: IO[bytes], header: Header) -> NDArray[np.float32]:
+    """The next volume's voxels in the file's order, scaled."""
+    voxels = np.empty(math.prod(header.shape), dtype=np.float32)
+    _read_into(voxels, stream, header.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.intercept) != (1.0, 0.0):
             voxels *= np.float32(header.slope)
             voxels += np.float32(header.intercept)
-    _usable_voxels(voxels)
-    return voxels.reshape(header.shape, order="F")
+    return voxels
 
 
 def _read_into(voxels: NDArray[np.float32], stream: IO[bytes], dtype: np.dtype[Any]) -> None:
@@ -241,13 +283,31 @@ def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return spatial
 
 
+def _series_axes(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
+    """The shape of one volume of a series, and how many there are; slices may be few."""
+    found = " x ".join(str(n) for n in shape)
+    if any(n < 1 for n in shape):
+        raise ScanError(f"its header says {found} voxels; at least one along each axis is needed")
+    if any(n > 1 for n in shape[4:]):
+        raise ScanError(f"it has {found} voxels; volumes over one axis of time are needed")
+    x, y, z, volumes = (*shape[:4], 1, 1, 1, 1)[:4]
+    return (x, y, z), volumes
+
+
+def _seconds(step: float, units: int) -> float:
+    """The time between volumes by the header; 0 where it says none, or what is no time."""
+    return step * _TIMES.get(units & 0x38, 1.0) if math.isfinite(step) and step > 0 else 0.0
+
+
 def credible_size(
-    path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int
+    path: Path, shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int, volumes: int = 1
 ) -> None:
     """Refuse a header that promises more than the file can hold, before anything is allocated."""
     voxels, size = math.prod(shape), path.stat().st_size
-    if voxels > _MOST_VOXELS:
-        raise ScanError(f"its header says {voxels:,} voxels; at most {_MOST_VOXELS:,} are read")
+    most = _MOST_VOXELS if volumes == 1 else _MOST_OF_SERIES
+    if voxels > _MOST_VOXELS or voxels * volumes > most:
+        raise ScanError(f"its header says {voxels * volumes:,} voxels; at most {most:,} are read")
+    voxels *= volumes
     needed = offset + voxels * dtype.itemsize
     if offset < 0 or needed > (max(size * _DEFLATE, _FREE) if compressed(path) else size):
         raise ScanError(

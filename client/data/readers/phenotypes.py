@@ -50,6 +50,36 @@ class People:
         return {**own, **visit}
 
 
+def people_with_scans(
+    home: Path, scans: Scans, wanted: Mapping[str, str], columns: frozenset[str]
+) -> tuple[People, list[ScanFile], tuple[Join, ...]]:
+    """The people of a data set, the scans of those that are the site's, and how the two fit.
+
+    What is odd is added to the findings of `scans`.
+
+    Raises
+    ------
+    DataError
+        If the row filter names a column that participants.tsv lacks.
+    """
+    people = read_people(home / "participants.tsv", wanted, columns)
+    join, unmatched = joined(people, scans, bool(wanted))
+    files = [
+        scan
+        for scan in scans.files
+        if scan.participant not in people.refused
+        and (not wanted or scan.participant in people.rows)
+    ]
+    visits = read_visits(people, home, files, columns)
+    scans.findings.extend(people.findings.told())
+    scans.findings.extend(unmatched.told())
+    if visits.hardly:
+        names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
+        taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
+        scans.findings.append(hardly(visits, names, taken))
+    return people, files, tuple(one for one in (join, visits) if one.rows)
+
+
 def read_people(path: Path, wanted: Mapping[str, str], columns: frozenset[str]) -> People:
     """The rows of participants.tsv that belong to the site; whatever is wrong becomes a finding.
 

@@ -20,7 +20,7 @@ from client.data.reader import Found, Prepared, Source
 from client.data.readers import bids
 from client.data.readers.brain_masks import Masks, find_masks, read_header, read_mask
 from client.data.readers.nifti import Header, read_voxels
-from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
+from client.data.readers.phenotypes import people_with_scans
 from client.data.tables import TextTable, number, open_table
 from common.errors import DataError, ScanError
 from common.kinds.t1w import T1w
@@ -48,22 +48,8 @@ class T1wReader:
         scans = bids.find_scans(home, site.derivative, site.suffix, site.entities, links)
         registered = study.align == "world" and study.registration == "none"
         bids.one_version(scans, _in_mni if registered else _as_acquired)
-        people = read_people(home / "participants.tsv", site.rows, columns)
-        join, unmatched = joined(people, scans, bool(site.rows))
-        files = [
-            scan
-            for scan in scans.files
-            if scan.participant not in people.refused
-            and (not site.rows or scan.participant in people.rows)
-        ]
-        visits = read_visits(people, home, files, columns)
+        people, files, joins = people_with_scans(home, scans, site.rows, columns)
         findings = scans.findings
-        findings.extend(people.findings.told())
-        findings.extend(unmatched.told())
-        if visits.hardly:
-            names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
-            taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
-            findings.append(hardly(visits, names, taken))
         masks = _masks(study, site, home, files, scans.homes)
         findings.extend(masks.findings.told())
         sources = [
@@ -85,7 +71,7 @@ class T1wReader:
         return Found(
             sources=tuple(sources),
             findings=findings.told(),
-            joins=tuple(one for one in (join, visits) if one.rows),
+            joins=joins,
             columns=people.columns,
             dictionary=dictionary,
         )

@@ -18,6 +18,7 @@ CPU_SIZES: dict[str, dict[str, Any]] = {
     "vit": {"patch": 8, "width": 24, "depth": 2, "heads": 4, "feed_forward": 48},
     "nit": {"patch": 8, "width": 24, "depth": 2, "heads": 4, "feed_forward": 48},
     "minit": {"width": 24, "depth": 2, "heads": 4, "feed_forward": 48, "logits": 3},
+    "deeplight": {"variant": "2d-8"},
 }  # fmt: skip
 SHAPE = (17, 22, 19)  # no edge divides these
 

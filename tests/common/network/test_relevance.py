@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.backbones.deeplight import DeepLight
 from common.errors import SettingError
 from common.network import relevance as module
 from common.network.relevance import EPSILON, relevance
+
+SHAPE = (20, 24, 6)
 
 
 def first(output: Tensor) -> Tensor:
@@ -16,20 +19,20 @@ def first(output: Tensor) -> Tensor:
     return output[:, 0]
 
 
-class SlicesInOrder(nn.Module):
-    """As DeepLight: convolutions of each slice, a memory over slices, a head on its last states."""
+def deeplight(*, bias: bool, variant: str = "2d-12") -> nn.Sequential:
+    """The published network at a coarse grid, with a head for four states, in float64."""
+    torch.manual_seed(1)
+    settings = DeepLight.Settings(name="deeplight", variant=variant)  # type: ignore[arg-type]
+    backbone = DeepLight(settings, SHAPE, "average")
+    network = nn.Sequential(backbone, nn.Linear(backbone.features, 4)).double()
+    for name, parameter in network.named_parameters():
+        if "bias" in name and not bias:
+            nn.init.zeros_(parameter)
+    return network
 
-    def __init__(self, *, bias: bool) -> None:
-        super().__init__()
-        self.look = nn.Conv2d(1, 3, 3, stride=2, padding=1, bias=bias)
-        self.drop = nn.Dropout2d(0.5)
-        self.memory = nn.LSTM(3 * 4 * 4, 5, batch_first=True, bidirectional=True, bias=bias)
-        self.head = nn.Linear(10, 4, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.drop(torch.relu(self.look(x.flatten(0, 1).unsqueeze(1))))
-        _, (last, _) = self.memory(features.reshape(*x.shape[:2], -1))
-        return self.head(last.transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+def volumes(count: int = 2) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(2)).double()
 
 
 def test_a_worked_example_of_a_dense_layer() -> None:
@@ -61,22 +64,21 @@ def test_a_worked_example_of_a_memory_of_two_steps() -> None:
     torch.testing.assert_close(found[0, :, 0], expected)
 
 
-def test_nothing_is_gained_or_lost_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", ["2d-12", "2d-8"])
+def test_nothing_is_gained_or_lost_on_the_way(
+    monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
     """Conservation: of a network without biases the relevance of a sample sums to its output."""
-    monkeypatch.setattr(module, "EPSILON", 1e-9)
-    torch.manual_seed(1)
-    network = SlicesInOrder(bias=False).double()
-    x = torch.randn(3, 6, 7, 8, dtype=torch.float64)
+    monkeypatch.setattr(module, "EPSILON", 1e-14)
+    network, x = deeplight(bias=False, variant=variant), volumes()
     found = relevance(network, x, lambda out: out.max(1).values)
     expected = network.eval()(x).max(1).values
-    torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.sum((1, 2, 3)), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_a_network_answers_as_it_does_without_being_asked_for_relevance() -> None:
     """The memory is run step by step for its rule; what it says may not change."""
-    torch.manual_seed(2)
-    network = SlicesInOrder(bias=True).eval()
-    x = torch.randn(2, 5, 7, 8)
+    network, x = deeplight(bias=True).eval(), volumes()
     heard: list[Tensor] = []
     relevance(network, x, lambda out: heard.append(out.detach()) or first(out))  # type: ignore[func-returns-value]
     torch.testing.assert_close(heard[0], network(x).detach(), rtol=1e-5, atol=1e-6)
@@ -97,11 +99,21 @@ def test_every_state_of_both_directions_is_as_torch_has_it(batch_first: bool) ->
 
 def test_a_network_is_left_as_it_was() -> None:
     """Training goes on after it: mode, hooks and gradients are none of its business."""
-    network = SlicesInOrder(bias=True).train()
-    relevance(network, torch.randn(1, 4, 7, 8), first)
-    assert all(part.training for part in network.modules())
-    assert not network.look._forward_hooks
+    network = deeplight(bias=True).train()
+    network[0].blocks[0].eval()
+    before = [part.training for part in network.modules()]
+    relevance(network, volumes(1), first)
+    assert [part.training for part in network.modules()] == before
+    assert not any(part._forward_hooks for part in network.modules())
     assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_a_voxel_of_0_has_no_relevance_and_another_keeps_its_place() -> None:
+    """What lies outside the brain cannot have spoken; slices are stacked as they were taken apart."""
+    x = torch.zeros(1, *SHAPE).double()
+    x[0, 4, 19, 2] = 5.0
+    found = relevance(deeplight(bias=False), x, first)
+    assert torch.nonzero(found).tolist() == [[0, 4, 19, 2]]
 
 
 @pytest.mark.parametrize(
@@ -112,3 +124,9 @@ def test_a_layer_without_a_rule_is_refused(layer: nn.Module) -> None:
     """A map made by a wrong rule looks like any other."""
     with pytest.raises(SettingError, match="no rule of relevance is known for 0"):
         relevance(nn.Sequential(layer), torch.zeros(1, 3, 3, 3), first)
+
+
+def test_the_3d_network_is_refused() -> None:
+    """Its normalisation and its average over places want rules of their own."""
+    with pytest.raises(SettingError, match="BatchNorm3d"):
+        relevance(deeplight(bias=True, variant="3d"), volumes(1), first)
