@@ -85,13 +85,15 @@ def fit(
     centre, scale = x.mean(0), x.std(0)
     scale[scale <= 1e-9 * np.maximum(np.abs(centre), 1e-12)] = 1.0
     with _BLAS.limit(limits=1, user_api="blas"):
+        x, back = _rotated((x - centre) / scale)
         if target.kind == "regression":
-            ridge = Ridge(alpha=1 / c).fit((x - centre) / scale, y.astype(np.float64))
+            ridge = Ridge(alpha=1 / c).fit(x, y.astype(np.float64))
             coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
         else:
             logistic = LogisticRegression(C=c, max_iter=2000)
-            logistic.fit((x - centre) / scale, y.astype(int))
+            logistic.fit(x, y.astype(int))
             coefficients, intercepts = _classes(target, logistic)
+        coefficients = coefficients if back is None else back @ coefficients
     return LinearModel(
         target=target,
         centre=centre,
@@ -145,6 +147,22 @@ def features_width(cohort: Cohort) -> int:
     if cohort.layout != "volume":
         raise Refusal("NO_DATA", "this kind of data has no measures for a linear model")
     return math.prod(min(_BLOCKS, side) for side in cohort.samples.shape[1:4])
+
+
+def _rotated(x: Features) -> tuple[Features, Features | None]:
+    """The same samples in as many columns as they span, and what leads coefficients back.
+
+    A penalised fit of N samples lies in their span, whatever the number of columns: 19,900 edges
+    of a connectome cost what N do. Fewer columns than samples stay as they are.
+    """
+    if x.shape[1] <= len(x):
+        return x, None
+    squares, u = np.linalg.eigh(x @ x.T)
+    kept = squares > 1e-12 * squares[-1]
+    if not kept.any():
+        return x, None
+    lengths = np.sqrt(squares[kept])
+    return u[:, kept] * lengths, x.T @ (u[:, kept] / lengths)
 
 
 def _classes(target: Target, model: LogisticRegression) -> tuple[Features, Features]:
