@@ -49,6 +49,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "shift": "common.augmentations.shift:Shift",
     },
     "kinds": {
+        "connectome": "common.kinds.connectome:Connectome",
         "features": "common.kinds.features:Features",
         "synthetic-t1w": "common.kinds.synthetic_t1w:SyntheticT1w",
         "synthetic-video": "common.kinds.synthetic_video:SyntheticVideo",

@@ -24,6 +24,7 @@ from common.errors import ScanError, SettingError, reason
 from common.study import Study
 
 _OURS: Final = {
+    "connectome": "client.data.readers.connectome:ConnectomeReader",
     "features": "client.data.readers.features:FeaturesReader",
     "synthetic-t1w": "client.data.synthesis.heads:SyntheticT1wReader",
     "synthetic-video": "client.data.synthesis.motion:SyntheticVideoReader",
