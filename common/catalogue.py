@@ -27,6 +27,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "vit": "common.backbones.vit:Vit",
         "nit": "common.backbones.nit:Nit",
         "minit": "common.backbones.minit:Minit",
+        "lcm": "common.backbones.lcm:Lcm",
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",
@@ -35,6 +36,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "mae": "common.objectives.mae:Mae",
         "simmim": "common.objectives.simmim:Simmim",
         "joint": "common.objectives.joint:Joint",
+        "lcm": "common.objectives.lcm:Lcm",
     },
     "augmentations": {
         "affine": "common.augmentations.affine:Affine",

@@ -11,7 +11,7 @@ from common.catalogue_listing import Entry, entries
 
 PUBLISHED = {
     "sfcn": 2_950_336, "densenet": 11_242_624, "resnet": 33_160_896, "vit": 88_368_384,
-    "nit": 1_798_312, "minit": 3_632_704,
+    "nit": 1_798_312, "minit": 3_632_704, "lcm": 147_174_400,
 }  # fmt: skip
 
 
@@ -48,7 +48,14 @@ def test_who_cannot_learn_by_what_is_listed_with_the_reason() -> None:
     refused = found()["objective", "mae"].refuses
     assert set(refused) == set(catalogue.names("backbones")) - {"vit", "nit"}
     assert "simmim hides voxels from any" in refused["swin"]
-    assert set(found()["objective", "simmim"].refuses) == {"linear", "mlp", "vit", "nit", "minit"}
+    assert set(found()["objective", "simmim"].refuses) == {
+        "linear",
+        "mlp",
+        "vit",
+        "nit",
+        "minit",
+        "lcm",
+    }
     assert not found()["objective", "joint"].refuses  # by one of its parts or another
     assert not found()["objective", "multitask"].refuses
 
