@@ -17,7 +17,8 @@ class Connectome:
     """One matrix a run, (R, R) float32 and symmetric; row and column r are region r's.
 
     A region without a signal is a row and a column of 0. The number of time points that a matrix is
-    made of is kept beside it as column `time_points`, which a site file may name as any other.
+    made of is kept beside it as column `time_points`, and what BIDS names say of the task as column
+    `task`, which a site file may name as any other.
     """
 
     dtype: ClassVar[str] = "float32"

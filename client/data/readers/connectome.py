@@ -19,6 +19,7 @@ from common.errors import ScanError
 from common.kinds.connectome import Connectome
 
 POINTS: Final = "time_points"  # the column that says of how many a connectome is made
+_TASK: Final = "task"  # the column that says what BIDS names say; a table's own goes before it
 _NAMED: Final = 8  # silent regions that a note lists
 
 
@@ -59,20 +60,24 @@ class ConnectomeReader:
         if scans.files and not files:
             problem = "none of the runs is of somebody whom the table gives to this site"
             findings.append(Finding(what=str(home), problem=problem, left_out=True))
+        named = {_TASK} - set(people.columns)
         return Found(
             sources=tuple(
                 Source(
                     participant=scan.participant,
                     scan=scan.name,
                     stamp=f"{scan.stamp}-{site.time}",
-                    row=people.entries(scan.participant, scan.session),
+                    row={
+                        **({_TASK: scan.entities.get(_TASK, "")} if named & columns else {}),
+                        **people.entries(scan.participant, scan.session),
+                    },
                     payload=(os.fspath(scan.path), scan.entities.get(MEMBER, ""), site.time),
                 )
                 for scan in files
             ),
             findings=findings.told(),
             joins=tuple(one for one in (join, visits) if one.rows),
-            columns=(*(name for name in people.columns if name != POINTS), POINTS),
+            columns=(*(name for name in people.columns if name != POINTS), *named, POINTS),
             dictionary=read_dictionary(home / "participants.json", home, findings),
         )
 

@@ -117,7 +117,7 @@ def _runs(
         if who is None:
             raise ScanError("names nobody; sub-LABEL is needed, or {participant} in data.files")
         return [ScanFile(participant=who[0], session=who[1], name=name, path=path,
-                         entities={}, stamp=stamp)]  # fmt: skip
+                         entities=entities(stem + "_"), stamp=stamp)]  # fmt: skip
     found = []
     for member, content in sorted(members_of(path).items()):
         own = name_in_table(member)
@@ -130,7 +130,8 @@ def _runs(
         found.append(
             ScanFile(
                 participant=who[0], session=who[1], name=f"{name}/{name_as_text(member)}",
-                path=path, entities={MEMBER: member}, stamp=f"{stamp}-{content}",
+                path=path, entities={**entities(member + "_"), MEMBER: member},
+                stamp=f"{stamp}-{content}",
             )
         )  # fmt: skip
     if not found:

@@ -114,6 +114,19 @@ def test_people_are_named_by_files(tmp_path: Path, place: str, files: str, who: 
     assert [join.matched_rows for join in found.joins] == [1]
 
 
+def test_the_task_of_a_run_is_what_its_name_says(tmp_path: Path) -> None:
+    """States are targets, and BIDS keeps them in names; a table's own column goes before."""
+    for task in ("rest", "motor"):
+        np.save(tmp_path / f"sub-01_task-{task}_timeseries.npy", series(len(task)))
+    site = Connectome.Site(kind="connectome", root=".", files="*.npy")
+    found = ConnectomeReader.find(STUDY, site, tmp_path, frozenset({"task"}))
+    assert [one.row["task"] for one in found.sources] == ["motor", "rest"]
+    assert "task" in found.columns
+    (tmp_path / "participants.tsv").write_text("participant_id\ttask\nsub-01\tsleep\n")
+    found = ConnectomeReader.find(STUDY, site, tmp_path, frozenset({"task"}))
+    assert [one.row["task"] for one in found.sources] == ["sleep", "sleep"]
+
+
 def test_an_archive_holds_a_site_and_the_table_says_whose(tmp_path: Path) -> None:
     """One file of everybody, rows of two sites: each site reads its own people alone."""
     np.savez(tmp_path / "all.npz", **{f"sub-0{n}": series(n) for n in range(1, 5)})
