@@ -28,6 +28,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "nit": "common.backbones.nit:Nit",
         "minit": "common.backbones.minit:Minit",
         "deeplight": "common.backbones.deeplight:DeepLight",
+        "lcm": "common.backbones.lcm:Lcm",
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",
@@ -36,6 +37,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "mae": "common.objectives.mae:Mae",
         "simmim": "common.objectives.simmim:Simmim",
         "joint": "common.objectives.joint:Joint",
+        "lcm": "common.objectives.lcm:Lcm",
     },
     "augmentations": {
         "affine": "common.augmentations.affine:Affine",
@@ -51,6 +53,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
     },
     "kinds": {
         "bold": "common.kinds.bold:Bold",
+        "connectome": "common.kinds.connectome:Connectome",
         "features": "common.kinds.features:Features",
         "synthetic-t1w": "common.kinds.synthetic_t1w:SyntheticT1w",
         "synthetic-video": "common.kinds.synthetic_video:SyntheticVideo",

@@ -37,6 +37,7 @@ _PUBLISHED: Final = {
     "lora": "Hu et al. 2022: low-rank additions",
     "adapters": "Houlsby et al. 2019: narrow residual layers",
     "prompts": "Jia et al. 2022: learnt tokens in every block",
+    "tokens": "Wei et al.: the tokens of targets and classes, of objective lcm alone",
 }
 
 
@@ -77,7 +78,7 @@ def entries() -> list[Entry]:
         *_choices("normalisation", Aggregation, "normalisation"),
         *(
             Entry(sort="fine-tuning method", name=name, what=_PUBLISHED[name])
-            for name in (*_GENERIC, "prompts")
+            for name in (*_GENERIC, "prompts", "tokens")
         ),
     ]
 

@@ -174,10 +174,14 @@ def hospitals(
     seed: Annotated[int, typer.Option(help="All chance comes from it.", min=0)] = 0,
     kind: Annotated[
         str,
-        typer.Option(help="t1w: scans on disk. synthetic-t1w, synthetic-video: made on the fly."),
+        typer.Option(
+            help="t1w: scans on disk. connectome: time series on disk. synthetic-t1w, "
+            "synthetic-video: made on the fly."
+        ),
     ] = "t1w",
 ) -> None:
-    """Write synthetic hospitals: BIDS folders of scans with phenotypes, or sources without any."""
+    """Write synthetic hospitals: BIDS folders of scans or series, or sources without any."""
+    from deploy.hospitals.connectomes import write_connectomes
     from deploy.hospitals.sources import KINDS, write_sources
 
     chosen = [name.strip() for name in names.split(",") if name.strip()]
@@ -192,8 +196,21 @@ def hospitals(
             strength=1.0 if strength is None else strength,
             seed=seed,
         )
+    elif kind == "connectome":
+        if spacing_mm is not None:
+            raise click.UsageError("connectomes have no voxels; leave --spacing-mm away")
+        with track("writing hospitals, participants", len(chosen) * participants) as advance:
+            write_connectomes(
+                out,
+                names=chosen,
+                heldout=apart,
+                participants=participants,
+                strength=1.0 if strength is None else strength,
+                seed=seed,
+                advance=advance,
+            )
     elif kind not in KINDS:
-        raise click.UsageError(f"--kind is {kind}; there are: t1w, {', '.join(KINDS)}")
+        raise click.UsageError(f"--kind is {kind}; there are: t1w, connectome, {', '.join(KINDS)}")
     elif spacing_mm is not None or strength is not None:
         raise click.UsageError(f"what is {kind} has --spacing-mm and --strength in the study")
     else:

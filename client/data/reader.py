@@ -25,6 +25,7 @@ from common.study import Study
 
 _OURS: Final = {
     "bold": "client.data.functional.bold:BoldReader",
+    "connectome": "client.data.readers.connectome:ConnectomeReader",
     "features": "client.data.readers.features:FeaturesReader",
     "synthetic-t1w": "client.data.synthesis.heads:SyntheticT1wReader",
     "synthetic-video": "client.data.synthesis.motion:SyntheticVideoReader",

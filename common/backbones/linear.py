@@ -1,7 +1,8 @@
 """The identity: heads see the standardised columns themselves, so the whole model is linear.
 
-Columns are standardised by the training sites' joint mean and deviation, which the coordinator sets
-once (`Standardise`); a site's own statistics never enter.
+Of a connectome the columns are its edges, what stands above the diagonal. They are standardised by
+the training sites' joint mean and deviation, which the coordinator sets once (`Standardise`); a
+site's own statistics never enter.
 """
 
 from __future__ import annotations
@@ -17,8 +18,34 @@ from common.seams import Layout
 from common.settings import Table
 
 
+def columns_in(shape: tuple[int, ...]) -> int:
+    """How many columns a table's row or a connectome has.
+
+    >>> columns_in((100,)), columns_in((200, 200))
+    (100, 19900)
+
+    Raises
+    ------
+    ValueError
+        If samples of that shape are neither.
+    """
+    if len(shape) == 1:
+        return shape[0]
+    if len(shape) == 2 and shape[0] == shape[1]:
+        return shape[0] * (shape[0] - 1) // 2
+    raise ValueError(f"tables of features or connectomes are needed; data gives {list(shape)}")
+
+
+def columns_of(x: Tensor) -> Tensor:
+    """(B, F) as it is; of (B, R, R) what stands above the diagonal, row by row."""
+    if x.dim() == 2:
+        return x
+    rows, columns = torch.triu_indices(x.shape[1], x.shape[2], 1, device=x.device)
+    return x[:, rows, columns]
+
+
 class Standardise(nn.Module):
-    """(B, F) raw columns to (B, F) z-scores by constants that travel with the model."""
+    """Raw columns, (B, F) or (B, R, R), to z-scores (B, F) by constants of the model."""
 
     passes = 1
     passes_relevance = True
@@ -32,11 +59,11 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # far-off entries of a new scanner or a typing error must not decide the prediction
-        return ((x - self.mean) / self.deviation).clamp(-8.0, 8.0)
+        return ((columns_of(x) - self.mean) / self.deviation).clamp(-8.0, 8.0)
 
     def sums(self, x: Tensor, labels: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """Sum and sum of squares of each column, and how many rows they are of."""
-        wide = x.double()
+        wide = columns_of(x).double()
         n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
         return {"sum": wide.sum(0), "squares": wide.square().sum(0), "n": n}
 
@@ -52,9 +79,9 @@ class Standardise(nn.Module):
 
 
 class Linear(nn.Module):
-    """Columns (B, F) to the same columns standardised (B, F)."""
+    """Columns (B, F), or connectomes (B, R, R), to the columns standardised (B, F)."""
 
-    layouts: ClassVar[tuple[Layout, ...]] = ("table",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("table", "matrix")
     usual: ClassVar[tuple[int, ...]] = (100,)
 
     class Settings(Table):
@@ -64,10 +91,8 @@ class Linear(nn.Module):
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
-        if len(shape) != 1:
-            raise ValueError(f"linear takes tables of features; data.shape gives {list(shape)}")
-        self.standardise = Standardise(shape[0])
-        self.features = shape[0]
+        self.features = columns_in(shape)
+        self.standardise = Standardise(self.features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.standardise(x)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A multilayer perceptron over regional volumes, thicknesses or any other table of features."""
+"""A multilayer perceptron over tables of regional volumes and the like, or connectomes' edges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.backbones.linear import Standardise
+from common.backbones.linear import Standardise, columns_in
 from common.normalisation import normalisation as normalisation_layer
 from common.seams import Layout
 from common.settings import Table
@@ -17,9 +17,9 @@ Width = Annotated[int, Field(ge=1, le=65536)]
 
 
 class Mlp(nn.Module):
-    """Columns (B, F) to features (B, hidden[-1])."""
+    """Columns (B, F), or connectomes (B, R, R), to features (B, hidden[-1])."""
 
-    layouts: ClassVar[tuple[Layout, ...]] = ("table",)
+    layouts: ClassVar[tuple[Layout, ...]] = ("table", "matrix")
     usual: ClassVar[tuple[int, ...]] = (100,)
 
     class Settings(Table):
@@ -35,10 +35,9 @@ class Mlp(nn.Module):
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
-        if len(shape) != 1:
-            raise ValueError(f"mlp takes tables of features; data.shape gives {list(shape)}")
-        self.standardise = Standardise(shape[0])
-        widths = [shape[0], *settings.hidden]
+        columns = columns_in(shape)
+        self.standardise = Standardise(columns)
+        widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [

@@ -11,7 +11,7 @@ from common.catalogue_listing import Entry, entries
 
 PUBLISHED = {
     "sfcn": 2_950_336, "densenet": 11_242_624, "resnet": 33_160_896, "vit": 88_368_384,
-    "nit": 1_798_312, "minit": 3_632_704, "deeplight": 592_824,
+    "nit": 1_798_312, "minit": 3_632_704, "deeplight": 592_824, "lcm": 147_174_400,
 }  # fmt: skip
 
 

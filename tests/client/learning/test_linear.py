@@ -63,6 +63,18 @@ def test_fits_are_those_of_scikit_learn(target: Target, c: float) -> None:
 
 
 @TARGETS
+def test_more_columns_than_people_are_fitted_alike(target: Target) -> None:
+    """A connectome has 19,900 edges; the short way to its fit must be the fit itself."""
+    x, y = sample(target, n=60)
+    x = np.hstack([x, np.random.default_rng(1).normal(size=(60, 150)) @ np.eye(150, 200)])
+    fitted, unseen = np.arange(0, 40), np.arange(40, 60)
+    model = fit(target, x, y, fitted, STRENGTHS[3])
+    wanted = sklearn_says(target, x[fitted], y[fitted], STRENGTHS[3], x[unseen])
+    assert model.coefficients.shape[0] == 206
+    assert model.predict(x, unseen) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+@TARGETS
 def test_a_model_is_plain_numbers(target: Target) -> None:
     """What is sent to a judge predicts what was fitted, to the bit."""
     x, y = sample(target)

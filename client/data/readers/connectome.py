@@ -1,0 +1,153 @@
+"""Reads time series by region and makes a connectome of each run, with who the people are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar, Final
+
+import numpy as np
+
+from client.data.connectivity import Matrix, Signals, edges, matrix, signals
+from client.data.dictionary import read_dictionary
+from client.data.finding import Finding
+from client.data.reader import Found, Prepared, Source
+from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
+from client.data.readers.series import read_series
+from client.data.readers.series_files import MEMBER, find_series
+from common.errors import ScanError
+from common.kinds.connectome import Connectome
+
+POINTS: Final = "time_points"  # the column that says of how many a connectome is made
+_TASK: Final = "task"  # the column that says what BIDS names say; a table's own goes before it
+_NAMED: Final = 8  # silent regions that a note lists
+
+
+class ConnectomeReader:
+    """Files of time series, or archives of them, with the rows of participants.tsv."""
+
+    version: ClassVar[int] = 1
+
+    @staticmethod
+    def find(
+        study: Connectome.Study, site: Connectome.Site, root: Path, columns: frozenset[str]
+    ) -> Found:
+        """Every run of the site's participants, by participant and name.
+
+        Raises
+        ------
+        DataError
+            If the folder is absent, or the row filter names a column that is not there.
+        """
+        home = root / site.root
+        scans = find_series(home, site.files, tuple(root / place for place in site.links))
+        people = read_people(home / "participants.tsv", site.rows, columns - {POINTS})
+        join, unmatched = joined(people, scans, bool(site.rows))
+        files = [
+            scan
+            for scan in scans.files
+            if scan.participant not in people.refused
+            and (not site.rows or scan.participant in people.rows)
+        ]
+        visits = read_visits(people, home, files, columns - {POINTS})
+        findings = scans.findings
+        findings.extend(people.findings.told())
+        findings.extend(unmatched.told())
+        if visits.hardly:
+            names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
+            taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
+            findings.append(hardly(visits, names, taken))
+        if scans.files and not files:
+            problem = "none of the runs is of somebody whom the table gives to this site"
+            findings.append(Finding(what=str(home), problem=problem, left_out=True))
+        named = {_TASK} - set(people.columns)
+        return Found(
+            sources=tuple(
+                Source(
+                    participant=scan.participant,
+                    scan=scan.name,
+                    stamp=f"{scan.stamp}-{site.time}",
+                    row={
+                        **({_TASK: scan.entities.get(_TASK, "")} if named & columns else {}),
+                        **people.entries(scan.participant, scan.session),
+                    },
+                    payload=(os.fspath(scan.path), scan.entities.get(MEMBER, ""), site.time),
+                )
+                for scan in files
+            ),
+            findings=findings.told(),
+            joins=tuple(one for one in (join, visits) if one.rows),
+            columns=(*(name for name in people.columns if name != POINTS), *named, POINTS),
+            dictionary=read_dictionary(home / "participants.json", home, findings),
+        )
+
+    @staticmethod
+    def prepare(study: Connectome.Study, source: Source) -> Prepared:
+        """The connectome, (1, R, R) float32, and Fisher-z edges for the linear rival.
+
+        Raises
+        ------
+        ScanError
+            With what was found and what was needed.
+        """
+        path, member, time = source.payload
+        series = read_series(Path(path), member, study.names)
+        found = signals(_turned(series, time, study.regions))
+        points, silent = len(found.series), int(found.silent.sum())
+        if points < study.least_points:
+            raise ScanError(
+                f"has {points} usable time points{_dropped(found)}; the study's data.least_points "
+                f"is {study.least_points}"
+            )
+        if silent > study.most_silent * study.regions:
+            raise ScanError(
+                f"{silent} of {study.regions} regions have no signal ({_places(found, study)}); "
+                f"the study's data.most_silent is {study.most_silent:g}"
+            )
+        sample = matrix(found, study.measure)
+        return Prepared(
+            samples=sample[None].astype(np.float32),
+            measures=edges(matrix(found, "fisher-z"))[None],
+            notes=_notes(found, study),
+            labels={POINTS: [str(points)]},
+            quality={POINTS: points, "silent_regions": silent, "mean_edge": edges(sample).mean()},
+        )
+
+
+def _turned(series: Matrix, time: str, regions: int) -> Matrix:
+    """(T, R), whichever way the file has it."""
+    turned = series.T if time == "columns" else series
+    if turned.shape[1] == regions:
+        return turned
+    hint = ""
+    if turned.shape[0] == regions:
+        other = "rows" if time == "columns" else "columns"
+        hint = f'; if time goes along the {other}, data.time = "{other}"'
+    raise ScanError(f"has {turned.shape[1]} regions; the study has {regions}{hint}")
+
+
+def _notes(found: Signals, study: Connectome.Study) -> tuple[str, ...]:
+    notes = []
+    if found.silent.any():
+        notes.append(
+            f"no signal in {_places(found, study)}; correlations there are undefined, and set to 0"
+        )
+    dropped = _dropped(found)
+    return (*notes, f"{len(found.series)} time points are used{dropped}") if dropped else (*notes,)
+
+
+def _places(found: Signals, study: Connectome.Study) -> str:
+    """Silent regions by number, counted from 1, and name."""
+    places = np.flatnonzero(found.silent).tolist()
+    told = [f"{place + 1}{f' ({study.names[place]})' if study.names else ''}" for place in places]
+    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return f"region{'s' * (len(told) > 1)} {', '.join(told[:_NAMED])}{more}"
+
+
+def _dropped(found: Signals) -> str:
+    parts = []
+    if found.padded:
+        parts.append(f"{found.padded} of zeros at the end")
+    if found.gaps:
+        parts.append(f"{found.gaps} without a number")
+    return f", besides {' and '.join(parts)}" if parts else ""
