@@ -238,7 +238,7 @@ def test_a_study_leaves_a_target_to_pretrain(tmp_path: Path) -> None:
         (
             'kind = "t1w"\nshape = [16, 16, 16]\nspacing_mm = 8.0',
             'name = "linear"',
-            "linear takes tables of features; .*16, 16, 16",
+            "tables of features or connectomes are needed; .*16, 16, 16",
         ),
         ('kind = "features"\ncolumns = ["a"]', 'name = "sfcn"', "sfcn .* needs volumes"),
     ],
@@ -315,6 +315,7 @@ CANDIDATES: list[Any] = [
     True, False, 1, 2, 3, 500, 0.3, 0.6, 2.5, "zeta", "age", "sex", "sgd", "constant", "fedadam",
     "groupnorm", "reestimated", "squared", "linear", "regression", ["zeta"], ["age"],
     "participants", "kept", "cosine", "all", "pretrained/lora", "explain", ["explain"], "2" * 64, "lora",
+    "relevance",
     {"age": {"low": -2e9, "high": 2e9, "step": 1e9, "sigma": 1e9}},
 ]  # fmt: skip
 
