@@ -155,7 +155,10 @@ def hospitals(
     seed: Annotated[int, typer.Option(help="All chance comes from it.", min=0)] = 0,
     kind: Annotated[
         str,
-        typer.Option(help="t1w: scans on disk. synthetic-t1w, synthetic-video: made on the fly."),
+        typer.Option(
+            help="t1w: scans on disk. bold: functional runs on disk. synthetic-t1w, "
+            "synthetic-video: made on the fly."
+        ),
     ] = "t1w",
 ) -> None:
     """Write synthetic hospitals: BIDS folders of scans with phenotypes, or sources without any."""
@@ -163,9 +166,10 @@ def hospitals(
 
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     apart = [name.strip() for name in heldout.split(",") if name.strip()]
-    if kind == "t1w":
+    if kind in ("t1w", "bold"):
         _write_hospitals(
             out,
+            kind=kind,
             names=chosen,
             heldout=apart,
             participants=participants,
@@ -174,7 +178,7 @@ def hospitals(
             seed=seed,
         )
     elif kind not in KINDS:
-        raise click.UsageError(f"--kind is {kind}; there are: t1w, {', '.join(KINDS)}")
+        raise click.UsageError(f"--kind is {kind}; there are: t1w, bold, {', '.join(KINDS)}")
     elif spacing_mm is not None or strength is not None:
         raise click.UsageError(f"what is {kind} has --spacing-mm and --strength in the study")
     else:
@@ -203,11 +207,15 @@ def main() -> None:
     command.run(app, "callosum")
 
 
-def _write_hospitals(out: Path, *, names: list[str], participants: int, **settings: object) -> None:
+def _write_hospitals(
+    out: Path, *, names: list[str], participants: int, kind: str = "t1w", **settings: object
+) -> None:
     from deploy.hospitals.dataset import write_hospitals
+    from deploy.hospitals.task_fmri import write_task_fmri
 
+    write = write_task_fmri if kind == "bold" else write_hospitals
     with track("writing hospitals, participants", len(names) * participants) as advance:
-        write_hospitals(
+        write(
             out,
             names=names,
             participants=participants,
