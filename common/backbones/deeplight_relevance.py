@@ -125,7 +125,7 @@ def _steps(weights: _Weights, x_BZF: Tensor) -> list[_Step]:
 def _convolved(block: nn.Module) -> Callable[[Tensor], Tensor]:
     """A block's padding and convolution, as one linear layer."""
     padding, convolution, *_ = block.children()
-    return lambda x: convolution(padding(x))  # type: ignore[no-any-return]
+    return lambda x: convolution(padding(x))
 
 
 def _shared(layer: Callable[[Tensor], Tensor], x: Tensor, told: Tensor, epsilon: float) -> Tensor:

@@ -206,6 +206,6 @@ column = "sign"
 column = "memory"
 
 [policy]
-minimum_cohort = 4
+minimum_cohort = 1
 minimum_support = 1   # nobody is behind these numbers; for real people 10
 """
