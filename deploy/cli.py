@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import click
 import typer
@@ -34,6 +34,8 @@ app.command()(commands.run)
 app.command()(commands.runs)
 app.command()(commands.stop)
 app.command()(commands.books)
+
+_ON_DISK: Final = ("t1w", "bold", "connectome")  # kinds of hospitals that are written
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 
@@ -175,42 +177,33 @@ def hospitals(
     kind: Annotated[
         str,
         typer.Option(
-            help="t1w: scans on disk. connectome: time series on disk. synthetic-t1w, "
-            "synthetic-video: made on the fly."
+            help="t1w: scans on disk. bold: functional runs on disk. connectome: time series on "
+            "disk. synthetic-t1w, synthetic-video: made on the fly."
         ),
     ] = "t1w",
 ) -> None:
     """Write synthetic hospitals: BIDS folders of scans or series, or sources without any."""
-    from deploy.hospitals.connectomes import write_connectomes
     from deploy.hospitals.sources import KINDS, write_sources
 
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     apart = [name.strip() for name in heldout.split(",") if name.strip()]
-    if kind == "t1w":
+    if kind in _ON_DISK:
+        if kind == "connectome" and spacing_mm is not None:
+            raise click.UsageError("connectomes have no voxels; leave --spacing-mm away")
+        grid = {} if kind == "connectome" else {"spacing_mm": spacing_mm or 8.0}
         _write_hospitals(
             out,
+            kind=kind,
             names=chosen,
             heldout=apart,
             participants=participants,
-            spacing_mm=8.0 if spacing_mm is None else spacing_mm,
             strength=1.0 if strength is None else strength,
             seed=seed,
+            **grid,
         )
-    elif kind == "connectome":
-        if spacing_mm is not None:
-            raise click.UsageError("connectomes have no voxels; leave --spacing-mm away")
-        with track("writing hospitals, participants", len(chosen) * participants) as advance:
-            write_connectomes(
-                out,
-                names=chosen,
-                heldout=apart,
-                participants=participants,
-                strength=1.0 if strength is None else strength,
-                seed=seed,
-                advance=advance,
-            )
     elif kind not in KINDS:
-        raise click.UsageError(f"--kind is {kind}; there are: t1w, connectome, {', '.join(KINDS)}")
+        there = ", ".join((*_ON_DISK, *KINDS))
+        raise click.UsageError(f"--kind is {kind}; there are: {there}")
     elif spacing_mm is not None or strength is not None:
         raise click.UsageError(f"what is {kind} has --spacing-mm and --strength in the study")
     else:
@@ -239,17 +232,18 @@ def main() -> None:
     command.run(app, "callosum")
 
 
-def _write_hospitals(out: Path, *, names: list[str], participants: int, **settings: object) -> None:
+def _write_hospitals(
+    out: Path, *, names: list[str], participants: int, kind: str = "t1w", **settings: object
+) -> None:
+    from deploy.hospitals.connectomes import write_connectomes
     from deploy.hospitals.dataset import write_hospitals
+    from deploy.hospitals.task_fmri import write_task_fmri
 
+    writers: dict[str, Any] = {
+        "t1w": write_hospitals, "bold": write_task_fmri, "connectome": write_connectomes
+    }  # fmt: skip
     with track("writing hospitals, participants", len(names) * participants) as advance:
-        write_hospitals(
-            out,
-            names=names,
-            participants=participants,
-            advance=advance,
-            **settings,  # type: ignore[arg-type]
-        )
+        writers[kind](out, names=names, participants=participants, advance=advance, **settings)
 
 
 def _simulate(study: Path, sites: Path, out: Path) -> None:
