@@ -106,12 +106,19 @@ def protocol(
 
 
 @app.command()
-def maps(run: RunFolder) -> None:
+def maps(
+    run: RunFolder,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder of state-NAME_activation.nii.gz: overlap is told beside chance."),
+    ] = None,
+) -> None:
     """Average sites' group maps of tuned networks; NIfTI and pictures in RUN/maps, and the report.
 
     For tasks with then = ["explain"], of scans. Sites send group maps if their policy allows it.
     """
-    from deploy.maps import write_maps
+    from deploy.maps import group_maps, write_maps
+    from deploy.overlap import overlaps
     from server.report.page import write_report
     from server.run import read_run
 
@@ -121,6 +128,13 @@ def maps(run: RunFolder) -> None:
         tell(str(path))
     if not written:
         say("no site has sent a map of scans; tasks ask by `then`, sites allow by policy.orders")
+    if truth is not None and written:
+        for one in overlaps(group_maps(found), found.study, truth):
+            tell(
+                f"{one.task}, {one.way}, {one.group}: Dice {one.dice:.3f} (by chance "
+                f"{one.chance_dice:.3f}, p {one.p:.3f}), average precision {one.precision:.3f} "
+                f"(by chance {one.chance_precision:.3f})"
+            )
     tell(f"report: {write_report(found)}")
 
 

@@ -54,7 +54,7 @@ def write_maps(run: Run) -> list[Path]:
         return []
     written = []
     for found in group_maps(run):
-        image = _nifti(run.study, found)
+        image = nifti_of(run.study, found)
         path = run.folder / FOLDER / f"{found.stem}.nii.gz"
         write_atomically(path, _packed(image))
         write_atomically(path.with_name(f"{found.group or 'everyone'}.png"), _drawn(image, found))
@@ -86,7 +86,7 @@ def group_maps(run: Run) -> Iterator[GroupMap]:
                 )  # fmt: skip
 
 
-def _nifti(study: Study, found: GroupMap) -> Any:
+def nifti_of(study: Study, found: GroupMap) -> Any:
     """The map on the study's grid, which lies around MNI152's brain if scans were laid on it."""
     import nibabel
 

@@ -72,7 +72,7 @@ def test_what_a_person_changed_is_kept_and_another_source_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--kind", "video"], "there are: t1w, connectome, synthetic-t1w"),
+        (["--kind", "video"], "there are: t1w, bold, connectome, synthetic-t1w"),
         (["--kind", "connectome", "--spacing-mm", "4"], "no voxels"),
         (["--kind", "synthetic-t1w", "--spacing-mm", "4"], "in the study"),
         (["--kind", "synthetic-video", "--strength", "2"], "in the study"),
