@@ -1,0 +1,53 @@
+"""DeepLight over hospitals of functional runs, from the study file that comes along, made small."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from deploy.hospitals.task_fmri import write_task_fmri
+from deploy.local import simulate
+from tests.conftest import overridden
+
+STUDY = Path(__file__).parents[2] / "deploy" / "studies" / "task-fmri.toml"
+SMALL = {
+    "data.shape": [10, 12, 10],
+    "data.spacing_mm": 16.0,
+    "pretraining.rounds": 2,
+    "pretraining.local_epochs": 1,
+    "splits": {"validation": 0.25, "test": 0.25},
+    "sites": {"train": ["amber", "birch"], "heldout": ["elm"]},
+    "evaluation.bootstrap": 100,
+}
+
+
+@pytest.mark.whole
+def test_states_are_learnt_across_hospitals_and_others_at_each(tmp_path: Path) -> None:
+    """Sites are weighed by people; each tunes its own head on the states of k people of its own."""
+    names = [*SMALL["sites"]["train"], *SMALL["sites"]["heldout"]]  # type: ignore[call-overload]
+    files = write_task_fmri(
+        tmp_path / "wards", names=names, heldout=["elm"], participants=16, spacing_mm=16.0
+    )
+    for file in files:
+        file.write_text(f'{file.read_text()}\n[device]\nkind = "cpu"\nthreads = 1\nloaders = 1\n')
+    table = overridden(tomllib.loads(STUDY.read_text()), SMALL)
+    table["finetuning"][0] |= {"participants": [1, 3], "draws": 1, "epochs": 1}
+    study = tmp_path / "task-fmri.toml"
+    study.write_text(tomli_w.dumps(table))
+    run = simulate(study, tmp_path / "wards", tmp_path / "run")
+    records = list(run.federated.records())
+    assert len(records) == 2
+    people = {site: line["participants"]["shared"] for site, line in records[0]["answered"].items()}
+    assert people == {"amber": 3, "birch": 4}  # who saw signs and trains, of 16
+    with (tmp_path / "run/results.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    tuned = {(row["site"], row["init"], row["method"], row["k"]) for row in rows if row["task"]}
+    for site in ("amber", "birch"):
+        for k in ("1", "3"):
+            assert {(site, "pretrained", "full", k), (site, "scratch", "full", k)} <= tuned
+    judged = {row["target"] for row in rows if row["site"] == "elm"}
+    assert "sign" in judged
