@@ -10,7 +10,7 @@ from common.examples import example, toml
 from common.settings import with_tuples
 from common.study import check_name
 
-_BACKBONES: Final = {"table": "mlp", "matrix": "mlp", "volume": "sfcn"}  # to begin with, by layout
+_BACKBONES: Final = {"table": "mlp", "volume": "sfcn", "matrix": "mlp"}  # to begin with, by layout
 _REST: Final = """# {name}: what our consortium agrees to do; see: callosum study check {name}.toml
 # Every key and its default: callosum study keys
 name = "{name}"

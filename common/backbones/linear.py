@@ -18,10 +18,10 @@ from common.seams import Layout
 from common.settings import Table
 
 
-def columns_in(shape: tuple[int, ...]) -> int:
-    """How many columns a table's row or a connectome has.
+def columns_in(shape: tuple[int, ...], asks: str) -> int:
+    """How many columns a table's row or a connectome has, for the network that asks.
 
-    >>> columns_in((100,)), columns_in((200, 200))
+    >>> columns_in((100,), "mlp"), columns_in((200, 200), "mlp")
     (100, 19900)
 
     Raises
@@ -33,7 +33,9 @@ def columns_in(shape: tuple[int, ...]) -> int:
         return shape[0]
     if len(shape) == 2 and shape[0] == shape[1]:
         return shape[0] * (shape[0] - 1) // 2
-    raise ValueError(f"tables of features or connectomes are needed; data gives {list(shape)}")
+    raise ValueError(
+        f"{asks} takes tables of features, or connectomes; data.shape gives {list(shape)}"
+    )
 
 
 def columns_of(x: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ class Linear(nn.Module):
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
-        self.features = columns_in(shape)
+        self.features = columns_in(shape, "linear")
         self.standardise = Standardise(self.features)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Mlp(nn.Module):
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
-        columns = columns_in(shape)
+        columns = columns_in(shape, "mlp")
         self.standardise = Standardise(columns)
         widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []

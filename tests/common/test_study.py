@@ -238,7 +238,7 @@ def test_a_study_leaves_a_target_to_pretrain(tmp_path: Path) -> None:
         (
             'kind = "t1w"\nshape = [16, 16, 16]\nspacing_mm = 8.0',
             'name = "linear"',
-            "tables of features or connectomes are needed; .*16, 16, 16",
+            "linear takes tables of features, or connectomes; .*16, 16, 16",
         ),
         ('kind = "features"\ncolumns = ["a"]', 'name = "sfcn"', "sfcn .* needs volumes"),
     ],
