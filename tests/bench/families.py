@@ -11,7 +11,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,10 +27,9 @@ from common.sections import Steps
 from common.study import parse_study
 
 BATCH: Final = 2
-MOST_STEPS: Final = 6  # of one measurement; the first is not counted
-ENOUGH_S: Final = 10.0  # beyond this, two steps are enough
-REPEATS: Final = 3
-LONG_S: Final = 60.0  # a pair of measurements that takes longer is not repeated
+MOST_STEPS: Final = 12  # of each loop; the first is not counted
+FEWEST_STEPS: Final = 3  # the first among them
+ENOUGH_S: Final = 10.0  # of one loop; beyond this the fewest are enough
 _MONAI: Final = ("monai.networks.nets.densenet", "monai.networks.nets.resnet")  # 6 s of importing
 ON_CPU: Final = ((64, 64, 64), (96, 96, 96))
 ON_GPU: Final = ((96, 96, 96), (160, 192, 160))
@@ -42,7 +41,7 @@ def table() -> str:
     if torch.cuda.is_available():
         return _on_gpu()
     lines = [
-        f"Batch {BATCH}, AdamW; seconds of a step, and peak memory of a process that does no other.",
+        f"Batch {BATCH}, AdamW; seconds of a step, the two in turn, and peaks of a process of each.",
         "",
         "| backbone | volume | bare loop, s | Callosum, s | ratio | peak MB bare | peak MB Callosum |",
         "|---|---|---|---|---|---|---|",
@@ -60,35 +59,45 @@ def _volumes() -> list[str]:
 
 
 def _row(name: str, shape: tuple[int, ...]) -> str:
-    """Both loops in turn, so that a slow minute of the machine is both's."""
+    """Steps of both loops in turn, in one process; peaks in a process of each loop's own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.bench.families", *_MONAI])
-    found: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        for way, measurements in found.items():
-            with context.Pool(1) as pool:
-                measurements.append(pool.apply(measured, (name, shape, way)))
-        if time.perf_counter() - began > LONG_S:
-            break
-    bare, ours = found["bare"], found["ours"]
-    ratio = statistics.median(our[0] / its[0] for our, its in zip(ours, bare, strict=True))
-    seconds = [statistics.median(one[0] for one in way) for way in (bare, ours)]
-    peaks = [max(one[1] for one in way) for way in (bare, ours)]
-    voxels = "x".join(map(str, shape))
+
+    def apart(work: Callable[..., Any], *given: object) -> Any:
+        with context.Pool(1) as pool:
+            return pool.apply(work, (name, shape, *given))
+
+    bare, ours = apart(seconds)
+    ratio = statistics.median(our / its for our, its in zip(ours, bare, strict=True))
+    peaks = [apart(peak_mb, way) for way in ("bare", "ours")]
     return (
-        f"| {name} | {voxels} | {seconds[0]:.2f} | {seconds[1]:.2f} | {ratio:.2f} "
-        f"| {peaks[0]:,.0f} | {peaks[1]:,.0f} |"
+        f"| {name} | {'x'.join(map(str, shape))} | {statistics.median(bare):.2f} "
+        f"| {statistics.median(ours):.2f} | {ratio:.2f} | {peaks[0]:,.0f} | {peaks[1]:,.0f} |"
     )
 
 
-def measured(name: str, shape: tuple[int, ...], way: str) -> tuple[float, float]:
-    """Median seconds of a step, and the process's peak in MB."""
-    network, samples = network_of(name, shape), _samples(shape, MOST_STEPS * BATCH)
-    loop = _bare if way == "bare" else _ours
-    times = loop(network, samples)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return statistics.median(times[1:]), peak
+def seconds(name: str, shape: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """Of steps of the bare loop and of Callosum's: a slow minute of the machine is both's."""
+    samples = _samples(shape, MOST_STEPS * BATCH)
+    bare: list[float] = []
+    steps = _bare(network_of(name, shape), samples)
+
+    def turn() -> None:
+        with torch.enable_grad():  # the hook's place in the site's loop has none
+            bare.append(next(steps))
+
+    ours = _ours(network_of(name, shape), samples, turn)
+    return bare[1:], ours[1:]
+
+
+def peak_mb(name: str, shape: tuple[int, ...], way: str) -> float:
+    """Of two steps of one loop."""
+    network, samples = network_of(name, shape), _samples(shape, 2 * BATCH)
+    if way == "bare":
+        list(_bare(network, samples))
+    else:
+        _ours(network, samples, lambda: None)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def network_of(name: str, shape: tuple[int, ...], **keys: Any) -> Any:
@@ -113,12 +122,11 @@ def _samples(shape: tuple[int, ...], count: int) -> np.ndarray[Any, Any]:
     return random.standard_normal((count, *shape), dtype=np.float32).astype(np.float16)
 
 
-def _bare(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
-    """What anyone would write, with volumes channels-last, as Callosum keeps them."""
+def _bare(network: Any, samples: np.ndarray[Any, Any]) -> Iterator[float]:
+    """What anyone would write, with volumes channels-last, as Callosum keeps them; a step a turn."""
     layout_convolutions(network)
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=True)
-    times = []
     for first in range(0, len(samples), BATCH):
         began = time.perf_counter()
         x = torch.from_numpy(samples[first : first + BATCH].astype(np.float32))
@@ -129,14 +137,8 @@ def _bare(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
-        times.append(time.perf_counter() - began)
-        if _enough(times):
-            break
-    return times
-
-
-def _enough(times: list[float]) -> bool:
-    return len(times) > 1 and sum(times) > ENOUGH_S
+        del x, output, loss  # the other loop's turn
+        yield time.perf_counter() - began
 
 
 class _Enough(Exception):  # noqa: N818  no error
@@ -150,7 +152,7 @@ def layout_convolutions(network: Any) -> None:
             module.to(memory_format=torch.channels_last_3d)
 
 
-def _ours(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
+def _ours(network: Any, samples: np.ndarray[Any, Any], between: Callable[[], None]) -> list[float]:
     """The site's loop, told of the end of each step by the hook that an objective may have."""
     people = tuple(f"sub-{number}" for number in range(len(samples)))
     cohort = Cohort(
@@ -159,13 +161,14 @@ def _ours(network: Any, samples: np.ndarray[Any, Any]) -> list[float]:
         layout="volume", findings=(), contents=people, secrets=("",) * len(people),
     )  # fmt: skip
     times: list[float] = []
-    begins = [time.perf_counter()]
+    began = [time.perf_counter()]
 
     def note() -> None:
-        begins.append(time.perf_counter())
-        times.append(begins[-1] - begins[-2])
-        if _enough(times):
+        times.append(time.perf_counter() - began[0])
+        between()
+        if len(times) > FEWEST_STEPS and sum(times) > ENOUGH_S:
             raise _Enough
+        began[0] = time.perf_counter()
 
     network.after_step = note
     recipe = Recipe(steps=STEADY, rate=1e-4, weight_decay=1e-2, epochs=1, of=1, seed=0)
