@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from common.kinds.bold import TRIAL_TYPE, Bold
 from common.study import canonical
 
 _VERSIONS: Final = (*bids.VERSIONS, "echo", "part")
+_MOST_NUMBERS: Final = 2**31  # 8 GB; an hour of the HCP on its own grid takes half of it
 _AS_ACQUIRED: Final = ("", "T1w", "func", "boldref", "individual")
 
 
@@ -240,6 +242,12 @@ def _header(study: Bold.Study, run: _Run) -> tuple[Header, float, tuple[str, ...
     if header.volumes < study.least_volumes:
         raise ScanError(
             f"it has {header.volumes} volumes; at least {study.least_volumes} are needed"
+        )
+    held = header.volumes * math.prod(study.shape)
+    if held > _MOST_NUMBERS:
+        raise ScanError(
+            f"it has {header.volumes:,} volumes, {held:,} voxels on the study's grid; at most "
+            f"{_MOST_NUMBERS:,} are held: cut it into runs"
         )
     repetition_time_s, notes = agreed_repetition_time(header.repetition_time_s, run.said_s)
     if study.high_pass_s and study.high_pass_s <= 2 * repetition_time_s:

@@ -265,6 +265,14 @@ def test_too_few_volumes_leave_a_run_out(tmp_path: Path) -> None:
     assert left_out(tmp_path) == "it has 1 volumes; at least 50 are needed"
 
 
+def test_a_run_that_nobody_could_hold_is_refused_by_its_header(tmp_path: Path) -> None:
+    """Small volumes by the thousand, each of which a fine grid makes large."""
+    write_run(tmp_path, voxels=np.ones((2, 2, 2, 20_000)), mask=False)
+    agreed = study(shape=(512, 512, 512))
+    with pytest.raises(ScanError, match="it has 20,000 volumes, 2,684,354,560,000 voxels on"):
+        BoldReader.inspect(agreed, find(tmp_path, agreed).sources[0])
+
+
 def test_events_behind_the_end_are_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
     """Of a run that was broken off."""
     write_run(tmp_path, events=[*EVENTS, (400, 10, "left")])
