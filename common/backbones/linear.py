@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.backbones.tangent import Tangent
 from common.seams import Layout
 from common.settings import Table
 
@@ -49,23 +50,29 @@ def columns_of(x: Tensor) -> Tensor:
 class Standardise(nn.Module):
     """Raw columns, (B, F) or (B, R, R), to z-scores (B, F) by constants of the model."""
 
-    passes = 1
-    passes_relevance = True
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, columns: int) -> None:
+    def __init__(
+        self, columns: int, seen: nn.Module | None = None, *, matrix: bool = False
+    ) -> None:
+        """`seen` is how samples are looked at before, and is settled itself a pass earlier."""
         super().__init__()
+        self.seen = seen if seen is not None else nn.Identity()
+        self.passes = 1 if seen is None else 2
+        self.passes_relevance = not matrix  # of a matrix the columns are only half
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("deviation", torch.ones(columns))
 
     def forward(self, x: Tensor) -> Tensor:
         # far-off entries of a new scanner or a typing error must not decide the prediction
-        return ((columns_of(x) - self.mean) / self.deviation).clamp(-8.0, 8.0)
+        return ((columns_of(self.seen(x)) - self.mean) / self.deviation).clamp(-8.0, 8.0)
 
     def sums(self, x: Tensor, labels: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """Sum and sum of squares of each column, and how many rows they are of."""
-        wide = columns_of(x).double()
+        if number < self.passes - 1:
+            return {}
+        wide = columns_of(self.seen(x)).double()
         n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
         return {"sum": wide.sum(0), "squares": wide.square().sum(0), "n": n}
 
@@ -90,11 +97,19 @@ class Linear(nn.Module):
         """Keys of `[backbone]`."""
 
         name: Literal["linear"] = Field(description="This backbone.")
+        space: Literal["plain", "tangent"] = Field(
+            "plain",
+            description="tangent: connectomes (data.measure = ledoit-wolf) are seen from the mean "
+            "of the training sites', which is frozen into the model.",
+        )
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         self.features = columns_in(shape, "linear")
-        self.standardise = Standardise(self.features)
+        if settings.space == "tangent" and len(shape) != 2:
+            raise ValueError("space is tangent, which connectomes alone have")
+        seen = Tangent(shape[0]) if settings.space == "tangent" else None
+        self.standardise = Standardise(self.features, seen, matrix=len(shape) == 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.standardise(x)  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ class Mlp(nn.Module):
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         columns = columns_in(shape, "mlp")
-        self.standardise = Standardise(columns)
+        self.standardise = Standardise(columns, matrix=len(shape) == 2)
         widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):

@@ -70,6 +70,34 @@ def test_states_and_a_diagnosis_are_learnt_by_one_decoder(tmp_path: Path) -> Non
     assert {"age", "sex"} <= judged
 
 
+def test_a_tangent_space_is_that_of_all_training_sites(tmp_path: Path) -> None:
+    """Its reference is settled over the wire, as if the sites' matrices lay in one place."""
+    write_connectomes(tmp_path / "sites", names=("amber", "birch"), heldout=[], participants=24)
+    for file in (tmp_path / "sites").glob("*/site.toml"):
+        text = file.read_text().replace("minimum_support = 4 ", "minimum_support = 1 ")
+        file.write_text(text + ONE_THREAD)
+    study = shortened(
+        "connectomes",
+        tmp_path,
+        {
+            "backbone": {"name": "linear", "space": "tangent"},
+            "objective": {"name": "multitask", "targets": ["age", "sex"]},
+            "data.measure": "ledoit-wolf",
+            "pretraining.rounds": 1,
+            "comparisons": {"single_site": False, "pooled": True},
+            "finetuning": [],
+            "sites": {"train": ["amber", "birch"]},
+        },
+    )
+    simulate(study, tmp_path / "sites", tmp_path / "run")
+    federated, pooled = final(tmp_path / "run"), final(tmp_path / "run/comparisons/pooled")
+    name = "backbone.standardise.seen.whitening"
+    assert federated[name] == pytest.approx(pooled[name], abs=1e-5)
+    assert not np.allclose(federated[name], np.eye(len(federated[name])), atol=0.1)
+    name = "backbone.standardise.deviation"
+    assert federated[name] == pytest.approx(pooled[name], rel=1e-3)
+
+
 @pytest.mark.skipif(not ABIDE.is_dir(), reason="the shared real data are not on this machine")
 def test_abide_in_short_is_gradient_descent_on_everyone_together(tmp_path: Path) -> None:
     """Whole-cohort steps of two real sites, averaged by people, are those of the pooled sites."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 
 from common.backbones.lcm import Lcm as Backbone
 from common.backbones.linear import Linear
-from common.network.building import plan_of
+from common.network.building import arrays_of, build, carried_over, plan_of
+from common.network.tuning import build_for, task_of
 from common.objectives.lcm import Lcm
 from common.sections import Target
+from common.study import load_study
 
+STUDIES = Path(__file__).parents[3] / "deploy" / "studies"
 TARGETS = {
     "age": Target(kind="regression", centre=50.0, scale=10.0),
     "sex": Target(kind="binary", classes=("female", "male"), positive_weight=2.0),
@@ -129,6 +133,25 @@ def test_tokens_alone_may_be_tuned() -> None:
     network = made()
     assert network.tune("tokens", SimpleNamespace()) == ["tokens."]
     assert network.tune("full", SimpleNamespace()) is NotImplemented
+
+
+def test_a_task_adds_its_tokens_and_old_ones_stay_with_their_labels() -> None:
+    """Semi-supervised fine-tuning: facts of the acquisition, given by `value`, keep old tokens
+    true while new ones are learnt; the new are drawn, whatever pretraining knew under that name."""
+    study = load_study(STUDIES / "connectomes.toml")
+    task = task_of(study, study.finetuning[0])
+    pretrained, network = build(study, seed=0), build_for(study, task, seed=1)
+    assert network.target_names == ("age", "sex", "state", "diagnosis")
+    known = arrays_of(pretrained)
+    carried = carried_over(network, {**arrays_of(network), **known}, "diagnosis")
+    assert carried.keys() == known.keys()
+    labels = {name: torch.full((2,), NAN) for name in network.target_names}
+    labels["state"] = torch.zeros(2)  # everyone rests
+    regions = torch.randn(2, 116, 116)
+    counted = {name: one.counted.tolist() for name, one in network.terms(regions, labels).items()}
+    assert counted == {
+        "age": [False] * 2, "sex": [False] * 2, "state": [True] * 2, "diagnosis": [False] * 2,
+    }  # fmt: skip
 
 
 def test_features_are_what_tokens_gathered() -> None:
