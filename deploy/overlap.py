@@ -64,11 +64,12 @@ def _truth(found: GroupMap, study: Any, folder: Path) -> NDArray[np.float64]:
     path = folder / TRUTH.format(found.group)
     if not path.exists():
         raise DataError(f"{path} is missing: what is active in {found.group} is not known")
-    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    image: Any = nibabel.load(path)
     ours = nifti_of(study, found)
     if image.shape != ours.shape or not np.allclose(image.affine, ours.affine, atol=0.1):
         raise DataError(f"{path} lies on another grid than the map; the study's grid is needed")
-    return np.abs(np.asarray(image.get_fdata()))
+    active: NDArray[np.float64] = np.abs(np.asarray(image.get_fdata()))
+    return active
 
 
 def _beside(found: GroupMap, truth: NDArray[np.float64], chance: np.random.Generator) -> Overlap:
@@ -92,8 +93,8 @@ def _moved(
     """The map mirrored along some axes and moved by a quarter of the grid or more, round."""
     shape = volume.shape
     for _ in range(_MOVED):
-        turned = np.flip(volume, [axis for axis in range(3) if chance.random() < 0.5])
-        steps = [int(chance.integers(size // 4, size - size // 4 + 1)) for size in shape]
+        turned = np.flip(volume, tuple(axis for axis in range(3) if chance.random() < 0.5))
+        steps = tuple(int(chance.integers(size // 4, size - size // 4 + 1)) for size in shape)
         yield np.roll(turned, steps, axis=(0, 1, 2))
 
 
