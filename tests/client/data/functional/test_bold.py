@@ -193,7 +193,9 @@ def test_derivatives_are_read_with_their_masks_confounds_and_the_raw_events(tmp_
     write_table(folder / "sub-01_task-hands_desc-confounds_timeseries.tsv",
                 ("trans_x", "framewise_displacement"), motion)  # fmt: skip
     agreed = study(align="world", confounds=("trans_x",))
-    (source,) = find(tmp_path, agreed, derivative="derivatives/fmriprep").sources
+    everything = find(tmp_path, agreed, derivative="derivatives/fmriprep")
+    assert not any(finding.left_out for finding in everything.findings)  # surfaces, references
+    (source,) = everything.sources
     assert "MNI152NLin6Asym_desc-preproc" in source.scan
     found = BoldReader.prepare(agreed, source)
     assert found.quality["displacement_mm"] == pytest.approx(0.1, abs=0.01)
