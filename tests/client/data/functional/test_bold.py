@@ -193,7 +193,9 @@ def test_derivatives_are_read_with_their_masks_confounds_and_the_raw_events(tmp_
     write_table(folder / "sub-01_task-hands_desc-confounds_timeseries.tsv",
                 ("trans_x", "framewise_displacement"), motion)  # fmt: skip
     agreed = study(align="world", confounds=("trans_x",))
-    (source,) = find(tmp_path, agreed, derivative="derivatives/fmriprep").sources
+    everything = find(tmp_path, agreed, derivative="derivatives/fmriprep")
+    assert not any(finding.left_out for finding in everything.findings)  # surfaces, references
+    (source,) = everything.sources
     assert "MNI152NLin6Asym_desc-preproc" in source.scan
     found = BoldReader.prepare(agreed, source)
     assert found.quality["displacement_mm"] == pytest.approx(0.1, abs=0.01)
@@ -213,6 +215,19 @@ def test_events_and_side_files_may_stand_above_the_runs_they_hold_for(tmp_path: 
     assert set(prepared(tmp_path).labels["hand"]) == set(STATES)
     write_events(tmp_path / "sub-01/func/sub-01_task-hands_events.tsv", [(10, 10, "right")])
     assert set(prepared(tmp_path).labels["hand"]) == {"right"}
+
+
+def test_of_two_tables_in_a_folder_the_one_that_says_more_holds(tmp_path: Path) -> None:
+    """And two that say as much are a doubt that nobody may resolve by the alphabet."""
+    write_run(tmp_path, "sub-01_task-hands_acq-a_run-1")
+    (tmp_path / "sub-01/func/sub-01_task-hands_acq-a_run-1_events.tsv").unlink()
+    write_events(tmp_path / "task-hands_events.tsv", EVENTS[:1])
+    write_events(tmp_path / "task-hands_run-1_events.tsv", EVENTS[1:2])
+    assert set(prepared(tmp_path).labels["hand"]) == {"right"}
+    write_events(tmp_path / "task-hands_acq-a_events.tsv", EVENTS[:1])
+    found = find(tmp_path)
+    assert not found.sources
+    assert any("has several files task-hands_acq-a_events" in why for why in told(found).values())
 
 
 def test_another_table_of_events_prepares_the_run_anew(tmp_path: Path) -> None:
