@@ -127,8 +127,7 @@ class Bold:
         )
         states: dict[str, str] = Field(
             {},
-            description="Our trial types in the study's words, such as {Faces = 'face'}; what is "
-            "not listed keeps its name.",
+            description="Our trial types in the study's words; what is not listed keeps its name.",
             examples=[{"Faces": "face"}],
         )
         mask: str = Field(
