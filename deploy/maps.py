@@ -7,6 +7,7 @@ people stand behind them. Here they are averaged over sites, each site once.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +32,29 @@ class GroupMap:
     task: str
     way: str
     group: str
+    number: int
     sites: tuple[str, ...]
     volume: NDArray[np.float32]
 
     @property
     def stem(self) -> str:
         """Its path below `RUN/maps`, without an ending."""
-        return f"{self.task}/{self.way}/{self.group or 'everyone'}"
+        return f"{self.task}/{self.way}/{self.number:02d}-{in_a_path(self.group)}"
+
+
+def in_a_path(group: str) -> str:
+    """A class's name as part of a file's: studies name classes as they like.
+
+    >>> in_a_path("MCI / AD"), in_a_path("")
+    ('MCI-AD', 'everyone')
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "-", group).strip("-") or "everyone"
 
 
 def write_maps(run: Run) -> list[Path]:
-    """Write every group map of a run of volumes, and a picture of each; the NIfTI files' paths.
+    """Write every group map of a run of volumes; the NIfTI files' paths.
+
+    Of scans that were laid on MNI152 it draws each map that is new, too.
 
     Raises
     ------
@@ -55,9 +68,12 @@ def write_maps(run: Run) -> list[Path]:
     written = []
     for found in group_maps(run):
         image = nifti_of(run.study, found)
-        path = run.folder / FOLDER / f"{found.stem}.nii.gz"
-        write_atomically(path, _packed(image))
-        write_atomically(path.with_name(f"{found.group or 'everyone'}.png"), _drawn(image, found))
+        path, content = run.folder / FOLDER / f"{found.stem}.nii.gz", _packed(image)
+        picture = run.folder / FOLDER / f"{found.stem}.png"
+        if not path.exists() or path.read_bytes() != content or not picture.exists():
+            write_atomically(path, content)
+            if getattr(run.study.data, "align", "") == "world" and found.volume.any():
+                write_atomically(picture, _drawn(image, found))
         written.append(path)
     return written
 
@@ -79,9 +95,9 @@ def group_maps(run: Run) -> Iterator[GroupMap]:
                 list(zip(classes, mean, strict=True)) if several
                 else [("", mean[0] if task.maps == "relevance" else mean)]
             )  # fmt: skip
-            for group, volume in groups:
+            for number, (group, volume) in enumerate(groups, start=1):
                 yield GroupMap(
-                    task=task.name, way=way, group=group, sites=tuple(sites),
+                    task=task.name, way=way, group=group, number=number, sites=tuple(sites),
                     volume=volume.astype(np.float32),
                 )  # fmt: skip
 
@@ -95,7 +111,9 @@ def nifti_of(study: Study, found: GroupMap) -> Any:
     spacing_mm = getattr(study.data, "spacing_mm", 1.0)
     shape = (found.volume.shape[0], found.volume.shape[1], found.volume.shape[2])
     affine = grid_affine(shape, spacing_mm, MNI_CENTRE_MM)
-    return nibabel.Nifti1Image(found.volume, affine)  # type: ignore[no-untyped-call]
+    image = nibabel.Nifti1Image(found.volume, affine)  # type: ignore[no-untyped-call]
+    image.header["descrip"] = f"mean group map of {len(found.sites)} sites".encode()
+    return image
 
 
 def _packed(image: Any) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from deploy.maps import GroupMap, nifti_of
+from deploy.maps import GroupMap, in_a_path, nifti_of
 
 TRUTH: Final = "state-{}_activation.nii.gz"
 _SHARE: Final = 0.05  # of the brain's voxels: the loudest of a map
@@ -61,7 +61,7 @@ def _truth(found: GroupMap, study: Any, folder: Path) -> NDArray[np.float64]:
     """Absolute activation of a state on the map's own grid."""
     import nibabel
 
-    path = folder / TRUTH.format(found.group)
+    path = folder / TRUTH.format(in_a_path(found.group))
     if not path.exists():
         raise DataError(f"{path} is missing: what is active in {found.group} is not known")
     image: Any = nibabel.load(path)
@@ -75,6 +75,11 @@ def _truth(found: GroupMap, study: Any, folder: Path) -> NDArray[np.float64]:
 def _beside(found: GroupMap, truth: NDArray[np.float64], chance: np.random.Generator) -> Overlap:
     inside = found.volume != 0  # a map is 0 where every sample is: outside the brain
     active = truth[inside] >= _HALF * truth.max()
+    if not active.any():  # of a network that says nothing, or looks nowhere near
+        return Overlap(
+            task=found.task, way=found.way, group=found.group, dice=0.0, chance_dice=0.0,
+            precision=0.0, chance_precision=0.0, p=1.0,
+        )  # fmt: skip
     moved = [volume[inside] for volume in _moved(found.volume, chance)]
     dice, by_chance = _dice(found.volume[inside], active), [_dice(one, active) for one in moved]
     precisions = [_precision(one, active) for one in moved[:_PRECISE]]

@@ -7,10 +7,10 @@ in two of four states and no diagnosis. Whoever is held out is a clinic.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from client.data.synthesis.connectomes import (
     Clinic,
@@ -22,12 +22,18 @@ from client.data.synthesis.connectomes import (
     shared_modes,
 )
 from client.site import load_site
-from common.errors import FolderError, SettingError, StorageError
-from common.protocol.bounded_json import parsed
+from common.errors import SettingError, StorageError
 from common.runtime.durable import write_atomically
-from deploy.hospitals.dataset import check_names
+from deploy.hospitals.folders import (
+    DESCRIPTION,
+    MARKER,
+    as_written,
+    check_names,
+    description,
+    identity,
+    is_complete,
+)
 
-_DESCRIPTION: Final = "dataset_description.json"
 _PATTERN: Final = """\
 name = "{name}"
 role = "{role}"
@@ -99,11 +105,15 @@ def write_connectomes(
         )
         for place, name in enumerate(names)
     ]
-    for clinic in clinics:
-        _check_kept(out / clinic.name, clinic)
+    whole = {one.name: is_complete(out / one.name, as_written(asdict(one))) for one in clinics}
     try:
         for clinic in clinics:
-            _write(out / clinic.name, clinic, modes, clinic.name in heldout, advance)
+            steps: Iterable[object] = range(participants)
+            if not whole[clinic.name]:
+                steps = _write(out / clinic.name, clinic, modes, clinic.name in heldout)
+            for _ in steps:
+                if advance is not None:
+                    advance()
     except OSError as error:
         raise StorageError(f"the hospitals cannot be written to {out}: {error}") from error
     return [out / name / "site.toml" for name in names]
@@ -114,19 +124,18 @@ def _write(
     clinic: Clinic,
     modes: Modes,
     heldout: bool,
-    advance: Callable[[], None] | None,
-) -> None:
-    """One hospital: first what it is, last the file that makes it a site."""
+) -> Iterator[None]:
+    """One hospital, yielding after each participant: first what it is, last that it is whole."""
     bids, people = folder / "bids", draw_people(clinic)
-    write_atomically(bids / _DESCRIPTION, _description(clinic))
+    settings = as_written(asdict(clinic))
+    write_atomically(bids / DESCRIPTION, _json(description(clinic.name, "derivative", settings)))
     write_atomically(bids / "participants.tsv", _table(clinic, people))
     for number, person in enumerate(people):
         for run in range(len(person.states)):
             file = bids / _place(number, person, run)
             if not file.exists():
                 write_atomically(file, _text(series(clinic, modes, person, number, run)))
-        if advance is not None:
-            advance()
+        yield
     text = _PATTERN.format(
         name=clinic.name,
         role="heldout" if heldout else "train",
@@ -135,14 +144,11 @@ def _write(
     if not (folder / "site.toml").exists():
         write_atomically(folder / "site.toml", text.encode())
     load_site(folder / "site.toml")
-
-
-def _identity(number: int) -> str:
-    return f"sub-{number + 1:04d}"
+    write_atomically(folder / MARKER, _json({"HospitalSettings": settings}))
 
 
 def _place(number: int, person: Person, run: int) -> Path:
-    who = _identity(number)
+    who = identity(number)
     return Path(who, "func", f"{who}_task-{person.states[run]}_atlas-drawn_timeseries.tsv")
 
 
@@ -150,7 +156,7 @@ def _table(clinic: Clinic, people: Sequence[Person]) -> bytes:
     header = ["participant_id", "age", "sex", *(["diagnosis"] if clinic.clinical else [])]
     rows = [header]
     for number, person in enumerate(people):
-        row = [_identity(number), f"{person.age:g}", "M" if person.male else "F"]
+        row = [identity(number), f"{person.age:g}", "M" if person.male else "F"]
         rows.append([*row, "ad" if person.patient else "control"] if clinic.clinical else row)
     return "".join("\t".join(row) + "\n" for row in rows).encode()
 
@@ -162,27 +168,5 @@ def _text(values: Floats) -> bytes:
     return ("\n".join([header, *rows]) + "\n").encode()
 
 
-def _description(clinic: Clinic) -> bytes:
-    content: dict[str, Any] = {
-        "Name": f"Synthetic hospital {clinic.name}",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [
-            {"Name": "callosum hospitals", "Description": "Synthetic data, of no real person"}
-        ],
-        "HospitalSettings": asdict(clinic),
-    }
+def _json(content: Mapping[str, object]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _check_kept(folder: Path, clinic: Clinic) -> None:
-    """Refuse a folder that holds anything but this hospital."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    try:
-        found = parsed((folder / "bids" / _DESCRIPTION).read_text(encoding="utf-8"))
-        settings = found["HospitalSettings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        settings = None
-    if settings != asdict(clinic):
-        raise FolderError(f"{folder} holds something else than was asked for; choose another")

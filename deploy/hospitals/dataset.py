@@ -24,11 +24,17 @@ from client.data.synthesis.anatomy import (
     build_anatomy,
 )
 from client.data.synthesis.people import Hospital, People, draw_labels, draw_people, scan
-from common.errors import FolderError, SettingError, StorageError
-from common.protocol.bounded_json import parsed
+from common.errors import SettingError, StorageError
+from deploy.hospitals.folders import (
+    DESCRIPTION,
+    MARKER,
+    as_written,
+    check_names,
+    description,
+    identity,
+    is_complete,
+)
 
-MARKER: Final = ".callosum-hospital.json"
-_SITE_FOLDER: Final = ".callosum"  # what a site keeps beside its file is not ours to judge
 _INTENSITY: Final = 1000  # scanner units of a rendered intensity of 1
 _COLUMNS: Final[dict[str, dict[str, object]]] = {
     "age": {"Description": "Age at the first scan", "Units": "years"},
@@ -99,9 +105,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
         for name in names
     ]
     anatomy = build_anatomy(spacing_mm)
-    complete = {
-        one.name: _is_complete(out / one.name, _settings(one, anatomy)) for one in hospitals
-    }
+    complete = {one.name: is_complete(out / one.name, _settings(one, anatomy)) for one in hospitals}
     try:
         for hospital in hospitals:
             steps: Iterable[object] = range(participants)
@@ -115,24 +119,6 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     return [out / name / "site.toml" for name in names]
 
 
-def check_names(names: Sequence[str], heldout: Sequence[str]) -> None:
-    """Refuse names that no site may have, that stand twice, or that are held out and not there.
-
-    Raises
-    ------
-    SettingError
-        Naming them.
-    """
-    strangers = sorted(set(heldout) - set(names))
-    if strangers:
-        raise SettingError(f"heldout names {', '.join(strangers)}; each must also be in names")
-    if len(set(names)) < len(names):
-        raise SettingError(f"names lists a hospital twice: {', '.join(names)}")
-    for name in names:
-        if not name.isascii() or not name.replace("-", "").isalnum() or name != name.lower():
-            raise SettingError(f"{name!r} is not a hospital's name; use a-z, 0-9 and hyphens")
-
-
 def _check(participants: int, strength: float, pool: float) -> None:
     if participants < 1:
         raise SettingError(f"participants is {participants}; it must be 1 or more")
@@ -144,44 +130,8 @@ def _check(participants: int, strength: float, pool: float) -> None:
 
 def _settings(hospital: Hospital, anatomy: Anatomy) -> dict[str, object]:
     """All that the hospital's files depend on, as JSON gives it back."""
-    settings = {**asdict(hospital), "spacing_mm": anatomy.spacing_mm, "shape": anatomy.shape}
-    return dict(json.loads(json.dumps(settings)))  # noqa: TID251  our own
-
-
-def _is_complete(folder: Path, settings: dict[str, object]) -> bool:
-    """Whether nothing is left to write; refuse a folder that is not this hospital's."""
-    if not any(path.is_file() for path in folder.rglob("*") if path.suffix != ".partial"):
-        return False
-    ours = {"bids", "site.toml", MARKER, _SITE_FOLDER}
-    strangers = sorted({path.name for path in folder.iterdir()} - ours)
-    if strangers:
-        raise FolderError(
-            f"{folder} holds {strangers[0]}, which is not ours; choose another folder"
-        )
-    marker, description = folder / MARKER, folder / "bids" / "dataset_description.json"
-    for file in (marker, description):
-        if file.exists():
-            found = _hospital_settings(file)
-            if found != settings:
-                raise FolderError(f"{folder} holds {_difference(found, settings)}")
-            return file == marker
-    raise FolderError(f"{folder} holds files but no synthetic hospital; choose another folder")
-
-
-def _hospital_settings(file: Path) -> object:
-    try:
-        content = parsed(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content.get("HospitalSettings") if isinstance(content, dict) else None
-
-
-def _difference(found: object, wanted: dict[str, object]) -> str:
-    if not isinstance(found, dict):
-        return "another dataset; choose another folder"
-    keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-    there, asked = (", ".join(f"{key} = {s.get(key)}" for key in keys) for s in (found, wanted))
-    return f"a hospital with {there}, but {asked} was asked for; choose another folder or delete it"
+    own = {"spacing_mm": anatomy.spacing_mm, "shape": anatomy.shape}
+    return as_written({**asdict(hospital), **own})
 
 
 def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]:
@@ -189,10 +139,10 @@ def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]
     people, bids = draw_people(hospital, anatomy.modes), folder / "bids"
     labels, settings = draw_labels(hospital, people), _settings(hospital, anatomy)
     # First of all, so that what a killed write leaves can be told from somebody's own data.
-    _write_json(bids / "dataset_description.json", _description(hospital, "raw", settings))
+    _write_json(bids / DESCRIPTION, description(hospital.name, "raw", settings))
     _write_text(bids / "README", _README.format(name=hospital.name))
     _write_json(bids / "participants.json", {name: _COLUMNS[name] for name in labels})
-    identities = [_identity(person) for person in range(hospital.participants)]
+    identities = [identity(person) for person in range(hospital.participants)]
     rows = zip(identities, *labels.values(), strict=True)
     _write_table(bids / "participants.tsv", ["participant_id", *labels], rows)
     _write_regions(bids / "derivatives" / "regions", hospital, anatomy, people)
@@ -207,8 +157,7 @@ def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]
 
 
 def _write_regions(folder: Path, hospital: Hospital, anatomy: Anatomy, people: People) -> None:
-    description = _description(hospital, "derivative", None)
-    _write_json(folder / "dataset_description.json", description)
+    _write_json(folder / DESCRIPTION, description(hospital.name, "derivative"))
     names = [*anatomy.regions.names, "tiv"]
     unit = {"Description": "Volume, adjusted for head size", "Units": "mm^3"}
     whole = {"Description": "Total intracranial volume", "Units": "mm^3"}
@@ -220,12 +169,8 @@ def _write_regions(folder: Path, hospital: Hospital, anatomy: Anatomy, people: P
             parts = anatomy.regions.volumes_mm3 * np.exp(people.log_volumes[person, session])
             total = head_mm3 * np.exp(people.log_size[person, session])
             label = _session(session) if scans > 1 else "n/a"
-            rows.append([_identity(person), label, *(f"{v:.1f}" for v in (*parts, total))])
+            rows.append([identity(person), label, *(f"{v:.1f}" for v in (*parts, total))])
     _write_table(folder / "regions.tsv", ["participant_id", "session", *names], rows)
-
-
-def _identity(person: int) -> str:
-    return f"sub-{person + 1:04d}"
 
 
 def _session(session: int) -> str:
@@ -233,7 +178,7 @@ def _session(session: int) -> str:
 
 
 def _scan_path(person: int, session: int, people: People) -> Path:
-    names = [_identity(person)] + ([_session(session)] if people.scans[person] > 1 else [])
+    names = [identity(person)] + ([_session(session)] if people.scans[person] > 1 else [])
     return Path(*names, "anat", "_".join([*names, "T1w.nii.gz"]))
 
 
@@ -267,20 +212,6 @@ def _write_bytes(file: Path, content: bytes) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_bytes(content)
     partial.replace(file)
-
-
-def _description(
-    hospital: Hospital, kind: str, settings: Mapping[str, object] | None
-) -> dict[str, object]:
-    description: dict[str, object] = {
-        "Name": f"Synthetic hospital {hospital.name}",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": kind,
-        "GeneratedBy": [
-            {"Name": "callosum hospitals", "Description": "Synthetic data, of no real person"}
-        ],
-    }
-    return description if settings is None else {**description, "HospitalSettings": settings}
 
 
 _README: Final = """\

@@ -14,7 +14,7 @@ from client.templates import columns_of
 from common import catalogue
 from common.errors import FolderError
 from common.runtime.durable import write_atomically
-from deploy.hospitals.dataset import check_names
+from deploy.hospitals.folders import check_names
 
 KINDS: Final = {"synthetic-t1w": "people", "synthetic-video": "clips"}  # and how many of what
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +24,17 @@ from client.data.synthesis.activation import (
     scanner_of,
 )
 from client.data.synthesis.anatomy import Anatomy, build_anatomy
-from common.errors import FolderError, SettingError, StorageError
-from common.protocol.bounded_json import parsed
+from common.errors import SettingError, StorageError
 from common.runtime.durable import write_atomically
-from deploy.hospitals.dataset import MARKER, check_names
+from deploy.hospitals.folders import (
+    DESCRIPTION,
+    MARKER,
+    as_written,
+    check_names,
+    description,
+    identity,
+    is_complete,
+)
 
 TRUTH: Final = "derivatives/truth"  # state-NAME_activation.nii.gz below, in percent of the signal
 _MASK: Final = "derivatives/masks/brain_mask.nii.gz"
@@ -63,11 +70,18 @@ def write_task_fmri(
         raise SettingError(f"participants is {participants}; it must be 1 or more")
     anatomy = build_anatomy(spacing_mm)
     wards = {name: Ward(name=name, seed=seed, strength=strength) for name in names}
-    for name, ward in wards.items():
-        _check_ours(out / name, _settings(ward, anatomy, participants))
+    whole = {
+        name: is_complete(out / name, _settings(ward, anatomy, participants))
+        for name, ward in wards.items()
+    }
     try:
         for name, ward in wards.items():
-            _write(out / name, ward, anatomy, participants, advance, held=name in heldout)
+            steps: Iterable[object] = range(participants)
+            if not whole[name]:
+                steps = _write(out / name, ward, anatomy, participants, held=name in heldout)
+            for _ in steps:
+                if advance is not None:
+                    advance()
     except OSError as error:
         raise StorageError(f"the hospitals cannot be written to {out}: {error}") from error
     return [out / name / "site.toml" for name in names]
@@ -81,22 +95,7 @@ def task_of(person: int) -> TaskName:
 def _settings(ward: Ward, anatomy: Anatomy, participants: int) -> dict[str, object]:
     """All that the hospital's files depend on."""
     own = {"kind": "bold", "spacing_mm": anatomy.spacing_mm, "participants": participants}
-    return {**asdict(ward), **own}
-
-
-def _check_ours(folder: Path, settings: Mapping[str, object]) -> None:
-    """Refuse a folder that is not this hospital's."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    try:
-        found = parsed((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != settings:
-        raise FolderError(
-            f"{folder} holds {'other settings' if found else 'something else'}, not a hospital of "
-            f"{', '.join(f'{key} = {value}' for key, value in settings.items())}; choose another"
-        )
+    return as_written({**asdict(ward), **own})
 
 
 def _write(
@@ -104,24 +103,22 @@ def _write(
     ward: Ward,
     anatomy: Anatomy,
     participants: int,
-    advance: Callable[[], None] | None,
     *,
     held: bool,
-) -> None:
-    """One hospital; what is there already is not drawn again."""
+) -> Iterator[None]:
+    """One hospital, yielding after each participant; what is there already is not drawn again."""
     bids, settings = folder / "bids", _settings(ward, anatomy, participants)
     # first of all, so that what a killed write leaves can be told from somebody's own data
-    _put(folder / MARKER, _json(settings))
-    _put(bids / "dataset_description.json", _json(_description(ward, "raw")))
+    _put(bids / DESCRIPTION, _json(description(ward.name, "raw", settings)))
     _put(bids / "README", _README.format(name=ward.name).encode())
-    people = [f"sub-{person + 1:04d}" for person in range(participants)]
+    people = [identity(person) for person in range(participants)]
     rows = [(name, task_of(person)) for person, name in enumerate(people)]
     _put(bids / "participants.tsv", _table(("participant_id", "task"), rows))
     for task in TASKS:
         side = {"TaskName": task, "RepetitionTime": scanner_of(ward).repetition_time_s}
         _put(bids / f"task-{task}_bold.json", _json(side))
     _put_image(bids / _MASK, anatomy.brain.astype(np.uint8), anatomy)
-    _put(bids / TRUTH / "dataset_description.json", _json(_description(ward, "derivative")))
+    _put(bids / TRUTH / DESCRIPTION, _json(description(ward.name, "derivative")))
     for state, truth in zip(STATES, activation(anatomy), strict=True):
         name = f"state-{state}_activation.nii.gz"
         _put_image(bids / TRUTH / name, truth.astype(np.float32), anatomy)
@@ -136,10 +133,10 @@ def _write(
         if not image.exists():
             step_s = scanner_of(ward).repetition_time_s
             _put_image(image, draw_run(anatomy, ward, person, task), anatomy, step_s)
-        if advance is not None:
-            advance()
+        yield
     role = "heldout" if held else "train"
     _put(folder / "site.toml", _SITE_FILE.format(name=ward.name, role=role, mask=_MASK).encode())
+    _put(folder / MARKER, _json({"HospitalSettings": settings}))
 
 
 def _put(file: Path, content: bytes) -> None:
@@ -167,17 +164,6 @@ def _json(content: Mapping[str, object]) -> bytes:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     return "".join("\t".join(row) + "\n" for row in (header, *rows)).encode()
-
-
-def _description(ward: Ward, kind: str) -> dict[str, object]:
-    return {
-        "Name": f"Synthetic hospital {ward.name}",
-        "BIDSVersion": "1.9.0",
-        "DatasetType": kind,
-        "GeneratedBy": [
-            {"Name": "callosum hospitals", "Description": "Synthetic data, of no real person"}
-        ],
-    }
 
 
 _README: Final = """\

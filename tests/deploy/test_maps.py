@@ -21,15 +21,22 @@ SHAPE = (20, 24, 20)
 STATES = ("faces", "places", "tools")
 
 
-def run_with(folder: Path, sent: dict[str, float], **task: object) -> Run:
+def run_with(
+    folder: Path,
+    sent: dict[str, float],
+    *,
+    align: str = "world",
+    classes: tuple[str, ...] = STATES,
+    **task: object,
+) -> Run:
     """A run whose sites sent maps that are one number inside a corner, by site and repeat."""
     study = parse_study(
         {
             "name": "trial",
-            "data": {"kind": "t1w", "shape": list(SHAPE), "spacing_mm": 8.0, "align": "world"},
+            "data": {"kind": "t1w", "shape": list(SHAPE), "spacing_mm": 8.0, "align": align},
             "targets": {
                 "age": {"kind": "regression", "unit": "years"},
-                "state": {"kind": "categorical", "classes": list(STATES)},
+                "state": {"kind": "categorical", "classes": list(classes)},
             },
             "backbone": {"name": "sfcn", "channels": [4], "top": 4},
             "objective": {"name": "multitask"},
@@ -74,7 +81,11 @@ def test_every_class_has_a_file_on_the_grid_of_the_study(tmp_path: Path) -> None
     ways = {"pretrained-full-repeat0/amber": 1.0}
     run = run_with(tmp_path / "run", ways, maps="relevance")
     paths = write_maps(run)
-    assert [path.name for path in paths] == ["faces.nii.gz", "places.nii.gz", "tools.nii.gz"]
+    assert [path.name for path in paths] == [
+        "01-faces.nii.gz",
+        "02-places.nii.gz",
+        "03-tools.nii.gz",
+    ]
     image = nibabel.load(paths[0])
     loud = np.argwhere(image.get_fdata() > 0)
     assert (nibabel.affines.apply_affine(image.affine, loud)[:, 0] < -30).all()
@@ -111,3 +122,37 @@ def test_a_report_that_rotted_is_not_averaged(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DamagedError):
         write_maps(run)
+
+
+def test_a_class_may_be_named_as_no_file_may(tmp_path: Path) -> None:
+    """A study from elsewhere chooses its words, and not where this machine writes."""
+    classes = ("MCI / AD", "../../../loose", "MCI AD")
+    run = run_with(tmp_path / "run", {"pretrained-full-repeat0/amber": 1.0}, classes=classes,
+                   maps="relevance")  # fmt: skip
+    names = [path.relative_to(run.folder).as_posix() for path in write_maps(run)]
+    inside = "maps/states/pretrained-full"
+    assert names == [f"{inside}/{name}.nii.gz" for name in ("01-MCI-AD", "02-loose", "03-MCI-AD")]
+
+
+def test_scans_as_acquired_are_not_drawn_into_a_template(tmp_path: Path) -> None:
+    """Their grid lies around each head: MNI152's outline would tell of other places."""
+    run = run_with(tmp_path / "run", {"pretrained-full-repeat0/amber": 1.0}, align="centre")
+    assert len(write_maps(run)) == 1
+    assert not list((run.folder / "maps").rglob("*.png"))
+
+
+def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    """Seconds a picture, each time that a finished run is shown."""
+    run = run_with(tmp_path / "run", {"pretrained-full-repeat0/amber": 1.0})
+    write_maps(run)
+    (picture,) = (run.folder / "maps").rglob("*.png")
+    first = picture.stat().st_mtime_ns
+    write_maps(run)
+    assert picture.stat().st_mtime_ns == first
+
+
+def test_a_network_that_says_nothing_has_a_map_and_no_picture(tmp_path: Path) -> None:
+    """0 everywhere: there is nothing to draw, and no other map may be lost to it."""
+    run = run_with(tmp_path / "run", {"pretrained-full-repeat0/amber": 0.0}, maps="relevance")
+    assert len(write_maps(run)) == len(STATES)
+    assert not list((run.folder / "maps").rglob("*.png"))

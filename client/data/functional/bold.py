@@ -112,7 +112,9 @@ class BoldReader:
             raise ScanError("; ".join(["no volume shows a state", *labelled.notes, *jumps]))
         mask = read_brain(run.mask, header) if run.mask else made_brain(header)
         placed = Placed(study, header, mask)
-        series_TV = np.stack([placed.volume(voxels) for voxels in read_volumes(header)])
+        series_TV = np.empty((header.volumes, int(placed.mask.sum())), dtype=np.float32)
+        for number, voxels in enumerate(read_volumes(header)):
+            series_TV[number] = placed.volume(voxels)
         columns = confounds.columns if confounds is not None else None
         clean_TV = cleaned(series_TV, repetition_time_s, study.high_pass_s, columns)
         groups = _groups(kept, study)

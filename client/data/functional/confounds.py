@@ -46,7 +46,7 @@ def read_confounds(path: Path, inside: Path, wanted: tuple[str, ...], volumes: i
         table = open_table(path, inside)
         motion = _motion_columns(table)
         names = tuple(dict.fromkeys((*wanted, *motion)))
-        found = _numbers(table, names)
+        found = _numbers(table, names, volumes)
     except DataError as error:
         raise ScanError(f"its confounds cannot be used: {error}") from None
     if len(found) != volumes:
@@ -56,7 +56,11 @@ def read_confounds(path: Path, inside: Path, wanted: tuple[str, ...], volumes: i
     empty = np.isnan(found[0])
     begins = [name for name, gap in zip(names, empty, strict=True) if gap and name in wanted]
     found[0, empty] = found[1, empty] if len(found) > 1 else 0
-    notes = (f"{', '.join(begins)} begin with n/a and take their second entry",) if begins else ()
+    notes: tuple[str, ...] = ()
+    if begins:
+        notes = (f"{', '.join(begins)} begin with n/a and take their second entry",)
+    if not motion:
+        notes += ("its confounds table tells no motion, and no limit on it holds",)
     columns = dict(zip(names, found.T, strict=True))
     return Confounds(
         columns=found[:, : len(wanted)],
@@ -71,11 +75,13 @@ def _motion_columns(table: TextTable) -> tuple[str, ...]:
     return (*_SHIFTS, *_TURNS) if {*_SHIFTS, *_TURNS} <= set(table.columns) else ()
 
 
-def _numbers(table: TextTable, names: tuple[str, ...]) -> Floats:
+def _numbers(table: TextTable, names: tuple[str, ...], volumes: int) -> Floats:
     """(T, K) entries; NaN for n/a in the first row alone."""
     places = [table.column(name) for name in names]
     rows: list[list[float]] = []
     for line in table:
+        if len(rows) == volumes:
+            raise ScanError(f"its confounds table has more rows than the run's {volumes} volumes")
         if line.fault:
             raise ScanError(f"its confounds table, line {line.number}: {line.fault}")
         values = [number(cell) for cell in line.cells(places)]

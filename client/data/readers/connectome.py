@@ -12,7 +12,7 @@ from client.data.connectivity import Matrix, Signals, edges, matrix, signals
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
 from client.data.reader import Found, Prepared, Source
-from client.data.readers.phenotypes import hardly, joined, read_people, read_visits
+from client.data.readers.phenotypes import people_with_scans
 from client.data.readers.series import read_series
 from client.data.readers.series_files import MEMBER, find_series
 from common.errors import ScanError
@@ -41,22 +41,8 @@ class ConnectomeReader:
         """
         home = root / site.root
         scans = find_series(home, site.files, tuple(root / place for place in site.links))
-        people = read_people(home / "participants.tsv", site.rows, columns - {POINTS})
-        join, unmatched = joined(people, scans, bool(site.rows))
-        files = [
-            scan
-            for scan in scans.files
-            if scan.participant not in people.refused
-            and (not site.rows or scan.participant in people.rows)
-        ]
-        visits = read_visits(people, home, files, columns - {POINTS})
+        people, files, joins = people_with_scans(home, scans, site.rows, columns - {POINTS})
         findings = scans.findings
-        findings.extend(people.findings.told())
-        findings.extend(unmatched.told())
-        if visits.hardly:
-            names = [f"{who}/{when}" for who in people.visits for when in people.visits[who]]
-            taken = [f"{scan.participant}/{scan.session}".rstrip("/") for scan in files]
-            findings.append(hardly(visits, names, taken))
         if scans.files and not files:
             problem = "none of the runs is of somebody whom the table gives to this site"
             findings.append(Finding(what=str(home), problem=problem, left_out=True))
@@ -76,7 +62,7 @@ class ConnectomeReader:
                 for scan in files
             ),
             findings=findings.told(),
-            joins=tuple(one for one in (join, visits) if one.rows),
+            joins=joins,
             columns=(*(name for name in people.columns if name != POINTS), *named, POINTS),
             dictionary=read_dictionary(home / "participants.json", home, findings),
         )

@@ -26,6 +26,7 @@ ARRAY: Final = ".npy"
 ARCHIVE: Final = ".npz"
 ENDINGS: Final = (*TEXTS, ARRAY, ARCHIVE)
 _LARGEST: Final = 1 << 28  # bytes of one run, unpacked: 20,000 points of 1,500 regions as text
+_MOST_POINTS: Final = 1_000_000  # lines of a text
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 _LACKING: Final = frozenset({"", "n/a", "na", "nan"})
 
@@ -54,11 +55,11 @@ def members_of(path: Path) -> dict[str, str]:
             inside = archive.infolist()
     except _BROKEN:
         raise ScanError(f"is no .npz archive{_but(path)}") from None
-    return {
-        one.filename.removesuffix(ARRAY): f"{one.CRC:08x}-{one.file_size}"
-        for one in inside
-        if one.filename.endswith(ARRAY)
-    }
+    arrays = [one for one in inside if one.filename.endswith(ARRAY)]
+    found = {one.filename.removesuffix(ARRAY): f"{one.CRC:08x}-{one.file_size}" for one in arrays}
+    if len(found) < len(arrays):
+        raise ScanError("holds two arrays of one name; nobody can say which is meant")
+    return found
 
 
 def read_series(path: Path, member: str, names: tuple[str, ...]) -> Series:
@@ -113,7 +114,7 @@ def _array(content: bytes) -> Series:
     if len(shape) != 2:
         raise ScanError(f"has shape {shape}; time by regions is needed")
     found = len(content) - stream.tell()
-    if found != shape[0] * shape[1] * dtype.itemsize:
+    if min(shape) < 0 or found != shape[0] * shape[1] * dtype.itemsize:
         raise ScanError(f"is cut off or longer than it says: {found:,} bytes for {shape} {dtype}")
     flat = np.frombuffer(content, dtype=dtype, offset=stream.tell())
     return flat.reshape(shape, order="F" if by_columns else "C").astype(np.float64)
@@ -135,31 +136,32 @@ def _text(path: Path) -> str:
 
 
 def _table(text: str, names: tuple[str, ...], *, by_blanks: bool) -> Series:
+    if text.count("\n") > _MOST_POINTS:
+        raise ScanError(f"has more than {_MOST_POINTS:,} lines; a line is a time point")
     lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     header: list[str] = []
     while by_blanks and lines and lines[0][1].lstrip().startswith("#"):
         header = re.split(r"\s+", lines.pop(0)[1].strip())
     mark = "\t" if lines and "\t" in lines[0][1] else "," if lines and "," in lines[0][1] else ";"
-    rows = [
-        (n, line.split() if by_blanks else next(csv.reader([line], delimiter=mark)))
-        for n, line in lines
-    ]
-    if rows and not by_blanks and not _all_numbers(rows[0][1]):
-        header = [cell.strip() for cell in rows.pop(0)[1]]
-    if not rows:
+
+    def cells_of(line: str) -> list[str]:
+        return line.split() if by_blanks else next(csv.reader([line], delimiter=mark))
+
+    if lines and not by_blanks and not _all_numbers(cells_of(lines[0][1])):
+        header = [cell.strip() for cell in cells_of(lines.pop(0)[1])]
+    if not lines:
         raise ScanError("holds no time point")
-    width = len(rows[0][1])
-    values = np.empty((len(rows), width))
-    for place, (n, cells) in enumerate(rows):
+    width = len(cells_of(lines[0][1]))
+    values = np.empty((len(lines), width))
+    for place, (n, line) in enumerate(lines):
+        cells = cells_of(line)
         if len(cells) != width:
             raise ScanError(f"line {n} has {len(cells)} cells; the first has {width}")
         values[place] = [_number(cell, n) for cell in cells]
-    return values[:, _order(header, names)] if names and not by_blanks else values
+    return values[:, _order(header, names)] if names and header and not by_blanks else values
 
 
 def _order(header: list[str], names: tuple[str, ...]) -> list[int]:
-    if not header:
-        return list(range(len(names)))
     lacking = [name for name in names if header.count(name) != 1]
     if lacking:
         raise ScanError(

@@ -16,6 +16,7 @@ from common.errors import FolderError, SettingError
 from common.study import load_study
 from deploy.cli import app
 from deploy.hospitals.connectomes import write_connectomes
+from deploy.hospitals.folders import MARKER
 
 STUDY = Path(__file__).parents[3] / "deploy/studies/connectomes.toml"
 NAMES = ("amber", "birch", "elm")
@@ -61,6 +62,8 @@ def test_the_same_call_changes_nothing_and_another_is_refused(tmp_path: Path) ->
     files = sorted(tmp_path.rglob("*.tsv"))
     before = [file.read_bytes() for file in files]
     files[3].unlink()
+    for marker in tmp_path.rglob(MARKER):  # it is written last
+        marker.unlink()
     write(tmp_path)
     assert [file.read_bytes() for file in files] == before
     with pytest.raises(FolderError, match="choose another"):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from common.errors import FolderError, SettingError, StorageError
-from deploy.hospitals.dataset import MARKER, write_hospitals
+from deploy.hospitals.dataset import write_hospitals
+from deploy.hospitals.folders import MARKER
 
 NAMES = ("alpha", "beta", "gamma")
 

@@ -66,5 +66,13 @@ def test_displacement_is_made_of_motion_where_the_table_has_none(tmp_path: Path)
 
 
 def test_a_table_without_motion_says_nothing_of_it(tmp_path: Path) -> None:
-    """Unknown is not zero."""
-    assert read(tmp_path, ("csf",), [(1,), (2,), (3,)]).displacement_mm is None
+    """Unknown is not zero, and a limit that cannot hold is told."""
+    found = read(tmp_path, ("csf",), [(1,), (2,), (3,)])
+    assert found.displacement_mm is None
+    assert found.notes == ("its confounds table tells no motion, and no limit on it holds",)
+
+
+def test_a_table_longer_than_the_run_is_not_read_on(tmp_path: Path) -> None:
+    """Rows of another run, or a file without end."""
+    with pytest.raises(ScanError, match="more rows than the run's 3 volumes"):
+        read(tmp_path, ("csf",), [(1,)] * 5, ("csf",))

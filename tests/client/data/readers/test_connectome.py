@@ -232,6 +232,43 @@ def test_nothing_is_unpickled_and_no_promise_believed(tmp_path: Path) -> None:
     assert not Path("ran").exists()
 
 
+def test_a_shape_of_negative_numbers_is_no_shape(tmp_path: Path) -> None:
+    """Two of them multiply to a number of bytes that is there."""
+    whole = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        whole, {"descr": "<f8", "fortran_order": False, "shape": (-50, -REGIONS)}
+    )
+    (tmp_path / "sub-01.npy").write_bytes(whole.getvalue() + b"\0" * (50 * REGIONS * 8))
+    with pytest.raises(ScanError, match="cut off or longer"):
+        only(tmp_path, "*.npy")
+
+
+def test_a_text_of_too_many_lines_is_refused_before_it_is_taken_apart(tmp_path: Path) -> None:
+    """A line costs fifty times its bytes once it is a string of its own."""
+    (tmp_path / "sub-01_timeseries.tsv.gz").write_bytes(gzip.compress(b"1\n" * 1_000_002, 1))
+    with pytest.raises(ScanError, match="more than 1,000,000 lines"):
+        only(tmp_path, "*.tsv.gz")
+
+
+def test_a_table_without_header_loses_no_region_to_names(tmp_path: Path) -> None:
+    """Seven columns are not the six that the study names, whichever of them those are."""
+    wide = np.hstack([series(), series()[:, :1]])
+    (tmp_path / "sub-01.tsv").write_text(text(wide))
+    named = STUDY.model_copy(update={"names": tuple("abcdef")})
+    with pytest.raises(ScanError, match="has 7 regions; the study has 6"):
+        only(tmp_path, "*.tsv", named)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_nobodys(tmp_path: Path) -> None:
+    """Whichever were read, the other would vanish."""
+    np.savez(tmp_path / "a.npz", **{"sub-01": series(1)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("sub-01.npy", archive.read("sub-01.npy"))
+    (problem,) = [one.problem for one in find(tmp_path, "*.npz").findings if one.what == "a.npz"]
+    assert "two arrays of one name" in problem
+
+
 def test_archives_that_are_damaged_or_nameless_are_told(tmp_path: Path) -> None:
     """Neither may stop the site, and neither may vanish."""
     np.savez(tmp_path / "a.npz", **{"sub-01": series(1), "?": series(2)})
