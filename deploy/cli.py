@@ -191,8 +191,8 @@ def hospitals(
     kind: Annotated[
         str,
         typer.Option(
-            help="t1w: scans on disk. bold: functional runs on disk. connectome: time series on "
-            "disk. synthetic-t1w, synthetic-video: made on the fly."
+            help="What they hold, on disk: t1w (scans), bold (functional runs), connectome (time "
+            "series); or made on the fly: synthetic-t1w, synthetic-video."
         ),
     ] = "t1w",
 ) -> None:
