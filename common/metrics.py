@@ -21,6 +21,10 @@ Repeats = NDArray[np.float64]
 
 FIGURES: Final = 3  # of any metric that leaves a site
 _MOST_WEIGHTS: Final = 1 << 26  # of resamplings at once, 512 MiB
+SAID: Final = "said"  # the mean probability of the class that a network predicts
+DELETED: Final = (1, 5, 20, 50)  # per cent of a sample's places
+AT_RANDOM: Final = "_at_random"
+AGREEMENT: Final = "agreement"  # of two kinds of maps, a rank correlation
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 
 
@@ -179,6 +183,22 @@ def names(target: Target) -> tuple[str, ...]:
     }[target.kind]
 
 
+def without(share: int) -> str:
+    """Name of the probability of what was said, after the loudest per cent of a map is deleted.
+
+    >>> without(5), without(5) + AT_RANDOM
+    ('said_without_05', 'said_without_05_at_random')
+    """
+    return f"{SAID}_without_{share:02d}"
+
+
+def of_maps(target: Target, *, by_relevance: bool) -> tuple[str, ...]:
+    """Every metric of how faithful maps are to a network that predicts `target`."""
+    told = () if target.kind == "regression" else (SAID, *(without(share) for share in DELETED))
+    drawn = (name + AT_RANDOM for name in told[1:])
+    return (*told, *drawn, *((AGREEMENT,) if by_relevance else ()))
+
+
 def better(target: Target, candidate: float, best: float) -> bool:
     """Whether `candidate` beats `best` in the primary metric."""
     if np.isnan(best) or np.isnan(candidate):
@@ -210,6 +230,28 @@ def bootstrapped(
         for done in range(0, repeats, at_once)
     ]
     return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+
+
+def mean_by_person(
+    values: Floats,
+    participants: Sequence[str],
+    generator: np.random.Generator,
+    repeats: int,
+) -> tuple[float, Repeats]:
+    """The mean over people of means over their samples, and that of resampled people.
+
+    >>> mean_by_person(np.array([1.0, 3.0, 5.0]), "aab", np.random.default_rng(0), 2)[0]
+    3.5
+    """
+    _, places = np.unique(np.asarray(list(participants)), return_inverse=True)
+    means = np.bincount(places, weights=values) / np.bincount(places)
+    at_once = max(1, min(repeats, _MOST_WEIGHTS // len(means)))
+    names = [str(place) for place in range(len(means))]
+    parts = [
+        draws(names, generator, min(at_once, repeats - done)) @ means / len(means)
+        for done in range(0, repeats, at_once)
+    ]
+    return float(means.mean()), np.concatenate(parts)
 
 
 def draws(

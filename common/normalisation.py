@@ -59,6 +59,8 @@ def start_statistics_afresh(network: nn.Module) -> list[_BatchNorm]:
     return layers
 
 
-def global_average(x_BCXYZ: Tensor) -> Tensor:
+class GlobalAverage(nn.Module):
     """Mean over all places: (B, C, ...) to (B, C)."""
-    return x_BCXYZ.flatten(2).mean(2)
+
+    def forward(self, x_BCXYZ: Tensor) -> Tensor:
+        return x_BCXYZ.flatten(2).mean(2)

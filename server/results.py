@@ -20,10 +20,11 @@ COLUMNS: Final = tuple(Measurement.model_fields)
 
 
 def measurements(run: Run) -> list[Measurement]:
-    """Every measurement that sites reported in fine-tuning and evaluation."""
+    """Every measurement that sites reported in fine-tuning, of its maps, and in evaluation."""
     files = [
         *sorted((run.folder / "finetuning").glob("*/*/*.safetensors")),
         *sorted((run.folder / "judge").glob("*/*/*.safetensors")),
+        *sorted((run.folder / "explain").glob("*/*/*.safetensors")),
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]
     rows = [row for file in files for row in read_spooled(file).measurements]

@@ -138,7 +138,8 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
         if "explain" in task.then:
             yield (
                 f"leaves after that, if policy.orders has explain: a map of where the tuned "
-                f"networks of {task.name} look, the mean over test participants"
+                f"networks of {task.name} look, the mean over test participants, and means over "
+                "them of how faithful such maps are"
             )
         if "send" in task.then:
             yield (

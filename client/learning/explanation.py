@@ -9,7 +9,8 @@ counting once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from client.data.cohort import Cohort
 from client.data.loading import batches, person_codes, split_evenly
+from client.learning.faithfulness import PerSample, agreement, without_the_loudest
 from client.learning.training import lay_out
+from common import metrics
 from common.errors import Refusal
 from common.network.relevance import relevance
 from common.network.tuning import Task
@@ -32,15 +35,29 @@ Indices = NDArray[np.int64]
 Way = Callable[[Any, Tensor], Tensor]  # a network and samples (B, *shape): their maps
 
 
-def maps_of(
-    network: Any, cohort: Cohort, indices: Indices, task: Task, device: torch.device
-) -> tuple[NDArray[np.float32], int]:
-    """The group's map (*shape), or its maps (classes, *shape), and how many people the least has.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """A group's map (*shape), or its maps (classes, *shape), and how faithful they are.
+
+    people: how many the least of the maps has. samples: of which maps were made. told: for each of
+    these, by name of a metric (`metrics.of_maps`).
+    """
+
+    maps: NDArray[np.float32]
+    people: int
+    samples: Indices
+    told: PerSample
+
+
+def explained(
+    network: Any, cohort: Cohort, indices: Indices, task: Task, device: torch.device, seed: int
+) -> Explained:
+    """Maps of the samples `indices` of whom the label is known; `seed` draws what is deleted.
 
     Raises
     ------
     Refusal
-        NO_DATA if nobody of a class is among the samples `indices`.
+        NO_DATA if nobody of a class is among them.
     """
     label = cohort.labels[task.target_name]
     labelled = indices[~np.isnan(label[indices])]
@@ -48,12 +65,17 @@ def maps_of(
     network.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(requires_grad=False)
-    if task.settings.maps == "gradients":
-        way: Way = partial(integrated_gradients, target=task.target_name)
-        return _mean(network, cohort, labelled, way, device)
-    way = partial(_relevance, target=task.target_name)
-    parts = [_mean(network, cohort, part, way, device) for part in _by_class(task, label, labelled)]
-    return np.stack([found for found, _ in parts]), min(people for _, people in parts)
+    by_class = task.settings.maps == "relevance"
+    parts = list(_by_class(task, label, labelled)) if by_class else [labelled]
+    random = np.random.default_rng(seed)
+    found = [_mean(network, cohort, part, task, device, random) for part in parts]
+    maps = np.stack([one.maps for one in found]) if by_class else found[0].maps
+    return Explained(
+        maps=maps,
+        people=min(one.people for one in found),
+        samples=np.concatenate(parts),
+        told=_joined([one.told for one in found]),
+    )
 
 
 def integrated_gradients(network: Any, x: Tensor, target: str) -> Tensor:
@@ -61,16 +83,27 @@ def integrated_gradients(network: Any, x: Tensor, target: str) -> Tensor:
 
     For several classes, to the probability of the one that is predicted.
     """
+    from captum.attr import IntegratedGradients  # a second of importing
+
+    def told(part: Tensor) -> Tensor:
+        return network.predict(part)[target]  # type: ignore[no-any-return]
+
     with torch.no_grad():
-        told = network.predict(x)[target]
-    chosen = told.argmax(1, keepdim=True) if told.dim() == 2 else None
-    gradient = torch.zeros_like(x)
-    for step in range(_STEPS):
-        part = (x * ((step + 0.5) / _STEPS)).requires_grad_()
-        output = network.predict(part)[target]
-        wanted = output if chosen is None else output.gather(1, chosen)
-        gradient += torch.autograd.grad(wanted.sum(), part)[0]
-    return x * gradient / _STEPS
+        output = told(x)
+    # cuDNN's LSTM has no gradient in evaluation
+    with torch.backends.cudnn.flags(enabled=not _remembers(network)):
+        found: Tensor = IntegratedGradients(told).attribute(
+            x,
+            target=output.argmax(1) if output.dim() == 2 else None,
+            n_steps=_STEPS,
+            method="riemann_middle",
+            internal_batch_size=len(x),
+        )
+    return found.detach().to(x.dtype)
+
+
+def _remembers(network: torch.nn.Module) -> bool:
+    return any(isinstance(module, torch.nn.RNNBase) for module in network.modules())
 
 
 def _relevance(network: Any, x: Tensor, target: str) -> Tensor:
@@ -95,17 +128,39 @@ def _by_class(task: Task, label: NDArray[np.float32], labelled: Indices) -> Iter
 
 
 def _mean(
-    network: Any, cohort: Cohort, indices: Indices, way: Way, device: torch.device
-) -> tuple[NDArray[np.float32], int]:
+    network: Any,
+    cohort: Cohort,
+    indices: Indices,
+    task: Task,
+    device: torch.device,
+    random: np.random.Generator,
+) -> Explained:
     """(*shape) the mean of people's mean maps, and how many people are in it."""
+    name, by_relevance = task.target_name, task.settings.maps == "relevance"
+    way: Way = partial(_relevance if by_relevance else integrated_gradients, target=name)
     codes = person_codes(cohort.participants)
     people, places = np.unique(codes[indices], return_inverse=True)
     share = 1 / (np.bincount(places)[places] * len(people))  # each person's samples sum to 1 / P
     total = np.zeros(cohort.samples.shape[1:])
+    told: list[PerSample] = []
     place = 0
     for batch in batches(cohort, split_evenly(indices, _AT_ONCE), device):
-        attributed = way(network, batch.x).cpu().numpy()
-        weights = share[place : place + len(attributed)]
-        total += np.tensordot(weights, attributed.astype(np.float64), 1)
-        place += len(attributed)
-    return total.astype(np.float32), len(people)
+        maps = way(network, batch.x)
+        weights = share[place : place + len(maps)]
+        total += np.tensordot(weights, maps.cpu().numpy().astype(np.float64), 1)
+        place += len(maps)
+        found: PerSample = {}
+        if task.target.kind != "regression":
+            found |= without_the_loudest(network, batch.x, maps, name, random)
+        if by_relevance:
+            others = integrated_gradients(network, batch.x, name)
+            found[metrics.AGREEMENT] = agreement(maps, others, batch.x)
+        told.append(found)
+    return Explained(
+        maps=total.astype(np.float32), people=len(people), samples=indices, told=_joined(told)
+    )
+
+
+def _joined(parts: Sequence[PerSample]) -> PerSample:
+    names = parts[0] if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

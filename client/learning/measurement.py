@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,38 @@ def difference(  # noqa: PLR0913, PLR0917
         bounds=bounds,
     )
     return [Measured(found, _fewest(target, label, people))]
+
+
+def means(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    told: Mapping[str, Floats],
+) -> list[Measured]:
+    """The mean over people of each number that is told of every sample in `indices`."""
+    people = tuple(cohort.participants[i] for i in indices)
+    found = []
+    for metric, values in told.items():
+        generator = np.random.default_rng(seed_of(study.seed, "bootstrap", site.name, name))
+        value, drawn = metrics.mean_by_person(values, people, generator, study.evaluation.bootstrap)
+        several = len(set(people)) >= metrics.FEWEST
+        one = row(
+            site,
+            order,
+            people,
+            task=order.task,
+            target=name,
+            model=order.model,
+            metric=metric,
+            value=value,
+            bounds=metrics.percentiles(drawn, study.evaluation.confidence) if several else None,
+        )
+        asked = {name: getattr(order, name) for name in ("init", "method", "k", "repeat")}
+        found.append(Measured(one.model_copy(update=asked), len(set(people))))
+    return found
 
 
 def row(

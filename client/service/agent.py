@@ -28,9 +28,10 @@ from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
 from client.learning.census import census, lacking_labels, settle, unlike_columns
 from client.learning.evaluation import Judge
-from client.learning.explanation import maps_of
+from client.learning.explanation import explained
 from client.learning.finetuning import Tuning
 from client.learning.linear import choose, fit, regional_features
+from client.learning.measurement import means
 from client.learning.pretraining import train_round
 from client.learning.support import learnt_from, people_among
 from client.learning.training import choose_device
@@ -48,6 +49,7 @@ from common.network.starting import taken
 from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
 from common.runtime.durable import write_atomically
+from common.seeding import seed_of
 from common.study import Study
 
 _log = getLogger("callosum.site")
@@ -336,9 +338,18 @@ class Agent:
         network, task = self._tuned(order, tuning), tuning.task
         test = self.cohort.indices("test", self.study.splits)
         device = choose_device(self.site.device.kind)
-        found, people = maps_of(network, self.cohort, test, task, device)
-        maps = {"map": found}
-        return Answer(arrays=maps, expected=rules_of(maps), behind={"map": people})
+        seed = seed_of(self.study.seed, "deletion", self.site.name, order.task, order.repeat)
+        found = explained(network, self.cohort, test, task, device, seed)
+        maps = {"map": found.maps}
+        rows = means(
+            self.study, self.site, self.cohort, order, task.target_name, found.samples, found.told
+        )
+        return Answer(
+            arrays=maps,
+            expected=rules_of(maps),
+            behind={"map": found.people},
+            measured=tuple(rows),
+        )
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""

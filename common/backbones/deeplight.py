@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.normalisation import global_average, normalisation
+from common.normalisation import GlobalAverage, normalisation
 from common.seams import Layout
 from common.settings import Table
 
@@ -103,6 +103,7 @@ class DeepLight(nn.Module):
             places = math.prod(_after(plan.strides, size) for size in sizes)
             self.climb = Climb(places * plan.channels[-1], plan.hidden)
             self.features = 2 * plan.hidden
+        self.average = GlobalAverage()
         self.dropout = nn.Dropout(share * plan.last)
 
     def stages(self) -> list[nn.Module]:
@@ -111,7 +112,7 @@ class DeepLight(nn.Module):
 
     def forward(self, x_BXYZ: Tensor) -> Tensor:
         if self.climb is None:
-            return self.dropout(global_average(self.blocks(x_BXYZ.unsqueeze(1))))  # type: ignore[no-any-return]
+            return self.dropout(self.average(self.blocks(x_BXYZ.unsqueeze(1))))  # type: ignore[no-any-return]
         slices = x_BXYZ.permute(0, 3, 2, 1).flatten(0, 1).unsqueeze(1)  # (B Z, 1, Y, X)
         seen = self.blocks(slices).flatten(1)
         return self.dropout(self.climb(seen.unflatten(0, (len(x_BXYZ), -1))))  # type: ignore[no-any-return]

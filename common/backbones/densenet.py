@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.normalisation import global_average, renormalised
+from common.normalisation import GlobalAverage, renormalised
 from common.seams import Layout
 from common.settings import Table
 
@@ -56,6 +56,7 @@ class DenseNet(nn.Module):
             dropout_prob=settings.dropout,
         )  # fmt: skip
         self.layers = renormalised(whole.features, normalisation)
+        self.average = GlobalAverage()
         self.features = whole.class_layers[-1].in_features
         self.stride = 2 ** (1 + len(settings.layers))
 
@@ -74,7 +75,7 @@ class DenseNet(nn.Module):
         return torch.relu(self.layers(x_BXYZ.unsqueeze(1)))
 
     def forward(self, x_BXYZ: Tensor) -> Tensor:
-        return global_average(self.feature_map(x_BXYZ))
+        return self.average(self.feature_map(x_BXYZ))  # type: ignore[no-any-return]
 
 
 def _smallest(blocks: int) -> int:

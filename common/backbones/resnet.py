@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.normalisation import global_average, renormalised
+from common.normalisation import GlobalAverage, renormalised
 from common.seams import Layout
 from common.settings import Table
 
@@ -62,6 +62,7 @@ class ResNet(nn.Module):
         first = nn.Sequential(whole.conv1, whole.bn1, whole.act, whole.maxpool)
         parts = (first, whole.layer1, whole.layer2, whole.layer3, whole.layer4)
         self.layers = nn.ModuleList(renormalised(part, normalisation) for part in parts)
+        self.average = GlobalAverage()
         self.features = settings.widths[-1]
 
     def stages(self) -> list[nn.Module]:
@@ -76,4 +77,4 @@ class ResNet(nn.Module):
         return x_BCXYZ
 
     def forward(self, x_BXYZ: Tensor) -> Tensor:
-        return global_average(self.feature_map(x_BXYZ))
+        return self.average(self.feature_map(x_BXYZ))  # type: ignore[no-any-return]

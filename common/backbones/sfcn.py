@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.normalisation import global_average, normalisation
+from common.normalisation import GlobalAverage, normalisation
 from common.seams import Layout
 from common.settings import Table
 
@@ -54,6 +54,7 @@ class Sfcn(nn.Module):
         widths = [1, *settings.channels]
         self.blocks = nn.Sequential(*(_block(a, b, normalisation) for a, b in pairwise(widths)))
         self.top = _top(widths[-1], settings.top, normalisation)
+        self.average = GlobalAverage()
         self.dropout = nn.Dropout(settings.dropout)
         self.features = settings.top
         self.stride = smallest
@@ -67,7 +68,7 @@ class Sfcn(nn.Module):
         return self.top(self.blocks(x_BXYZ.unsqueeze(1)))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(global_average(self.feature_map(x)))  # type: ignore[no-any-return]
+        return self.dropout(self.average(self.feature_map(x)))  # type: ignore[no-any-return]
 
 
 def _block(narrow: int, wide: int, policy: str) -> nn.Sequential:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from common.seams import Layout
 from common.settings import Table
 
+FileDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 Measure = Literal["pearson", "fisher-z", "partial", "ledoit-wolf", "covariance"]
 
 
@@ -64,6 +65,31 @@ class Connectome:
             examples=[0.2],
         )
 
+        atlas: FileDigest = Field(
+            "",
+            description="SHA-256, as sha256sum prints it, of a NIfTI file in which regions are "
+            "numbered: sites with functional runs and no series yet make them by it. Empty: series "
+            "only.",
+        )
+        high_pass_s: Annotated[float, Field(ge=0, le=1000)] = Field(
+            100.0,
+            description="Runs: slower changes than one in so many seconds are taken out; 0: none.",
+        )
+        low_pass_s: Annotated[float, Field(ge=0, le=1000)] = Field(
+            10.0,
+            description="Runs: faster changes than one in so many seconds are taken out; 0: none.",
+        )
+        confounds: tuple[str, ...] = Field(
+            (),
+            description="Runs: columns of each run's confounds table that are regressed out; a run "
+            "without them is left out.",
+        )
+        most_motion_mm: Annotated[float, Field(ge=0, le=100)] = Field(
+            0.5,
+            description="Runs: largest mean framewise displacement; those that moved more are left "
+            "out, as far as a confounds table tells. 0 sets no limit.",
+        )
+
         @model_validator(mode="after")
         def _every_region_has_one_name(self) -> Self:
             twice = [name for name, times in Counter(self.names).items() if times > 1]
@@ -71,6 +97,11 @@ class Connectome:
                 raise ValueError(f"names lists {twice[0]} more than once")
             if self.names and len(self.names) != self.regions:
                 raise ValueError(f"names lists {len(self.names)}; regions is {self.regions}")
+            if self.low_pass_s and self.high_pass_s and self.low_pass_s >= self.high_pass_s:
+                raise ValueError(
+                    f"low_pass_s is {self.low_pass_s:g} and high_pass_s {self.high_pass_s:g}; "
+                    "nothing lies between them"
+                )
             return self
 
     class Site(Table):
@@ -82,6 +113,7 @@ class Connectome:
             examples=["timeseries"],
         )
         files: str = Field(
+            "",
             description="The files below root, / between folders: {participant} stands for a "
             "person, {session} for a visit, * for anything else within a name. Without "
             "{participant}, people are named as BIDS names them, and in .npz by the arrays. Read "
@@ -101,9 +133,26 @@ class Connectome:
             description="Other folders that links among the series may lead to, relative to the "
             "site file.",
         )
+        atlas: str = Field(
+            "",
+            description="In place of files: root is a BIDS folder of functional runs in MNI152's "
+            "space, and this the study's atlas, relative to the site file.",
+            examples=["atlas.nii.gz"],
+        )
+        derivative: str = Field(
+            "",
+            description="With atlas: folder below root to read runs from, with their masks and "
+            'confounds, such as "derivatives/fmriprep".',
+        )
+        entities: dict[str, str] = Field(
+            {}, description="With atlas: only runs named so, such as {task = 'rest'}."
+        )
 
         @model_validator(mode="after")
         def _files_are_below_root(self) -> Self:
+            if bool(self.files) == bool(self.atlas):
+                said = "both files and atlas are" if self.files else "neither files nor atlas is"
+                raise ValueError(f"{said} given; series are read, or made by an atlas")
             if self.files.startswith("/") or ".." in self.files.split("/"):
                 raise ValueError(f'files is "{self.files}"; it must be below root')
             for name in ("{participant}", "{session}"):

@@ -92,13 +92,13 @@ def _can_tune(
     def tuned() -> Any:
         network = build_for(study, task, seed=0)
         tune(network, method, task, seed=0)
-        if "explain" in task.settings.then and task.settings.maps == "relevance":
-            check_rules(network)
         return network
 
     try:
         spare = 2 * math.prod(study.shape)  # adapters look at two samples
-        outlined(tuned, limits.network, spare=spare, at_once=small)
+        network = outlined(tuned, limits.network, spare=spare, at_once=small)
+        if "explain" in task.settings.then and task.settings.maps == "relevance":
+            check_rules(network, study.shape)
     except SettingError as error:
         raise SettingError(f"{key}: {error}") from None
 

@@ -1,10 +1,12 @@
 """Layer-wise relevance propagation: how much each voxel of a sample speaks for one output.
 
 A network is run forward as it is. Backward, each of its layers hands on relevance in place of a
-gradient: convolutions and dense layers by the epsilon rule, a long short-term memory through its
-candidates alone, as its gates only decide how much of them passes. What lies between layers may
-route values (reshape, select, join) and rectify them: both hand relevance on unchanged. So does a
-module that changes each entry on its own, and says so by `passes_relevance = True`.
+gradient: convolutions, dense layers, batch normalisation with its statistics and means over places
+by the epsilon rule, a long short-term memory through its candidates alone, as its gates only decide
+how much of them passes. What lies between layers may route values (reshape, select, join) and
+rectify them: both hand relevance on unchanged. So does a module that changes each entry on its
+own, and says so by `passes_relevance = True`. Anything else, such as a sum of two ways, is refused:
+a map made by a wrong rule looks like any other.
 
 Sources: Bach et al. (2015), doi 10.1371/journal.pone.0130140; Arras et al. (2019), "signal takes
 all"; Thomas et al. (2019), doi 10.3389/fnins.2019.01321, who read DeepLight so.
@@ -12,7 +14,8 @@ all"; Thomas et al. (2019), doi 10.3389/fnins.2019.01321, who read DeepLight so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -20,14 +23,28 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import SettingError
+from common.normalisation import GlobalAverage
 
 EPSILON: Final = 1e-3
-_LINEAR: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# the rules below, and where what comes back ends: at the sample
+_OURS: Final = ("_Passed", "_Epsilon", "_Memory", "torch::autograd::AccumulateGrad")
+_LINEAR: Final = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, GlobalAverage,
+)  # fmt: skip
 # without weights: what they do in evaluation routes or rectifies
 _PASSING: Final = (
     nn.ReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten,
-    nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.ZeroPad2d, nn.ZeroPad3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
 )  # fmt: skip
+# what autograd may have noted between layers: each hands every number of what comes back to one
+# place, or nowhere where it was rectified, and adds up what comes back from several
+_ROUTING: Final = frozenset({
+    "Alias", "AsStrided", "Cat", "Clone", "ConstantPadNd", "Expand", "Flip", "Gather", "Index",
+    "Max", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "Permute", "Relu", "ReshapeAlias",
+    "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "T", "ToCopy", "Transpose",
+    "Unbind", "UnsafeView", "Unsqueeze", "View",
+})  # fmt: skip
 
 
 def relevance(network: nn.Module, x: Tensor, output: Callable[[Any], Tensor]) -> Tensor:
@@ -51,24 +68,57 @@ def relevance(network: nn.Module, x: Tensor, output: Callable[[Any], Tensor]) ->
     Raises
     ------
     SettingError
-        If no rule is known for a layer.
+        If no rule is known for a layer, or for what is done between layers.
     """
+    with _asked(network, x) as (given, told):
+        chosen = output(told)
+        _check_between([chosen])
+        # the relevance of an output is its value; from there on it replaces gradients
+        (found,) = torch.autograd.grad(chosen, given, grad_outputs=chosen.detach())
+    return found
+
+
+def check_rules(network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse, by a `SettingError`, a network without a rule for all that it does to a sample."""
+    _check_layers(network)
+    device = next((weight.device for weight in network.parameters()), None)
+    with _asked(network, torch.zeros(1, *shape, device=device)) as (_, told):
+        _check_between(list(told.values()) if isinstance(told, Mapping) else [told])
+
+
+@contextmanager
+def _asked(network: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    """A sample and what the network says of it in evaluation mode, while layers hold to rules."""
     trained = [module for module in network.modules() if module.training]
     network.eval()
     given = x.detach().clone().requires_grad_()
     try:
         with torch.enable_grad(), _rules(network):
-            chosen = output(network(given))
-            # the relevance of an output is its value; from there on it replaces gradients
-            (found,) = torch.autograd.grad(chosen, given, grad_outputs=chosen.detach())
+            yield given, network(given)
     finally:
         for module in trained:
             module.training = True
-    return found
 
 
-def check_rules(network: nn.Module) -> None:
-    """Refuse, by a `SettingError`, a network with a layer that no rule is known for."""
+def _check_between(outputs: list[Tensor]) -> None:
+    """Refuse what autograd noted between layers, unless it routes or rectifies."""
+    seen, left = set(), [output.grad_fn for output in outputs]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        what = re.sub(r"Backward\d*$", "", node.name())
+        if what not in _ROUTING and what not in _OURS:
+            raise SettingError(
+                f"no rule of relevance is known for {what.lower()}, done between layers; "
+                'integrated gradients pass everything: maps = "gradients"'
+            )
+        left += [before for before, _ in node.next_functions]
+
+
+def _check_layers(network: nn.Module) -> None:
+    """Refuse a layer that no rule is known for."""
     for name, layer in network.named_modules():
         if _rule_of(layer) is None and not isinstance(layer, _PASSING) and _works_itself(layer):
             raise SettingError(
@@ -80,7 +130,7 @@ def check_rules(network: nn.Module) -> None:
 @contextmanager
 def _rules(network: nn.Module) -> Iterator[None]:
     """While it lasts, the layers of a network hand on relevance in place of gradients."""
-    check_rules(network)
+    _check_layers(network)
     with ExitStack() as hooks:
         for layer in network.modules():
             rule = _rule_of(layer)

@@ -21,11 +21,25 @@ from server.federation.census import POOLED
 
 HELD: Final = "scans"  # group of a census that holds everything
 LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
-WITH_ROWS: Final = ("train", "finetune", "judge", "evaluate")  # kinds of order that measure
+WITH_ROWS: Final = (
+    "train",
+    "finetune",
+    "judge",
+    "explain",
+    "evaluate",
+)  # kinds of order that measure
 COUNTED: Final = {"train": ("loss", "validation-loss")}  # what comes as mergeable sums
 _TEXT: Final = 1 << 20  # bytes of a report without a row
 _TEXT_OF_ROW: Final = 1 << 10
-_SHARES: Final = {"auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0}  # lowest values
+# lowest values of what is at most 1
+_SHARES: Final = {
+    "auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0, metrics.AGREEMENT: -1.0,
+    metrics.SAID: 0.0,
+    **{
+        metrics.without(share) + way: 0.0
+        for share in metrics.DELETED for way in ("", metrics.AT_RANDOM)
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +85,12 @@ def models_of(order: Order) -> tuple[str, ...]:
     return tuple(found)
 
 
-def metrics_of(order: Order, target: Target, model: str) -> tuple[str, ...]:
+def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[str, ...]:
     """Every metric that may be told of one model and target; differences of the order's own."""
     told = metrics.names(target)
+    if order.kind == "explain":
+        task = _task(study, order)
+        return metrics.of_maps(target, by_relevance=task is not None and task.maps == "relevance")
     if model != order.model:
         return told
     return (*told, *(f"{metrics.primary(target)}_minus_{rival}" for rival in order.against))
@@ -98,7 +115,7 @@ def most_rows(study: Study, order: Order) -> int:
     if order.kind not in WITH_ROWS:
         return 0
     pairs = [
-        len(metrics_of(order, target, model))
+        len(metrics_of(study, order, target, model))
         for target in targets_of(study, order).values()
         for model in models_of(order)
     ]

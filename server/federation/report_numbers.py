@@ -127,7 +127,7 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
     return (
         row.target in targets
         and row.model in models_of(order)
-        and row.metric in metrics_of(order, targets[row.target], row.model)
+        and row.metric in metrics_of(study, order, targets[row.target], row.model)
         and row.repeat < repeats_of(study, order)
     )
 

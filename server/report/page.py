@@ -27,6 +27,7 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import charts, findings, participation
 from server.report.charts import PENS, Pen, Series
+from server.report.faithfulness import faithfulness
 from server.report.findings import Record
 from server.report.tables import (
     METRIC_NAMES,
@@ -121,6 +122,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "caveats": findings.caveats(run, compared, tasks, records),
         "pictures": [_picture(picture) for picture in pictures],
         "maps": list(_maps(run)),
+        "faithful": list(faithfulness(rows)),
     }
 
 

@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from flwr.app import Array, Message
 
 from common.errors import QuorumError
-from common.protocol.orders import Order, Report
+from common.protocol.orders import Order, OrderKind, Report
 from common.protocol.wire import open_arrays, read_spooled, spool, unpack_order
 from deploy import local
 from server.federation.exchange import Exchange, Outcome
@@ -39,6 +39,7 @@ assert tampered  # the fixture of all tests here
 
 Change = Callable[[dict[str, Any], dict[str, Array]], None]
 HUGE = 1.7e308
+KINDS = get_args(OrderKind)
 
 
 def counts(**said: list[float]) -> Change:
@@ -315,9 +316,9 @@ def judged(module_federation):
         "evaluation.head": False,
         "finetuning": [{
             "name": "dementia", "target": "diagnosis", "methods": ["pretrained/full"],
-            "epochs": 1, "learning_rates": [0.01], "repeats": 2,
+            "epochs": 1, "learning_rates": [0.01], "repeats": 2, "then": ["explain"],
         }],
-    }, participants={"gamma": 240})  # fmt: skip
+    }, participants={"gamma": 240}, site={"policy.orders": list(KINDS)})  # fmt: skip
 
 
 def tampering(kind: str, site: str, change: Change) -> Tamper:
@@ -427,16 +428,35 @@ def test_a_tuning_that_cannot_be_borne_is_its_sites_alone(judged, tampered, case
     assert (run.folder / "results.csv").exists()
 
 
+EXPLAINED: dict[str, Change] = {
+    "a metric of tuning": rows(metric="auc"),
+    "a metric of another map": rows(metric="agreement"),
+    "a share that nobody deleted": rows(metric="said_without_02"),
+    "a probability of 2": rows(metric="said", value=2.0, ci_low=1.0, ci_high=3.0),
+    "the same row twice": twice,
+    "a row of another target": rows(target="age"),
+}
+
+
+@pytest.mark.parametrize("case", EXPLAINED)
+def test_what_cannot_be_told_of_a_map_is_refused(told, tmp_path, case):
+    """Rows beside a map are read like any others."""
+    outcome = told.again("explain", "gamma", EXPLAINED[case], tmp_path)
+    assert outcome.refused == {"gamma": "REPORT_MALFORMED"}
+    assert sorted(outcome.reports) == ["alpha"]
+
+
 def test_honest_answers_to_all_of_these_are_believed(told, trained, tmp_path):
     """The control of all tests above: a change of nothing changes nothing."""
     assert list(told.run.folder.rglob("refused.json")) == []
     with (told.run.folder / "results.csv").open() as stream:
         found = {(row["phase"], row["site"]) for row in csv.DictReader(stream)}
     wanted = {("evaluate", site) for site in (JUDGE, "psi")}
-    assert wanted | {("finetune", site) for site in ("alpha", "gamma")} <= found
+    tuned = {(phase, site) for phase in ("finetune", "explain") for site in ("alpha", "gamma")}
+    assert wanted | tuned <= found
     for honest, kinds in (
         (trained, ("census", "settle", "train")),
-        (told, ("finetune", "evaluate")),
+        (told, ("finetune", "explain", "evaluate")),
     ):
         for kind in kinds:
             outcome = honest.again(kind, BAD, lambda report, arrays: None, tmp_path / kind)

@@ -6,6 +6,7 @@ And training on augmented samples, and on views of them, over training on what m
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,13 +32,14 @@ from tests.bench import federation
 
 SCANS, REPEATS, PASSES = 256, 5, 2
 _LOADERS = Device().loader_threads
+_ALL = "all of SimCLR's"
 SIDES: dict[int, int] = {32: 48, 64: 16}  # voxels of a side: scans of a measurement
 # what 3D contrastive learning makes its views by, see reference/models.md
 LISTS: dict[str, list[dict[str, Any]]] = {
     "flip, shift": [{"name": "flip"}, {"name": "shift"}],
     "flip, crop, noise": [{"name": "flip"}, {"name": "crop"}, {"name": "noise"}],
     "flip, affine, gamma": [{"name": "flip"}, {"name": "affine"}, {"name": "gamma"}],
-    "all of SimCLR's": [
+    _ALL: [
         {"name": name}
         for name in ("flip", "affine", "crop", "gamma", "bias-field", "blur", "noise", "cutout")
     ],
@@ -66,23 +68,34 @@ def table() -> str:
 
 
 def _augmented() -> str:
+    """Where a core is left to the loader, as beside a GPU, and where training takes every core."""
+    cores = torch.get_num_threads()
+    try:
+        spare = _ratios(max(cores - 1, 1), 1, views=(1,), names=("flip, affine, gamma", _ALL))
+    finally:
+        torch.set_num_threads(cores)
+    return f"{spare}\n\n{_ratios(cores, _LOADERS, views=(1, 2), names=tuple(LISTS))}"
+
+
+def _ratios(threads: int, loaders: int, *, views: tuple[int, ...], names: tuple[str, ...]) -> str:
+    torch.set_num_threads(threads)
     rows = []
     for side, scans in SIDES.items():
-        for views in (1, 2):
-            best = dict.fromkeys(("none", *LISTS), math.inf)
+        for number in views:
+            best = dict.fromkeys(("none", *names), math.inf)
             for _ in range(PASSES):  # in turn: other work on the machine then slows all of them
                 for name in best:
-                    spent = _seconds(side, scans, views, LISTS.get(name, []))
+                    spent = _seconds(side, scans, number, LISTS.get(name, []), loaders)
                     best[name] = min(best[name], spent)
             rows += [
-                f"| {side}^3 | {views} | {name} | {scans / spent:.1f} | {best['none'] / spent:.2f} |"
+                f"| {side}^3 | {number} | {name} | {scans / spent:.1f} | {best['none'] / spent:.2f} |"
                 for name, spent in best.items()
             ]
     return "\n".join(
         [
             (
-                f"the SFCN, batch 8, {_LOADERS} loader threads beside {torch.get_num_threads()} of "
-                f"training; the best of {PASSES}"
+                f"the SFCN, batch 8, loader threads: {loaders}, beside training's: {threads}, on "
+                f"{os.cpu_count()} cores; the best of {PASSES}"
             ),
             "",
             "| volumes | views | augmentation | scans/s | of training from memory |",
@@ -92,7 +105,9 @@ def _augmented() -> str:
     )
 
 
-def _seconds(side: int, scans: int, views: int, listed: list[dict[str, Any]]) -> float:
+def _seconds(
+    side: int, scans: int, views: int, listed: list[dict[str, Any]], loaders: int
+) -> float:
     """One epoch's time."""
     agreed = parse_study(
         {
@@ -118,7 +133,7 @@ def _seconds(side: int, scans: int, views: int, listed: list[dict[str, Any]]) ->
         contents=people,
         secrets=("",) * scans,
     )
-    loader = Loader(augmentations(agreed), 1, _LOADERS if listed else 1)
+    loader = Loader(augmentations(agreed), 1, loaders if listed else 1)
     began = time.perf_counter()
     _train(network, held, np.arange(scans), agreed.pretraining, loader)
     return time.perf_counter() - began

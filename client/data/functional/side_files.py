@@ -53,8 +53,8 @@ class Folders:
         self._refused: dict[Path, str] = {}
         self._said: dict[Path, tuple[float | None, str]] = {}
 
-    def beside(self, run: ScanFile) -> SideFiles:
-        """All that is there for a run."""
+    def beside(self, run: ScanFile, *, with_events: bool = True) -> SideFiles:
+        """All that is there for a run; one without events is none, unless nobody asks for them."""
         found, stamps = SideFiles(), [run.stamp]
         own = _folder_names(run)
         places = [
@@ -63,7 +63,8 @@ class Folders:
         ]
         places = list(dict.fromkeys(places))
         plain = {key: value for key, value in run.entities.items() if key not in VERSIONS}
-        found.events = self._one(places, (_EVENTS,), plain, found, stamps)
+        if with_events:
+            found.events = self._one(places, (_EVENTS,), plain, found, stamps)
         near = places[:2]
         found.confounds = self._one(near, _CONFOUNDS, plain, found, stamps)
         found.mask = self._mask_of(run, found, stamps)
@@ -72,7 +73,7 @@ class Folders:
         refused = [place for place in places if place in self._refused]
         if refused:
             found.problem = f"what lies beside it cannot be listed: {self._refused[refused[0]]}"
-        if not found.events and not found.problem:
+        if with_events and not found.events and not found.problem:
             found.problem = "has no events table (*_events.tsv with its name, or above it)"
         return found
 

@@ -1,17 +1,20 @@
-"""Reads time series by region and makes a connectome of each run, with who the people are."""
+"""Makes a connectome of each run, of time series by region or of volumes and the study's atlas."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from client.data.connectivity import Matrix, Signals, edges, matrix, signals
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
+from client.data.functional.parcels import Run, find_runs, folders_of, parcelled, run_of
 from client.data.reader import Found, Prepared, Source
+from client.data.readers.bids import ScanFile, Scans
 from client.data.readers.phenotypes import people_with_scans
 from client.data.readers.series import read_series
 from client.data.readers.series_files import MEMBER, find_series
@@ -24,7 +27,7 @@ _NAMED: Final = 8  # silent regions that a note lists
 
 
 class ConnectomeReader:
-    """Files of time series, or archives of them, with the rows of participants.tsv."""
+    """Files of series, archives of them, or functional runs, with the rows of participants.tsv."""
 
     version: ClassVar[int] = 1
 
@@ -40,9 +43,13 @@ class ConnectomeReader:
             If the folder is absent, or the row filter names a column that is not there.
         """
         home = root / site.root
-        scans = find_series(home, site.files, tuple(root / place for place in site.links))
+        if site.atlas:
+            scans = find_runs(study, site, root)
+        else:
+            scans = find_series(home, site.files, tuple(root / place for place in site.links))
         people, files, joins = people_with_scans(home, scans, site.rows, columns - {POINTS})
         findings = scans.findings
+        payloads = _payloads(site, root, scans, files)
         if scans.files and not files:
             problem = "none of the runs is of somebody whom the table gives to this site"
             findings.append(Finding(what=str(home), problem=problem, left_out=True))
@@ -52,14 +59,14 @@ class ConnectomeReader:
                 Source(
                     participant=scan.participant,
                     scan=scan.name,
-                    stamp=f"{scan.stamp}-{site.time}",
+                    stamp=stamp,
                     row={
                         **({_TASK: scan.entities.get(_TASK, "")} if named & columns else {}),
                         **people.entries(scan.participant, scan.session),
                     },
-                    payload=(os.fspath(scan.path), scan.entities.get(MEMBER, ""), site.time),
+                    payload=payload,
                 )
-                for scan in files
+                for scan, stamp, payload in payloads
             ),
             findings=findings.told(),
             joins=joins,
@@ -76,9 +83,14 @@ class ConnectomeReader:
         ScanError
             With what was found and what was needed.
         """
-        path, member, time = source.payload
-        series = read_series(Path(path), member, study.names)
-        found = signals(_turned(series, time, study.regions))
+        notes: tuple[str, ...] = ()
+        quality: dict[str, float] = {}
+        if isinstance(source.payload, Run):
+            series, notes, quality = parcelled(study, source.payload)
+        else:
+            path, member, time = source.payload
+            series = _turned(read_series(Path(path), member, study.names), time, study.regions)
+        found = signals(series)
         points, silent = len(found.series), int(found.silent.sum())
         if points < study.least_points:
             raise ScanError(
@@ -94,10 +106,38 @@ class ConnectomeReader:
         return Prepared(
             samples=sample[None].astype(np.float32),
             measures=edges(matrix(found, "fisher-z"))[None],
-            notes=_notes(found, study),
+            notes=(*notes, *_notes(found, study)),
             labels={POINTS: [str(points)]},
-            quality={POINTS: points, "silent_regions": silent, "mean_edge": edges(sample).mean()},
+            quality={
+                POINTS: points,
+                "silent_regions": silent,
+                "mean_edge": edges(sample).mean(),
+                **quality,
+            },
         )
+
+
+def _payloads(
+    site: Connectome.Site, root: Path, scans: Scans, files: Sequence[ScanFile]
+) -> list[tuple[ScanFile, str, Any]]:
+    """Each usable run with its stamp, and what reading it needs."""
+    if not site.atlas:
+        return [
+            (scan, f"{scan.stamp}-{site.time}",
+             (os.fspath(scan.path), scan.entities.get(MEMBER, ""), site.time))
+            for scan in files
+        ]  # fmt: skip
+    folders, found = folders_of(site, root, scans), []
+    for scan in files:
+        run = run_of(scan, site, root, folders)
+        if isinstance(run, Finding):
+            scans.findings.append(run)
+        else:
+            found.append((scan, run[1], run[0]))
+    if not found:
+        what, problem = str(root / site.root / site.derivative), "no usable *_bold.nii.gz or .nii"
+        scans.findings.append(Finding(what=what, problem=problem, left_out=True))
+    return found
 
 
 def _turned(series: Matrix, time: str, regions: int) -> Matrix:

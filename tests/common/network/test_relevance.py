@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from common import catalogue
 from common.backbones.deeplight import DeepLight
 from common.errors import SettingError
 from common.network import relevance as module
-from common.network.relevance import EPSILON, relevance
+from common.network.buildable import check_networks
+from common.network.relevance import EPSILON, check_rules, relevance
+from common.study import parse_study
 
 SHAPE = (20, 24, 6)
 
@@ -64,7 +71,7 @@ def test_a_worked_example_of_a_memory_of_two_steps() -> None:
     torch.testing.assert_close(found[0, :, 0], expected)
 
 
-@pytest.mark.parametrize("variant", ["2d-12", "2d-8"])
+@pytest.mark.parametrize("variant", ["2d-12", "2d-8", "3d"])
 def test_nothing_is_gained_or_lost_on_the_way(
     monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
@@ -116,17 +123,98 @@ def test_a_voxel_of_0_has_no_relevance_and_another_keeps_its_place() -> None:
     assert torch.nonzero(found).tolist() == [[0, 4, 19, 2]]
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [nn.BatchNorm2d(3), nn.AvgPool2d(2), nn.LSTM(3, 3, num_layers=2), nn.MultiheadAttention(4, 2)],
-)
+@pytest.mark.parametrize("layer", [nn.LSTM(3, 3, num_layers=2), nn.MultiheadAttention(4, 2)])
 def test_a_layer_without_a_rule_is_refused(layer: nn.Module) -> None:
     """A map made by a wrong rule looks like any other."""
     with pytest.raises(SettingError, match="no rule of relevance is known for 0"):
         relevance(nn.Sequential(layer), torch.zeros(1, 3, 3, 3), first)
 
 
-def test_the_3d_network_is_refused() -> None:
-    """Its normalisation and its average over places want rules of their own."""
-    with pytest.raises(SettingError, match="BatchNorm3d"):
-        relevance(deeplight(bias=True, variant="3d"), volumes(1), first)
+class Twice(nn.Module):
+    """Layers that have rules, with something between them that has none."""
+
+    def __init__(self, way: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.other, self.way = nn.Linear(4, 4), nn.Linear(4, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self.one(x), self.other(x))
+
+
+@pytest.mark.parametrize(
+    ("what", "way"),
+    [
+        ("add", lambda one, other: one + other),
+        ("mul", lambda one, other: one * other),
+        ("mean", lambda one, _: one.mean(1, keepdim=True)),
+        ("sigmoid", lambda one, _: torch.sigmoid(one)),
+    ],
+)
+def test_what_is_done_between_layers_is_looked_at_too(
+    what: str, way: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """A shortcut past a layer would count its relevance twice, and nobody would see it."""
+    with pytest.raises(SettingError, match=f"no rule of relevance is known for {what}, done"):
+        check_rules(Twice(way), (4,))
+    with pytest.raises(SettingError, match=f"no rule of relevance is known for {what}, done"):
+        relevance(Twice(way), torch.ones(1, 4), first)
+
+
+def test_two_ways_that_are_joined_keep_all_of_it() -> None:
+    """As in dense blocks: what was read twice gets the relevance of both."""
+    network = Twice(lambda one, other: torch.cat([one, other], 1)).double()
+    for layer in (network.one, network.other):
+        nn.init.zeros_(layer.bias)
+    ends = nn.Sequential(network, nn.Linear(8, 1, bias=False).double())
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double() + 2
+    found = relevance(ends, x, first).sum(1)
+    torch.testing.assert_close(found, ends(x)[:, 0].detach(), rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["adapters", "lora"])
+def test_a_network_that_was_given_a_second_way_is_refused_when_the_study_is_checked(
+    name: str,
+) -> None:
+    """Adapters and LoRA add to what a layer says; the hours of training would be in vain."""
+    study = parse_study(
+        {
+            "name": "maps",
+            "data": {"kind": "t1w", "shape": [20, 24, 6], "spacing_mm": 8.0},
+            "targets": {
+                "age": {"kind": "regression", "centre": 50.0, "scale": 18.0},
+                "sex": {"kind": "binary", "classes": ["female", "male"]},
+            },
+            "backbone": {"name": "deeplight", "variant": "2d-8"},
+            "objective": {"name": "multitask"},
+            "sites": {"train": ["here"]},
+            "finetuning": [
+                {"name": "sex", "target": "sex", "then": ["explain"], "maps": "relevance",
+                 "methods": [f"pretrained/{name}"]}
+            ],
+        },
+        Path("maps.toml"),
+    )  # fmt: skip
+    with pytest.raises(SettingError, match=r"finetuning.0.methods: no rule of relevance"):
+        check_networks(study)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("sfcn", {"channels": (4, 8), "top": 8}), ("densenet", {})]
+)
+def test_networks_with_batch_normalisation_conserve_what_their_biases_do_not_take(
+    monkeypatch: pytest.MonkeyPatch, name: str, keys: dict[str, Any]
+) -> None:
+    """A scale by running statistics is a layer like any other; shifts are biases."""
+    monkeypatch.setattr(module, "EPSILON", 1e-14)
+    torch.manual_seed(1)
+    kind = catalogue.load("backbones", name)
+    backbone = kind(kind.Settings(name=name, **keys), (32, 32, 32), "average")
+    network = nn.Sequential(backbone, nn.Linear(backbone.features, 2)).double()
+    for key, parameter in network.named_parameters():
+        if "bias" in key:
+            nn.init.zeros_(parameter)
+    x = torch.randn(1, 32, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+    found = relevance(network, x, first)
+    torch.testing.assert_close(
+        found.sum((1, 2, 3)), network.eval()(x)[:, 0].detach(), rtol=1e-5, atol=1e-9
+    )
