@@ -29,6 +29,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "minit": "common.backbones.minit:Minit",
         "deeplight": "common.backbones.deeplight:DeepLight",
         "lcm": "common.backbones.lcm:Lcm",
+        "bnt": "common.backbones.bnt:Bnt",
     },
     "objectives": {
         "multitask": "common.objectives.multitask:Multitask",

@@ -38,6 +38,7 @@ _PUBLISHED: Final = {
     "adapters": "Houlsby et al. 2019: narrow residual layers",
     "prompts": "Jia et al. 2022: learnt tokens in every block",
     "tokens": "Wei et al.: the tokens of targets and classes, of objective lcm alone",
+    "semi-supervised": "Wei et al.: everything, old targets stay in the loss; objective lcm alone",
 }
 
 
@@ -78,7 +79,7 @@ def entries() -> list[Entry]:
         *_choices("normalisation", Aggregation, "normalisation"),
         *(
             Entry(sort="fine-tuning method", name=name, what=_PUBLISHED[name])
-            for name in (*_GENERIC, "prompts", "tokens")
+            for name in (*_GENERIC, "prompts", "tokens", "semi-supervised")
         ),
     ]
 

@@ -106,6 +106,43 @@ def protocol(
 
 
 @app.command()
+def loso(
+    studies: Annotated[list[Path], typer.Argument(help="Study files.", metavar="STUDY...")],
+    sites: Annotated[Path, typer.Option(help="Folder whose site.toml files are the sites.")],
+    out: Annotated[Path, typer.Option(help="Folder of all folds; the same one resumes.")],
+    begin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="STUDY=EARLIER: it begins from the backbone that the earlier one led to in the "
+            "same fold; STUDY=EARLIER:all from all arrays; again."
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="What is compared; by default all that every study learns; again."),
+    ] = None,
+) -> None:
+    """Leave one site out: every site judges once, and trains in all other folds.
+
+    The folds give sites their roles, whatever site files say; no file is changed. After any
+    interruption the same command goes on.
+    """
+    from deploy.loso.findings import targets_of
+    from deploy.loso.folds import Folds, design
+    from deploy.loso.page import format_outcome, outcome, write_page
+
+    command.fix_allocator(sys.orig_argv)
+    asked = design(studies, begin or [])
+    compared = targets_of(asked, target or [])
+    work, every = Folds(asked, sites, out), asked.folds()
+    found = outcome(work, every, work.run(every), compared)
+    page = write_page(out, found)
+    tell(format_outcome(found))
+    say(f"results: {out / 'folds.csv'} and {out / 'pairs.csv'}")
+    tell(f"page: {page}")
+
+
+@app.command()
 def maps(
     run: RunFolder,
     truth: Annotated[

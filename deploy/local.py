@@ -142,8 +142,11 @@ class Stacked:
         return found
 
 
-def simulate(study_file: Path, sites: Path, out: Path) -> Run:
+def simulate(study_file: Path, sites: Path, out: Path, *, recast: bool = False) -> Run:
     """Run a study over every site file below `sites`; the same call resumes.
+
+    `recast` gives each site the role that the study has for it, whatever its own file says: where
+    one person holds all data, and each site in turn is to be the one that judges.
 
     Raises
     ------
@@ -152,7 +155,7 @@ def simulate(study_file: Path, sites: Path, out: Path) -> Run:
     """
     study = load_study(study_file)
     check_buildable(study, study_file)
-    found = find_sites(study, sites)
+    found = find_sites(study, sites, recast=recast)
     with open_run(out, study, study_file):
         pass  # refuse a foreign folder before hours of preparing
     agents = [open_agent(study, site, keeps_training=False) for site in found]
@@ -176,8 +179,10 @@ def run_phases(agents: Sequence[Agent], folder: Path) -> None:
     app(grid, context)
 
 
-def find_sites(study: Study, folder: Path) -> list[Site]:
+def find_sites(study: Study, folder: Path, *, recast: bool = False) -> list[Site]:
     """The site files below `folder` that the study names, each with the role the study gives it.
+
+    Where a file says another, that is a fault, unless roles are `recast`; no file is changed.
 
     Raises
     ------
@@ -198,12 +203,12 @@ def find_sites(study: Study, folder: Path) -> list[Site]:
             raise SettingError(
                 f"{file} and {found[site.name].file} both claim the name {site.name}; rename one"
             )
-        if site.role != named[site.name]:
+        if site.role != named[site.name] and not recast:
             raise SettingError(
                 f'{site.name} is to be "{named[site.name]}" in the study, but its own file says '
                 f'role = "{site.role}" ({file}); the site decides'
             )
-        found[site.name] = site
+        found[site.name] = site.model_copy(update={"role": named[site.name]})
     missing = sorted(named.keys() - found.keys())
     if missing:
         raise SettingError(

@@ -59,6 +59,7 @@ class Lcm(nn.Module):
         )
         self.score = nn.Linear(backbone.features, 1)
         self.sure = False
+        self.taught = frozenset(targets)
 
     def owner(self, name: str) -> str:
         """Tokens go by who holds their labels, the rest by what entered a loss."""
@@ -69,7 +70,15 @@ class Lcm(nn.Module):
         self.sure = epoch >= self.settings.mean_epochs
 
     def tune(self, method: str, task: Any) -> Any:
-        """`tokens`: the table of tokens is trained, all else rests."""
+        """What is trained: the table of `tokens` alone, or, `semi-supervised`, everything.
+
+        Only the latter keeps old groups in the loss, wherever the site knows their labels: what
+        was acquired (everyone rests), age or sex. By any other method the task alone is in it, and
+        old tokens are there to be looked at.
+        """
+        if method == "semi-supervised":
+            return [""]
+        self.taught = frozenset({task.target_name})
         return ["tokens."] if method == "tokens" else NotImplemented
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -93,6 +102,7 @@ class Lcm(nn.Module):
         return {
             name: self._terms(self.targets[name], logits.float(), labels[name])
             for name, logits in outputs.items()
+            if name in self.taught
         }
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
 loss on (y - centre) / scale for regression, or soft labels over bins, binary or softmax
-cross-entropy for classes. The published weights are not known; each target's `weight` is the
-study's choice.
+cross-entropy or squared hinge loss for classes. The published weights are not known; each target's
+`weight` is the study's choice.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class Multitask(nn.Module):
         )
         regression_loss: Literal["huber", "squared"] = Field(
             "huber", description="Loss of regression targets on (value - centre) / scale."
+        )
+        binary_loss: Literal["logistic", "squared-hinge"] = Field(
+            "logistic",
+            description="Loss of binary targets; squared-hinge makes a linear network a support "
+            "vector machine, whose outputs rank and are no probabilities.",
         )
         soft_labels: dict[str, Bins] = Field(
             {},
@@ -104,6 +109,9 @@ class Multitask(nn.Module):
             wanted = torch.where(counted, (known - target.centre) / target.scale, known)
             loss = functional.huber_loss if self.settings.regression_loss == "huber" else _squared
             values = loss(output[:, 0], wanted, reduction="none")
+        elif target.kind == "binary" and self.settings.binary_loss == "squared-hinge":
+            short = (1 - (2 * known - 1) * output[:, 0]).clamp(min=0)  # of a margin of 1
+            values = short.square() * (1 + (target.positive_weight - 1) * known)
         elif target.kind == "binary":
             weight = torch.tensor(target.positive_weight, device=output.device)
             values = functional.binary_cross_entropy_with_logits(

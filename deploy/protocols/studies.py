@@ -8,31 +8,30 @@ OUT/
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import getLogger
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
 
-from common.errors import CallosumError, RunBusyError, SettingError, StorageError, reason
+from common.errors import CallosumError, RunBusyError, SettingError
 from common.kinds.synthetic_t1w import SyntheticT1w
 from common.kinds.synthetic_video import SyntheticVideo
 from common.runtime.durable import write_atomically
 from common.runtime.locks import lock
-from common.runtime.progress import say, track
+from common.runtime.progress import track
 from common.sections import Target
 from common.study import Study, parse_study
 from deploy.hospitals.dataset import write_hospitals
 from deploy.hospitals.sources import write_sources
+from deploy.in_turn import problem_of, run_in_turn
 from deploy.local import simulate
 from deploy.protocols.protocol import Cell, Protocol, TaskName, begins_from
 from server.federation.initial import start_table
 from server.run import Run, is_held, read_run
 
-_log = getLogger("callosum.protocol")
 _DIAGNOSIS: Final = {"kind": "binary", "classes": ["control", "ad"]}
 _AGE: Final = SyntheticT1w.targets["age"]
 _VIEWS: Final = (  # Dhinagar et al.'s, as far as they are named
@@ -222,32 +221,8 @@ class Cells:
             If the disk is full, which no other cell would survive.
         """
         asked = list(cells)
-        failed: dict[str, str] = {}
         self._write_hospitals(asked)
-        with track("cells of the protocol", len(asked)) as advance:
-            left = self._pass(asked, failed, advance)
-            self._pass(left, failed, advance)
-        return failed
-
-    def _pass(
-        self, asked: Sequence[Cell], failed: dict[str, str], advance: Callable[[], None]
-    ) -> list[Cell]:
-        """Go through cells once; those that another process works in, or works towards."""
-        left = []
-        for number, cell in enumerate(asked, start=1):
-            began = time.monotonic()
-            try:
-                problem = self._one(cell)
-            except RunBusyError:
-                left.append(cell)
-                continue
-            if problem:
-                failed[cell.name] = problem
-            if problem or time.monotonic() - began > 1:
-                what = problem or f"{time.monotonic() - began:.1f} s"
-                say(f"cell {number} of {len(asked)}, {cell.name}: {what}")
-            advance()
-        return left
+        return run_in_turn("cell", "the protocol", asked, self._one)
 
     def finished(self, cell: Cell) -> Run | None:
         """A cell's run, if it was finished by the study that the cell is now."""
@@ -272,22 +247,13 @@ class Cells:
 
     def _one(self, cell: Cell) -> str:
         """Run one cell to its end; why it failed, or nothing."""
-        try:
-            if self.finished(cell) is None:
-                write_atomically(self.study_file(cell), self._text(cell).encode())
-                sites = self.out / "hospitals" / group_of(cell)
-                simulate(self.study_file(cell), sites, self.folder(cell))
-        except (StorageError, RunBusyError):
-            raise
-        except CallosumError as error:
-            return " ".join(str(error).split())
-        except OSError as error:
-            _log.exception("%s failed", cell.name)
-            return f"{error.filename or 'this machine'}: {reason(error)}"
-        except Exception as error:  # noqa: BLE001  one cell must never end the others
-            _log.exception("%s failed", cell.name)
-            return f"{type(error).__name__}: {error}"
-        return ""
+        return problem_of(cell.name, partial(self._run, cell))
+
+    def _run(self, cell: Cell) -> None:
+        if self.finished(cell) is None:
+            write_atomically(self.study_file(cell), self._text(cell).encode())
+            sites = self.out / "hospitals" / group_of(cell)
+            simulate(self.study_file(cell), sites, self.folder(cell))
 
     def _text(self, cell: Cell) -> str:
         """The study file of a cell, as it is now."""

@@ -56,16 +56,19 @@ def test_states_and_a_diagnosis_are_learnt_by_one_decoder(tmp_path: Path) -> Non
         {
             "backbone": {"name": "lcm", **TINY},
             "pretraining.rounds": 2,
+            "splits": {"salt": "connectomes"},
             "sites": {"train": ["amber", "birch"], "heldout": ["elm"]},
         },
     )
     table = tomllib.loads(study.read_text())
-    table["finetuning"][0] |= {"epochs": 2, "learning_rates": [1e-3]}
+    few = {"participants": [4], "draws": 2, "epochs": 2, "learning_rates": [1e-3]}
+    table["finetuning"][0] |= few
     study.write_text(tomli_w.dumps(table))
     simulate(study, tmp_path / "sites", tmp_path / "run")
     told = rows(tmp_path / "run")
     methods = {(row["init"], row["method"]) for row in told if row["phase"] == "finetune"}
-    assert {("pretrained", "full"), ("pretrained", "tokens"), ("scratch", "full")} <= methods
+    wanted = {("pretrained", way) for way in ("full", "tokens", "semi-supervised")}
+    assert wanted | {("scratch", "full"), ("", "linear")} <= methods
     judged = {row["target"] for row in told if row["phase"] == "evaluate" and row["value"]}
     assert {"age", "sex"} <= judged
 
@@ -84,6 +87,7 @@ def test_a_tangent_space_is_that_of_all_training_sites(tmp_path: Path) -> None:
             "objective": {"name": "multitask", "targets": ["age", "sex"]},
             "data.measure": "ledoit-wolf",
             "pretraining.rounds": 1,
+            "splits": {"salt": "connectomes"},
             "comparisons": {"single_site": False, "pooled": True},
             "finetuning": [],
             "sites": {"train": ["amber", "birch"]},

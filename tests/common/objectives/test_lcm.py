@@ -128,16 +128,38 @@ def test_rows_of_a_target_are_averaged_over_those_who_hold_its_labels() -> None:
     assert shapes == [(1, 8), (2, 8), (3, 8)]
 
 
+TASK = SimpleNamespace(target_name="state")
+
+
 def test_tokens_alone_may_be_tuned() -> None:
     """At a handful of people the decoder is far too many numbers to move."""
+    assert made().tune("tokens", TASK) == ["tokens."]
+    assert made().tune("full", TASK) is NotImplemented
+
+
+@pytest.mark.parametrize("method", ["tokens", "full", "last-blocks"])
+def test_a_task_that_is_learnt_alone_is_alone_in_the_loss(method: str) -> None:
+    """What semi-supervised tuning is measured against; mixed samples go the same way."""
     network = made()
-    assert network.tune("tokens", SimpleNamespace()) == ["tokens."]
-    assert network.tune("full", SimpleNamespace()) is NotImplemented
+    network.tune(method, TASK)
+    assert set(network.terms(x(), LABELS)) == {"state"}
+    assert set(network.terms_of(network(x()), LABELS)) == {"state"}
+    assert set(network.predict(x())) == set(TARGETS)
 
 
-def test_a_task_adds_its_tokens_and_old_ones_stay_with_their_labels() -> None:
-    """Semi-supervised fine-tuning: facts of the acquisition, given by `value`, keep old tokens
-    true while new ones are learnt; the new are drawn, whatever pretraining knew under that name."""
+def test_semi_supervised_tuning_keeps_old_groups_in_the_loss() -> None:
+    """Facts of the acquisition, given by `value`, keep old tokens true while new ones are learnt."""
+    network = made()
+    assert network.tune("semi-supervised", TASK) == [""]
+    terms = network.terms(x(), {**LABELS, "age": torch.full((3,), NAN)})
+    counted = {name: term.counted.tolist() for name, term in terms.items()}
+    assert counted == {
+        "age": [False] * 3, "sex": [True, True, False], "state": [True, False, False],
+    }  # fmt: skip
+
+
+def test_a_task_adds_its_tokens_to_those_of_pretraining() -> None:
+    """The new are drawn, whatever pretraining knew under that name; the old are carried over."""
     study = load_study(STUDIES / "connectomes.toml")
     task = task_of(study, study.finetuning[0])
     pretrained, network = build(study, seed=0), build_for(study, task, seed=1)
@@ -145,13 +167,6 @@ def test_a_task_adds_its_tokens_and_old_ones_stay_with_their_labels() -> None:
     known = arrays_of(pretrained)
     carried = carried_over(network, {**arrays_of(network), **known}, "diagnosis")
     assert carried.keys() == known.keys()
-    labels = {name: torch.full((2,), NAN) for name in network.target_names}
-    labels["state"] = torch.zeros(2)  # everyone rests
-    regions = torch.randn(2, 116, 116)
-    counted = {name: one.counted.tolist() for name, one in network.terms(regions, labels).items()}
-    assert counted == {
-        "age": [False] * 2, "sex": [False] * 2, "state": [True] * 2, "diagnosis": [False] * 2,
-    }  # fmt: skip
 
 
 def test_features_are_what_tokens_gathered() -> None:

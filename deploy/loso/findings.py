@@ -1,0 +1,239 @@
+"""What leaving each site out showed: values by site, means over sites, paired differences.
+
+A site is the unit: it counts once, however many people it has, and so do an interval (Student's t
+over sites) and a test (Wilcoxon's signed ranks over the sites that both studies were judged by).
+Folds share most of what they train on, so sites are not independent of each other: intervals are
+somewhat too narrow, as they are for any cross-validation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from scipy import stats
+
+from common import metrics
+from common.errors import SettingError
+from common.protocol.orders import Measurement
+from common.runtime.durable import write_atomically
+from deploy.loso.folds import Design, Fold
+from server.report.tables import FEDERATED, cell_of, read_results
+from server.run import Run
+
+RIVALS: Final = ("pooled", "pooled-linear", "site-linear", "site-mean", "constant")
+_FEWEST: Final = 3  # sites of an interval
+_LEVEL: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One model of one study at the site that its fold held out; a line of folds.csv.
+
+    value: None where it was withheld, or where the site holds one class alone.
+    """
+
+    target: str
+    study: str
+    model: str
+    site: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n_participants: int
+    n_scans: int
+
+    @property
+    def is_undefined(self) -> bool:
+        """Whether there are people, but of one class alone."""
+        return self.value is None and self.n_participants > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """A mean over sites and its interval, which fewer than three sites have not."""
+
+    sites: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """`first` minus `second` by site; p by Wilcoxon; adjusted by Holm over a target's pairs."""
+
+    target: str
+    metric: str
+    first: str
+    second: str
+    difference: Mean
+    ahead: int
+    behind: int
+    p: float
+    adjusted: float
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of it at 5 %, all pairs of the target together."""
+        if self.adjusted >= _LEVEL:
+            return "not distinguishable"
+        gains = (self.difference.value > 0) != (self.metric == "mae")
+        return f"{self.first if gains else self.second} better"
+
+
+def rows_of(fold: Fold, run: Run, targets: Iterable[str]) -> list[Row]:
+    """What a fold's site measured, by the primary metric of each target.
+
+    Raises
+    ------
+    FolderError
+        If the run's results are not what was written.
+    """
+    wanted = {name: metrics.primary(run.study.targets[name]) for name in targets}
+    return [
+        _row(fold, row)
+        for row in read_results(run)
+        if row.phase == "evaluate"
+        and row.site == fold.site
+        and row.model in (FEDERATED, *RIVALS)
+        and wanted.get(row.target) == row.metric
+    ]
+
+
+def _row(fold: Fold, row: Measurement) -> Row:
+    cell = cell_of(row)
+    return Row(
+        target=row.target, study=fold.study, model=row.model, site=fold.site, metric=row.metric,
+        value=cell.value, ci_low=cell.low, ci_high=cell.high, n_participants=row.n_participants,
+        n_scans=row.n_scans,
+    )  # fmt: skip
+
+
+def targets_of(design: Design, asked: Sequence[str]) -> list[str]:
+    """The targets that every study learns, or those asked for.
+
+    Raises
+    ------
+    SettingError
+        If there is none, or one that some study does not learn.
+    """
+    learnt = {name: study.pretraining_targets for name, study in design.studies.items()}
+    shared = [
+        target
+        for target in next(iter(learnt.values()))
+        if all(target in found for found in learnt.values())
+    ]
+    for target in asked:
+        lacking = [name for name, found in learnt.items() if target not in found]
+        if lacking:
+            raise SettingError(f"--target is {target}, which {', '.join(lacking)} does not learn")
+    if not shared:
+        told = "; ".join(f"{name}: {', '.join(found)}" for name, found in learnt.items())
+        raise SettingError(f"the studies learn nothing in common, so no pair can be made; {told}")
+    return list(asked) or shared
+
+
+def contestants(rows: Sequence[Row], studies: Iterable[str]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by study and model: each study's own network, then rivals of the first that has them."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for study in studies:
+        of = [row for row in rows if row.study == study and row.model == FEDERATED]
+        if of:
+            found[study, FEDERATED] = of
+    for model in RIVALS:
+        of = [row for row in rows if row.model == model]
+        if of:
+            found[of[0].study, model] = [row for row in of if row.study == of[0].study]
+    return found
+
+
+def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """Mean over sites with Student's t.
+
+    >>> mean([0.6, 0.7]).value
+    0.65
+    """
+    value = float(np.mean(values))
+    found = Mean(sites=len(values), value=value)
+    if len(values) < _FEWEST:
+        return found
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return replace(found, low=value - half, high=value + half)
+
+
+def pairs(rows: Sequence[Row], studies: Sequence[str], target: str) -> list[Pair]:
+    """Every two studies at the sites that judged both; p-values are Holm's over these pairs."""
+    of = [row for row in rows if row.target == target and row.model == FEDERATED]
+    by_study = {
+        study: {row.site: row.value for row in of if row.study == study and row.value is not None}
+        for study in studies
+    }
+    found = []
+    for first, second in combinations(studies, 2):
+        one, other = by_study[first], by_study[second]
+        # rounded as values are: two equal metrics must not differ by what a sum leaves over
+        apart = [round(one[site] - other[site], 9) for site in one if site in other]
+        if apart:
+            found.append(_pair(target, of[0].metric, first, second, apart))
+    return [
+        replace(pair, adjusted=p)
+        for pair, p in zip(found, holm([pair.p for pair in found]), strict=True)
+    ]
+
+
+def _pair(target: str, metric: str, first: str, second: str, apart: Sequence[float]) -> Pair:
+    p = float(stats.wilcoxon(apart).pvalue) if any(apart) else 1.0
+    sign = -1 if metric == "mae" else 1
+    return Pair(
+        target=target, metric=metric, first=first, second=second, difference=mean(apart),
+        ahead=sum(sign * value > 0 for value in apart),
+        behind=sum(sign * value < 0 for value in apart), p=p, adjusted=p,
+    )  # fmt: skip
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values that may each be compared with a level that holds for all together (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    found, highest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
+        found[place] = highest
+    return found
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write folds.csv: a measurement a line, floats in full, empty where there is no value."""
+    _write(path, [field.name for field in fields(Row)], (asdict(row) for row in rows))
+
+
+def write_pairs(path: Path, found: Iterable[Pair]) -> None:
+    """Write pairs.csv."""
+    header = ["target", "metric", "first", "second", "sites", "difference", "ci_low", "ci_high",
+              "ahead", "behind", "p", "adjusted"]  # fmt: skip
+    _write(path, header, (
+        {**{name: getattr(pair, name) for name in header if hasattr(pair, name)},
+         "sites": pair.difference.sites, "difference": pair.difference.value,
+         "ci_low": pair.difference.low, "ci_high": pair.difference.high}
+        for pair in found
+    ))  # fmt: skip
+
+
+def _write(path: Path, header: Sequence[str], lines: Iterable[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, header, lineterminator="\n")
+    table.writeheader()
+    for line in lines:
+        table.writerow({key: "" if value is None else value for key, value in line.items()})
+    write_atomically(path, text.getvalue().encode())
