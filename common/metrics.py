@@ -21,6 +21,9 @@ Repeats = NDArray[np.float64]
 
 FIGURES: Final = 3  # of any metric that leaves a site
 _MOST_WEIGHTS: Final = 1 << 26  # of resamplings at once, 512 MiB
+OVER_DRAWS: Final = (
+    "_over_draws"  # behind a metric: its mean over draws of participants, and repeats
+)
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 
 
@@ -177,6 +180,15 @@ def names(target: Target) -> tuple[str, ...]:
         "binary": ("auc", "balanced_accuracy"),
         "categorical": ("accuracy", "balanced_accuracy"),
     }[target.kind]
+
+
+def is_of_all_draws(metric: str) -> bool:
+    """Whether a number of fine-tuning speaks of all draws of participants at once.
+
+    >>> [is_of_all_draws(one) for one in ("auc", "auc_over_draws", "auc_minus_linear")]
+    [False, True, True]
+    """
+    return metric.endswith(OVER_DRAWS) or "_minus_" in metric
 
 
 def better(target: Target, candidate: float, best: float) -> bool:
