@@ -25,6 +25,7 @@ SAID: Final = "said"  # the mean probability of the class that a network predict
 DELETED: Final = (1, 5, 20, 50)  # per cent of a sample's places
 AT_RANDOM: Final = "_at_random"
 AGREEMENT: Final = "agreement"  # of two kinds of maps, a rank correlation
+OVER_DRAWS: Final = "_over_draws"  # behind a metric: its mean over draws of people, and repeats
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 
 
@@ -197,6 +198,15 @@ def of_maps(target: Target, *, by_relevance: bool) -> tuple[str, ...]:
     told = () if target.kind == "regression" else (SAID, *(without(share) for share in DELETED))
     drawn = (name + AT_RANDOM for name in told[1:])
     return (*told, *drawn, *((AGREEMENT,) if by_relevance else ()))
+
+
+def is_of_all_draws(metric: str) -> bool:
+    """Whether a number of fine-tuning speaks of all draws of participants at once.
+
+    >>> [is_of_all_draws(one) for one in ("auc", "auc_over_draws", "auc_minus_linear")]
+    [False, True, True]
+    """
+    return metric.endswith(OVER_DRAWS) or "_minus_" in metric
 
 
 def better(target: Target, candidate: float, best: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from common.protocol.wire import read_spooled
 from common.runtime.durable import write_atomically
 from server.run import Run
 
-TOGETHER: Final = "all"  # in the column `site`: every held-out site's scans at once
+TOGETHER: Final = "all"  # in the column `site`: all sites that measured it, as one
 COLUMNS: Final = tuple(Measurement.model_fields)
 
 
@@ -34,35 +34,54 @@ def measurements(run: Run) -> list[Measurement]:
 def together(run: Run) -> list[Measurement]:
     """Each model over all held-out sites at once: the mean of what they measured, by scans.
 
-    Over those that have the metric, which its n tells; its interval is normal, from the widths of
-    theirs.
+    Likewise each way of fine-tuning over the sites that tuned by it, by people: its mean over
+    draws, and what is between it and another. Over those that have the metric, which its n tells;
+    its interval is normal, from the widths of theirs, as of people of whom none is at two sites.
     """
     found = []
     for folder in sorted((run.folder / "evaluation").glob("*")):
-        files = sorted(folder.glob("*.safetensors"))
-        found += put_together(read_spooled(file).measurements for file in files)
+        found += put_together(_reported(folder))
+    for phase in ("finetuning", "judge"):
+        for folder in sorted((run.folder / phase).glob("*/*")):
+            found += put_together(map(_of_all_draws, _reported(folder)), by_people=True)
     return found
 
 
-def put_together(by_site: Iterable[Sequence[Measurement]]) -> list[Measurement]:
+def put_together(
+    by_site: Iterable[Sequence[Measurement]], *, by_people: bool = False
+) -> list[Measurement]:
     """What several sites measured of one model, as one row for each target and metric."""
     by_metric: dict[tuple[str, str, str], list[Measurement]] = {}
     for row in (row for rows in by_site for row in rows):
         by_metric.setdefault((row.target, row.model, row.metric), []).append(row)
-    return [one for rows in by_metric.values() for one in _together(rows)]
+    return [one for rows in by_metric.values() for one in _together(rows, by_people=by_people)]
 
 
-def _together(rows: Sequence[Measurement]) -> list[Measurement]:
+def _reported(folder: Path) -> Iterator[tuple[Measurement, ...]]:
+    """What each site said in answer to one order."""
+    for file in sorted(folder.glob("*.safetensors")):
+        yield read_spooled(file).measurements
+
+
+def _of_all_draws(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Rows that speak of all draws at once; of a single draw, all its rows."""
+    if not any(row.metric.endswith(metrics.OVER_DRAWS) for row in rows):
+        return list(rows)
+    return [row for row in rows if metrics.is_of_all_draws(row.metric)]
+
+
+def _together(rows: Sequence[Measurement], *, by_people: bool) -> list[Measurement]:
     known = [row for row in rows if row.value is not None]
     scans = [row.n_scans for row in known]
-    value = metrics.together(rows[0].metric, [float(row.value or 0.0) for row in known], scans)
+    weights = [row.n_participants for row in known] if by_people else scans
+    value = metrics.together(rows[0].metric, [float(row.value or 0.0) for row in known], weights)
     if value is None or len(known) < 2 or not _is_of_all(rows[0]):
         return []
     bounds: tuple[float | None, float | None] = (None, None)
     widths = [row.ci_high - row.ci_low for row in known if row.ci_high is not None
               and row.ci_low is not None]  # fmt: skip
     if len(widths) == len(known):
-        bounds = metrics.interval_together(value, widths, scans)
+        bounds = metrics.interval_together(value, widths, weights)
     told = {
         "site": TOGETHER,
         "value": value,

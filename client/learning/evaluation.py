@@ -96,7 +96,7 @@ class Judge:
             for rival in self.order.against:
                 theirs = _kept(self.folder, rival, name)
                 if theirs is not None and theirs.shape == values.shape:
-                    rows += difference(*found, values[labelled], theirs[labelled], rival)
+                    rows += difference(*found, [values[labelled]], [theirs[labelled]], rival)
         return Answer(measured=tuple(rows))
 
 

@@ -20,7 +20,7 @@ from client.answer import Measured
 from client.data.cohort import Cohort
 from client.data.loading import Loader, person_codes
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
-from client.learning.measurement import Floats, measure
+from client.learning.measurement import Floats, difference, mean_over_draws, measure
 from client.learning.prediction import features_of, losses, predict
 from client.learning.pretraining import loader_of
 from client.learning.support import people_among
@@ -74,32 +74,32 @@ class Tuning:
         Refusal
             ORDER_MALFORMED if the study asks for no such thing, NO_DATA if the site lacks labels.
         """
-        task = self.task
-        rows: list[Measured] = []
-        learnt = 0
+        told: dict[int, Floats] = {}
+        test = np.empty(0, dtype=np.int64)
         for repeat in range(self._repeats):
             split = self._split(repeat)
             if split is None:
                 continue
-            learnt += 1
-            predicted = self.predicted(self._model(split, repeat), split.test, repeat)
-            rows += self._measured(task, split.test, predicted, repeat)
-        if not learnt:
-            raise Refusal("NO_DATA", f"training participants hold one class of {task.target_name}")
-        return rows
+            test = split.test  # the same people, whoever is drawn to learn from
+            told[repeat] = self.predicted(self._model(split, repeat), test, repeat)
+        if not told:
+            name = self.task.target_name
+            raise Refusal("NO_DATA", f"training participants hold one class of {name}")
+        return self._measured(test, told)
 
     def judge(self) -> list[Measured]:
         """Measure the kept models anew, on the test participants that there are now."""
-        rows: list[Measured] = []
+        told: dict[int, Floats] = {}
+        test = np.empty(0, dtype=np.int64)
         for repeat in range(self._repeats):
             split = self._split(repeat)
             model = self.models.find(self.order, repeat)
             if split is not None and model is not None:
-                predicted = self.predicted(model, split.test, repeat)
-                rows += self._measured(self.task, split.test, predicted, repeat)
-        if not rows:
+                test = split.test
+                told[repeat] = self.predicted(model, test, repeat)
+        if not told:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        return rows
+        return self._measured(test, told)
 
     def learnt_from(self, repeat: int) -> int:
         """How many people a model was trained on."""
@@ -142,16 +142,41 @@ class Tuning:
         settings = self.task.settings
         return settings.draws * settings.repeats if self.order.k else settings.repeats
 
-    def _measured(
-        self, task: Task, test: Indices, predicted: Floats, repeat: int
-    ) -> list[Measured]:
-        rows = measure(
-            self.study, self.site, self.cohort, self.order, task.target_name, test, predicted,
-            task.name,
-        )  # fmt: skip
-        order = self.order
-        told = {"init": order.init, "method": order.method, "k": order.k, "repeat": repeat}
-        return [Measured(one.row.model_copy(update=told), one.people) for one in rows]
+    def _measured(self, test: Indices, told: Mapping[int, Floats]) -> list[Measured]:
+        """Each model's metrics, their mean over draws, and what is between it and each rival's."""
+        task, order = self.task, self.order
+        self.models.keep_predictions(order, test, told)
+        found = (self.study, self.site, self.cohort, order, task.target_name, test)
+        rows = [
+            Measured(one.row.model_copy(update={"repeat": repeat}), one.people)
+            for repeat, predicted in told.items()
+            for one in measure(*found, predicted, task.name)
+        ]
+        if self._repeats > 1:
+            rows += mean_over_draws(*found, list(told.values()), task.name)
+        for rival in order.against:
+            theirs = self._predictions_of(rival, test)
+            both = [repeat for repeat in told if repeat in theirs]
+            if both:
+                ours = [told[repeat] for repeat in both]
+                rows += difference(*found, ours, [theirs[r] for r in both], rival, task.name)
+        own = {"init": order.init, "method": order.method, "k": order.k}
+        return [Measured(one.row.model_copy(update=own), one.people) for one in rows]
+
+    def _predictions_of(self, rival: str, test: Indices) -> dict[int, Floats]:
+        """What the models of an earlier order of this task and k said, by draw."""
+        ways = {way.replace("/", "-"): way for way in self.task.settings.methods}
+        if rival not in ways:
+            raise Refusal(
+                "ORDER_MALFORMED", f"the study has no task {self.order.task!r} by {rival}"
+            )
+        init, _, method = ways[rival].rpartition("/")
+        order = self.order.model_copy(update={"init": init, "method": method})
+        try:
+            return self.models.predictions(order, test)
+        except DamagedError as error:
+            _log.error("%s; nothing is compared with %s", error, rival)
+            return {}
 
     def _split(self, repeat: int) -> Split | None:
         """The labelled samples of each part; None if the people drawn show nothing to learn.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,22 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     ]
 
 
+def mean_over_draws(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    predicted: Sequence[Floats],
+    task: str,
+) -> list[Measured]:
+    """Primary metric of an order's models, one for each draw, with one interval for their mean."""
+    found = _Primary.of(study, site, cohort, name, indices, predicted)
+    metric = metrics.primary(study.targets[name]) + metrics.OVER_DRAWS
+    return found.rows(study, site, order, task=task, target=name, metric=metric)
+
+
 def difference(  # noqa: PLR0913, PLR0917
     study: Study,
     site: Site,
@@ -76,38 +93,71 @@ def difference(  # noqa: PLR0913, PLR0917
     order: Order,
     name: str,
     indices: NDArray[np.int64],
-    ours: Floats,
-    theirs: Floats,
+    ours: Sequence[Floats],
+    theirs: Sequence[Floats],
     rival: str,
+    task: str = "",
 ) -> list[Measured]:
-    """Primary metric of this order's model minus `rival`'s, with a paired interval."""
-    target, label = study.targets[name], cohort.labels[name][indices]
-    people = tuple(cohort.participants[i] for i in indices)
-    metric = metrics.primary(target)
+    """Primary metric of this order's model minus `rival`'s, with a paired interval.
 
-    value, rival_value = (metrics.exact(target, label, p)[metric] for p in (ours, theirs))
-    value -= rival_value
-    if not np.isfinite(value):
-        return []
-    bounds = None
-    if len(set(people)) >= metrics.FEWEST:
-        drawn, rivals = (
-            _bootstrapped(study, site, name, people, label, predicted)[metric]
-            for predicted in (ours, theirs)
-        )
-        bounds = metrics.percentiles(drawn - rivals, study.evaluation.confidence)
-    found = row(
-        site,
-        order,
-        people,
-        task="",
-        target=name,
-        model=order.model,
-        metric=f"{metric}_minus_{rival}",
-        value=float(value),
-        bounds=bounds,
+    Of several models each, one for each draw, it is the difference of their means.
+    """
+    found, other = (
+        _Primary.of(study, site, cohort, name, indices, predicted) for predicted in (ours, theirs)
     )
-    return [Measured(found, _fewest(target, label, people))]
+    apart = replace(found, value=found.value - other.value, drawn=found.drawn - other.drawn)
+    metric = f"{metrics.primary(study.targets[name])}_minus_{rival}"
+    return apart.rows(study, site, order, task=task, target=name, metric=metric)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Primary:
+    """The primary metric on some samples, its mean where several models predict them.
+
+    drawn: (R,) the same for every resampling of the people, who are resampled alike for all
+    models of a site; empty where they are too few. fewest: people of the rarest class.
+    """
+
+    value: float
+    drawn: metrics.Repeats
+    people: tuple[str, ...]
+    fewest: int
+
+    @staticmethod
+    def of(
+        study: Study,
+        site: Site,
+        cohort: Cohort,
+        name: str,
+        indices: NDArray[np.int64],
+        predicted: Sequence[Floats],
+    ) -> _Primary:
+        target, label = study.targets[name], cohort.labels[name][indices]
+        people = tuple(cohort.participants[i] for i in indices)
+        metric = metrics.primary(target)
+        values = [metrics.exact(target, label, one)[metric] for one in predicted]
+        drawn = np.empty(0)
+        if len(set(people)) >= metrics.FEWEST:
+            drawn = np.mean(
+                [_bootstrapped(study, site, name, people, label, one)[metric] for one in predicted],
+                axis=0,
+            )
+        return _Primary(
+            value=float(np.mean(values)),
+            drawn=drawn,
+            people=people,
+            fewest=_fewest(target, label, people),
+        )
+
+    def rows(self, study: Study, site: Site, order: Order, **names: str) -> list[Measured]:
+        """The row of this value; none where it is not defined."""
+        if not np.isfinite(self.value):
+            return []
+        bounds = metrics.percentiles(self.drawn, study.evaluation.confidence)
+        found = row(
+            site, order, self.people, model=order.model, value=self.value, bounds=bounds, **names
+        )
+        return [Measured(found, self.fewest)]
 
 
 def means(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from common.arrays import Arrays
@@ -15,6 +18,9 @@ from common.errors import DamagedError
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
 from common.settings import Table
+
+Floats = NDArray[np.floating[Any]]
+Indices = NDArray[np.int64]
 
 _CLOSED: Final = "closed"  # folder of models without a start
 
@@ -92,9 +98,32 @@ class TunedModels:
         with open_arrays(path) as file:
             return _model(file.text("model"), file.all())
 
+    def keep_predictions(self, order: Order, samples: Indices, told: Mapping[int, Floats]) -> None:
+        """Keep what an order's models said of `samples`, by repeat: others are compared with it.
+
+        A rival cannot always be asked again: what it stands on may not come with the next order.
+        """
+        arrays = {f"repeat{number}": np.asarray(values) for number, values in told.items()}
+        write_arrays(self._told(order), {"samples": samples, **arrays}, {})
+
+    def predictions(self, order: Order, samples: Indices) -> dict[int, Floats]:
+        """What was kept of the very same samples, by repeat; `DamagedError` if it is damaged."""
+        path = self._told(order)
+        if not path.exists():
+            return {}
+        with open_arrays(path) as file:
+            found = dict(file.all())
+        if not np.array_equal(found.pop("samples", np.empty(0)), samples):
+            return {}  # judged when there were other test participants
+        return {int(name.removeprefix("repeat")): values for name, values in found.items()}
+
     def _path(self, order: Order, repeat: int) -> Path:
         name = f"k{order.k}-repeat{repeat}.safetensors"
         return self.folder / "tuned" / order.task / (order.init or _CLOSED) / order.method / name
+
+    def _told(self, order: Order) -> Path:
+        place = self.folder / "tuned-predictions" / order.kind / order.task
+        return place / (order.init or _CLOSED) / order.method / f"k{order.k}.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,13 +21,8 @@ from server.federation.census import POOLED
 
 HELD: Final = "scans"  # group of a census that holds everything
 LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
-WITH_ROWS: Final = (
-    "train",
-    "finetune",
-    "judge",
-    "explain",
-    "evaluate",
-)  # kinds of order that measure
+WITH_ROWS: Final = ("train", "finetune", "judge", "explain", "evaluate")  # orders that measure
+TUNED: Final = ("finetune", "judge")  # those of them about models of one task, one a draw
 COUNTED: Final = {"train": ("loss", "validation-loss")}  # what comes as mergeable sums
 _TEXT: Final = 1 << 20  # bytes of a report without a row
 _TEXT_OF_ROW: Final = 1 << 10
@@ -87,24 +82,28 @@ def models_of(order: Order) -> tuple[str, ...]:
 
 def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[str, ...]:
     """Every metric that may be told of one model and target; differences of the order's own."""
-    told = metrics.names(target)
     if order.kind == "explain":
         task = _task(study, order)
         return metrics.of_maps(target, by_relevance=task is not None and task.maps == "relevance")
+    told, first = metrics.names(target), metrics.primary(target)
     if model != order.model:
         return told
-    return (*told, *(f"{metrics.primary(target)}_minus_{rival}" for rival in order.against))
+    if order.kind in TUNED:
+        told = (*told, first + metrics.OVER_DRAWS)
+    return (*told, *(f"{first}_minus_{rival}" for rival in order.against))
 
 
-def repeats_of(study: Study, order: Order) -> int:
-    """How often each number is measured."""
+def repeats_of(study: Study, order: Order, metric: str = "") -> int:
+    """How often each number is measured; what is told of all draws at once, once."""
     task = _task(study, order)
-    return task.repeats * (task.draws if order.k else 1) if task is not None else 1
+    if task is None or metrics.is_of_all_draws(metric):
+        return 1
+    return task.repeats * (task.draws if order.k else 1)
 
 
 def bounds_of(target: Target, metric: str) -> tuple[float, float]:
     """The least and the largest value of a metric, or of a difference of two models in it."""
-    name, _, rival = metric.partition("_minus_")
+    name, _, rival = metric.removesuffix(metrics.OVER_DRAWS).partition("_minus_")
     if name in _SHARES:
         return (-1.0 if rival else _SHARES[name]), 1.0
     return (-LARGEST if rival else 0.0), LARGEST

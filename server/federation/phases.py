@@ -252,9 +252,11 @@ class Phases:
                 say(f"fine-tuning {task.name}: no labels of {task.target} at {lacking}")
             for named in ways_of(task):
                 more = {**named, "task": task.name, "lineage": final.contributors}
-                self._tuned("finetune", able, parcel, more)
+                compared = {**more, "against": _before(task, named)}
+                self._tuned("finetune", able, parcel, compared)
                 for kind in task.then:
-                    self._afterwards(kind, able, parcel, task, more)
+                    asked = compared if kind == "judge" else more
+                    self._afterwards(kind, able, parcel, task, asked)
 
     def _afterwards(
         self,
@@ -289,7 +291,7 @@ class Phases:
     ) -> None:
         carried = parcel if more["init"] == "pretrained" else NOTHING
         orders = self._orders(kind, sites, carried, **more)
-        name = "-".join(part for part in (more["init"], more["method"]) if part)
+        name = _named(more["init"], more["method"])
         name += f"-k{more['k']}" if more["k"] else ""
         name += f"-repeat{more['repeat']}" if "repeat" in more else ""
         folder = self.run.folder / ("finetuning" if kind == "finetune" else kind) / more["task"]
@@ -338,6 +340,16 @@ def ways_of(task: FineTuning) -> Iterator[dict[str, Any]]:
         init, _, method = way.rpartition("/")
         for k in task.participants or (0,):
             yield {"init": init, "method": method, "k": k}
+
+
+def _before(task: FineTuning, way: Mapping[str, Any]) -> tuple[str, ...]:
+    """The task's methods that come before one: it is compared with each, person by person."""
+    names = [_named(*one.rpartition("/")[::2]) for one in task.methods]
+    return tuple(names[: names.index(_named(way["init"], way["method"]))])
+
+
+def _named(init: str, method: str) -> str:
+    return "-".join(part for part in (init, method) if part)
 
 
 def took_no_part(

@@ -128,7 +128,7 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
         row.target in targets
         and row.model in models_of(order)
         and row.metric in metrics_of(study, order, targets[row.target], row.model)
-        and row.repeat < repeats_of(study, order)
+        and row.repeat < repeats_of(study, order, row.metric)
     )
 
 

@@ -22,6 +22,7 @@ from server.report.tables import (
     sentence,
     shown,
 )
+from server.results import TOGETHER
 from server.run import Run
 
 _MOST_NAMED: Final = 6  # rounds or sites spelt out in a sentence
@@ -298,6 +299,8 @@ def _cells_missing(task: TaskTable, census: Census) -> Iterator[str]:
     if lacking:
         yield f"{what} {task.task}: no labels of {task.target} at {_listed(lacking)}."
     for site in task.sites:
+        if site == TOGETHER:
+            continue
         empty = [method for method in task.methods if (site, method) not in task.cells]
         if empty and site not in lacking:
             yield f"{what} {task.task}: {site} reported no result for {_listed(empty)}."

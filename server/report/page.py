@@ -36,12 +36,14 @@ from server.report.tables import (
     WITHHELD,
     Cell,
     Comparison,
+    PairedTable,
     TaskCell,
     TaskTable,
     cell_of,
     comparisons,
     digits_of,
     of_metric,
+    paired_tables,
     read_results,
     shown,
     task_tables,
@@ -108,7 +110,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "glance": [_glance(comparison) for comparison in _worth_a_glance(compared)],
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": [_compared(i, comparison) for i, comparison in enumerate(compared)],
-        "tasks": [_task(table) for table in tasks],
+        "tasks": [_task(table, paired_tables(study, rows)) for table in tasks],
         "loss": _loss(study, records, "loss"),
         "validation_loss": _loss(study, records, "validation_loss"),
         "validation": _validation(run),
@@ -206,13 +208,15 @@ def _other_metrics(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _task(table: TaskTable) -> dict[str, Any]:
+def _task(table: TaskTable, paired: Sequence[PairedTable]) -> dict[str, Any]:
     def cell(site: str, method: str) -> tuple[Cell, TaskCell] | None:
         found = table.cells.get((site, method))
         return (found.cell, found) if found else None
 
+    own = (table.phase, table.task)
     return {
         "table": table,
+        "paired": next((one for one in paired if (one.phase, one.task) == own), None),
         "metric": of_metric(table),
         "digits": digits_of(table.metric, *(row.cell.value for row in table.cells.values())),
         "lines": [(site, [cell(site, method) for method in table.methods]) for site in table.sites],

@@ -107,13 +107,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCell:
-    """One method at one site: its measurement, or the median of its repeats and their range."""
+    """One method at one site: its measurement, or that of the mean of its repeats.
+
+    Where a site told no mean, the median of the repeats and their range.
+    """
 
     site: str
     cell: Cell
     n_participants: int
     n_scans: int
     repeats: int = 1
+    made: Literal["", "mean", "median"] = ""  # of several, with an interval or with their range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +138,28 @@ class TaskTable:
 
     @property
     def repeated(self) -> bool:
-        """Whether any value stands for several."""
-        return any(cell.repeats > 1 for cell in self.cells.values())
+        """Whether any value is a median, beside the range of what it stands for."""
+        return any(cell.made == "median" for cell in self.cells.values())
+
+    @property
+    def averaged(self) -> bool:
+        """Whether any value is a mean over draws."""
+        return any(cell.made == "mean" for cell in self.cells.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTable:
+    """How far the methods of one task lie apart: one minus another, on the same participants.
+
+    lines: for each pair, what it is called and its cell by site.
+    """
+
+    phase: str
+    task: str
+    metric: str
+    unit: str
+    sites: tuple[str, ...]
+    lines: tuple[tuple[str, dict[str, TaskCell]], ...]
 
 
 def read_results(run: Run) -> list[Measurement]:
@@ -198,6 +222,18 @@ def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
     ]
 
 
+def paired_tables(study: Study, rows: Iterable[Measurement]) -> list[PairedTable]:
+    """Differences of a task's methods, for each task that has any."""
+    apart = [row for row in rows if row.task and "_minus_" in row.metric]
+    asked = [(phase, task) for phase in ("finetune", "judge") for task in study.finetuning]
+    found = [
+        _paired_table(study, task, phase,
+                      [row for row in apart if (row.phase, row.task) == (phase, task.name)])
+        for phase, task in asked
+    ]  # fmt: skip
+    return [table for table in found if table.lines]
+
+
 def decimals(*values: float | None) -> int:
     """Digits behind the point so that the largest of `values` shows three figures.
 
@@ -242,7 +278,7 @@ def cell_of(row: Measurement) -> Cell:
     return Cell(value=row.value, low=row.ci_low, high=row.ci_high, undefined=undefined)
 
 
-def of_metric(comparison: Comparison | TaskTable) -> str:
+def of_metric(comparison: Comparison | TaskTable | PairedTable) -> str:
     """`MAE in years`, or the metric alone where it has no unit."""
     name = METRIC_NAMES.get(comparison.metric, comparison.metric)
     return f"{name} in {comparison.unit}" if comparison.unit else name
@@ -366,8 +402,9 @@ def _task_table(
     target = study.targets[task.target]
     metric = metrics.primary(target)
     found: dict[tuple[str, str], list[Measurement]] = {}
+    told = (metric, metric + metrics.OVER_DRAWS)
     for row in rows:
-        if row.task == task.name and row.target == task.target and row.metric == metric:
+        if row.task == task.name and row.target == task.target and row.metric in told:
             found.setdefault((row.site, _method(row)), []).append(row)
     named = [
         _method_of(*way.rpartition("/")[::2], k)
@@ -386,6 +423,30 @@ def _task_table(
     )
 
 
+def _paired_table(
+    study: Study, task: FineTuning, phase: str, rows: Sequence[Measurement]
+) -> PairedTable:
+    target = study.targets[task.target]
+    metric = metrics.primary(target)
+    lines: dict[str, dict[str, TaskCell]] = {}
+    ways = {way.replace("/", "-"): way.replace("/", " ") for way in task.methods}
+    order = {k: place for place, k in enumerate(task.participants)}
+    for row in sorted(rows, key=lambda row: order.get(row.k, len(order))):
+        rival = row.metric.partition("_minus_")[2]
+        own = _method_of(row.init, row.method, 0)
+        title = f"{own} minus {ways.get(rival, rival)}" + (f", k = {row.k}" if row.k else "")
+        lines.setdefault(title, {})[row.site] = _measured(row)
+    found = {site for cells in lines.values() for site in cells}
+    return PairedTable(
+        phase=phase,
+        task=task.name,
+        metric=metric,
+        unit=target.unit if metric == "mae" else "",
+        sites=tuple(site for site in _in_order(study.sites.train, found) if site in found),
+        lines=tuple(lines.items()),
+    )
+
+
 def _method(row: Measurement) -> str:
     return _method_of(row.init, row.method, row.k)
 
@@ -396,20 +457,37 @@ def _method_of(init: str, method: str, k: int) -> str:
 
 
 def _task_cell(rows: Sequence[Measurement]) -> TaskCell:
-    """One measurement as it is; of several the median, and the lowest and the highest."""
+    """The mean over draws, or one measurement, as it is.
+
+    Of several without their mean, the median, and the lowest and the highest.
+    """
+    single = [row for row in rows if not row.metric.endswith(metrics.OVER_DRAWS)]
+    means = [row for row in rows if row.metric.endswith(metrics.OVER_DRAWS)]
+    if means or len(rows) == 1:
+        return _measured((means or rows)[0], repeats=len(single), made="mean" if means else "")
     values = [row.value for row in rows]
     known = sorted(value for value in values if value is not None)
-    cell = cell_of(rows[0])
-    if len(rows) > 1:
-        cell = Cell(value=None, undefined=all(cell_of(row).undefined for row in rows))
-        if len(known) == len(values):
-            cell = Cell(value=statistics.median(known), low=known[0], high=known[-1])
+    cell = Cell(value=None, undefined=all(cell_of(row).undefined for row in rows))
+    if len(known) == len(values):
+        cell = Cell(value=statistics.median(known), low=known[0], high=known[-1])
     return TaskCell(
         site=rows[0].site,
         cell=cell,
         n_participants=min(row.n_participants for row in rows),
         n_scans=min(row.n_scans for row in rows),
         repeats=len(rows),
+        made="median",
+    )
+
+
+def _measured(row: Measurement, repeats: int = 1, made: Literal["", "mean"] = "") -> TaskCell:
+    return TaskCell(
+        site=row.site,
+        cell=cell_of(row),
+        n_participants=row.n_participants,
+        n_scans=row.n_scans,
+        repeats=repeats,
+        made=made,
     )
 
 

@@ -14,10 +14,12 @@ from common.printable import printable
 from server.report.tables import (
     Comparison,
     Line,
+    PairedTable,
     TaskTable,
     comparisons,
     digits_of,
     of_metric,
+    paired_tables,
     read_results,
     sentence,
     task_tables,
@@ -37,6 +39,7 @@ def format_tables(run: Run) -> str:
     compared = comparisons(run.study, rows)
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
+    tables += [_paired(table, percent) for table in paired_tables(run.study, rows)]
     missing = [] if compared else ["out of site: no held-out site has judged this run"]
     missing += [
         f"fine-tuning {table.task}: no site has reported a result"
@@ -114,6 +117,7 @@ def _comparison(comparison: Comparison, percent: str) -> Table:
 def _task(tasks: TaskTable, percent: str) -> Table:
     what = "fine-tuning" if tasks.phase == "finetune" else "tuned models judged anew,"
     note = "; median of repeats (lowest to highest)" if tasks.repeated else f", {percent}"
+    note += "; mean over draws" if tasks.averaged else ""
     table = _table(f"{what} {tasks.task}: {of_metric(tasks)} on test participants{note}")
     table.add_column("site", overflow="fold")
     for method in tasks.methods:
@@ -125,6 +129,27 @@ def _task(tasks: TaskTable, percent: str) -> Table:
         texts = [sentence(row.cell, digits) if row else "no result" for row in rows]
         people = {row.n_participants for row in rows if row and row.cell.value is not None}
         table.add_row(*map(_shown, (site, *texts)), ", ".join(str(n) for n in sorted(people)))
+    return table
+
+
+def _paired(paired: PairedTable, percent: str) -> Table:
+    """One row a pair of methods; all sites together stand last."""
+    what = "fine-tuning" if paired.phase == "finetune" else "tuned models judged anew,"
+    table = _table(
+        f"{what} {paired.task}: differences in {of_metric(paired)}, paired by test participant, "
+        f"{percent}"
+    )
+    table.add_column("", overflow="fold")
+    for site in paired.sites:
+        table.add_column(_shown(site), overflow="fold")
+    cells = [cell.cell.value for _, found in paired.lines for cell in found.values()]
+    digits = digits_of(paired.metric, *cells)
+    for title, found in paired.lines:
+        texts = [
+            sentence(found[site].cell, digits, signed=True) if site in found else "no result"
+            for site in paired.sites
+        ]
+        table.add_row(*map(_shown, (title, *texts)))
     return table
 
 

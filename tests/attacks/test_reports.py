@@ -402,6 +402,8 @@ TUNED: dict[str, Change] = {
     "a row of a repeat that was not asked for": rows(repeat=2),
     "a row of another target": rows(target="age"),
     "an auc of 2": rows(metric="auc", value=2.0, ci_low=1.0, ci_high=3.0),
+    "a mean over draws for one of them": rows(metric="auc_over_draws", repeat=1),
+    "a difference from what nobody named": rows(metric="auc_minus_nobody"),
     "the same row twice": twice,
     "a thousand rows": lambda report, _: report.update(
         measurements=[{**report["measurements"][0], "repeat": n} for n in range(1000)]

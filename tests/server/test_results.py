@@ -93,6 +93,48 @@ def test_models_and_targets_are_kept_apart(run: Any) -> None:
     assert found == {("federated", "age"): 5, ("constant", "age"): 15, ("federated", "iq"): 25}
 
 
+@pytest.fixture
+def tuned(tmp_path: Path) -> Any:
+    """`tuned(rows)`: a run whose sites answered one fine-tuning order with these."""
+
+    def write(*rows: Measurement) -> Any:
+        for site in {row.site for row in rows}:
+            theirs = tuple(each for each in rows if each.site == site)
+            report = Report(order=HEX, site=site, kind="finetune", measurements=theirs)
+            spool(tmp_path / f"finetuning/memory/linear/{site}.safetensors", report, {})
+        return SimpleNamespace(folder=tmp_path)
+
+    return write
+
+
+def of_task(site: str, value: float, people: int = 10, metric: str = "auc", **more: Any) -> Any:
+    known = {"phase": "finetune", "task": "memory", "method": "linear", "role": "train"}
+    known |= {"n_participants": people, "ci_low": value - 0.1, "ci_high": value + 0.1}
+    return row(site, value, metric=metric, **{**known, **more})
+
+
+def test_what_sites_tuned_is_put_together_by_their_people(tuned: Any) -> None:
+    """The interval is about people: a site with three times as many counts three times."""
+    metrics_of_draws = ("auc_over_draws", "auc_minus_scratch-full")
+    rows = [of_task(site, value, people, metric)
+            for site, value, people in (("amber", 0.4, 10), ("birch", 0.8, 30))
+            for metric in metrics_of_draws]  # fmt: skip
+    rows += [of_task(site, 0.9, repeat=n) for site in ("amber", "birch") for n in range(2)]
+    found = {each.metric: each for each in together(tuned(*rows))}
+    assert found.keys() == set(metrics_of_draws)  # draws of two sites have nothing in common
+    for each in found.values():
+        assert each.value == pytest.approx(0.7)
+        half = 0.1 * (0.25**2 + 0.75**2) ** 0.5
+        assert (each.ci_low, each.ci_high) == pytest.approx((0.7 - half, 0.7 + half))
+        assert (each.site, each.n_participants, each.task) == (TOGETHER, 40, "memory")
+
+
+def test_a_single_draw_is_put_together_as_it_is(tuned: Any) -> None:
+    """Where nobody is drawn there is no mean over draws; the metric itself is the one."""
+    [found] = together(tuned(of_task("amber", 0.4), of_task("birch", 0.8)))
+    assert (found.metric, found.value) == ("auc", pytest.approx(0.6))
+
+
 def test_a_rounds_validation_is_a_mean_by_scans_over_the_sites(federation: Any) -> None:
     """What stands in the record; numbers withheld, and of targets of a site's own, do not."""
     study = federation().study

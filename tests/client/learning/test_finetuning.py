@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
+from client.answer import Measured
 from client.learning import finetuning
 from client.learning.finetuning import Tuning
 from client.learning.prediction import losses
 from client.learning.tuned_models import TunedModel, TunedModels
+from common import metrics
 from common.errors import DamagedError, Refusal
 from common.network.building import arrays_of, build
 from common.objectives.multitask import Multitask
-from common.protocol.orders import Order
+from common.protocol.orders import Measurement, Order
 from common.protocol.wire import open_arrays
 from common.seeding import seed_of
 
@@ -189,7 +192,7 @@ def test_a_damaged_model_is_trained_again_to_the_same_bits(tuning: Make, tmp_pat
     """Half a file costs an hour and never a result."""
     one = tuning("scratch/full")
     first, model = one.finetune(), kept(one)
-    [path] = (tmp_path / "models").rglob("*.safetensors")
+    [path] = (tmp_path / "models").rglob("k0-repeat0.safetensors")
     whole = path.read_bytes()
     for damaged in (whole[:-50], b"", whole.replace(b"dementia", b"Dementia")[: len(whole) // 2]):
         path.write_bytes(damaged)
@@ -237,6 +240,107 @@ def test_judging_anew_measures_the_kept_model(tuning: Make) -> None:
     assert {one.row.phase for one in again} == {"judge"}
     as_tuned = [replace(one, row=one.row.model_copy(update={"phase": "finetune"})) for one in again]
     assert as_tuned == tuned
+
+
+# What lies between two methods.
+
+
+def rival_of(one: Tuning, method: str, *against: str) -> Tuning:
+    """The same site's next order, by a method of closed form."""
+    told = {"init": "", "method": method, "against": against}
+    return replace(one, order=one.order.model_copy(update=told))
+
+
+def told_of(rows: list[Measured], metric: str) -> Measurement:
+    [found] = [one.row for one in rows if one.row.metric == metric]
+    return found
+
+
+DRAWN = {"k": 20, "participants": [20], "draws": 3, "methods": ["scratch/full", "linear"]}
+
+
+def test_methods_are_compared_person_by_person_over_all_draws(tuning: Make) -> None:
+    """A naive loop over resampled people gives the same mean, difference and intervals."""
+    one = tuning("scratch/full", **DRAWN)
+    ours = one.finetune()
+    other = rival_of(one, "linear", "scratch-full")
+    rows = other.finetune()
+    test = one._split(0).test  # type: ignore[union-attr]
+    label = one.cohort.labels["diagnosis"][test]
+    people = [one.cohort.participants[i] for i in test]
+    seed = seed_of(one.study.seed, "bootstrap", "alpha", "diagnosis")
+    times = one.study.evaluation.bootstrap
+    weights = metrics.draws(people, np.random.default_rng(seed), times)
+    said = {
+        which: [tuned.predicted(kept(tuned, n), test, n) for n in range(3)]
+        for which, tuned in (("scratch", one), ("linear", other))
+    }
+
+    def mean_auc(which: str, weight: Any) -> float:
+        held = weight > 0
+        if len(set(label[held])) < 2:
+            return float("nan")
+        return float(np.mean([
+            roc_auc_score(label[held], told[held], sample_weight=weight[held])
+            for told in said[which]
+        ]))  # fmt: skip
+
+    once = np.ones(len(test))
+    drawn = {which: np.array([mean_auc(which, w) for w in weights]) for which in said}
+    wanted = {
+        "auc_over_draws": (mean_auc("linear", once), drawn["linear"]),
+        "auc_minus_scratch-full": (mean_auc("linear", once) - mean_auc("scratch", once),
+                                   drawn["linear"] - drawn["scratch"]),
+    }  # fmt: skip
+    for metric, (value, resamplings) in wanted.items():
+        row = told_of(rows, metric)
+        low, high = np.nanquantile(resamplings, [0.025, 0.975])
+        assert (row.value, row.ci_low, row.ci_high) == pytest.approx((value, low, high), abs=1e-3)
+        assert (row.method, row.k, row.repeat, row.task) == ("linear", 20, 0, "dementia")
+        assert row.n_participants == len(set(people))
+    assert told_of(ours, "auc_over_draws").method == "full"
+    assert not [one for one in ours if "_minus_" in one.row.metric]  # nothing came before it
+
+
+def test_a_difference_has_the_people_of_the_rarest_class_behind_it(tuning: Make) -> None:
+    """The gate asks every row for them; one that says more would leave from too few."""
+    one = tuning("scratch/full", **DRAWN)
+    plain = {measured.people for measured in one.finetune()}
+    rows = rival_of(one, "linear", "scratch-full").finetune()
+    assert {measured.people for measured in rows} == plain
+
+
+def test_the_same_comparison_is_made_again_after_a_crash(tuning: Make) -> None:
+    """A rival is not asked anew, nor trained: what it said is kept beside its models."""
+    one = tuning("scratch/full", **DRAWN)
+    one.finetune()
+    other = rival_of(one, "linear", "scratch-full")
+    assert other.finetune() == other.finetune()
+
+
+def test_nothing_is_compared_with_what_was_said_of_others(
+    tuning: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rival's damaged or outdated predictions cost a row, and never stand for today's people."""
+    one = tuning("scratch/full", **DRAWN)
+    one.finetune()
+    other = rival_of(one, "linear", "scratch-full")
+    test = one._split(0).test  # type: ignore[union-attr]
+    assert set(one.models.predictions(one.order, test)) == {0, 1, 2}
+    assert one.models.predictions(one.order, test[1:]) == {}
+    [path] = (tmp_path / "models/tuned-predictions").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-20])
+    rows = other.finetune()
+    assert not [one for one in rows if "_minus_" in one.row.metric]
+    assert "nothing is compared with scratch-full" in caplog.text
+
+
+def test_a_rival_that_the_study_does_not_name_is_refused(tuning: Make) -> None:
+    """An order's words become a path; only methods of the study's own lead anywhere."""
+    one = tuning("scratch/full", **DRAWN)
+    with pytest.raises(Refusal, match="no task 'dementia' by pretrained-lora") as refusal:
+        rival_of(one, "linear", "pretrained-lora").finetune()
+    assert refusal.value.code == "ORDER_MALFORMED"
 
 
 # So many people, so many times.

@@ -27,6 +27,7 @@ from server.report.tables import (
     WITHHELD,
     comparisons,
     digits_of,
+    paired_tables,
     read_results,
     sentence,
     task_tables,
@@ -617,6 +618,37 @@ def test_one_withheld_repeat_withholds_their_median(tmp_path: Path) -> None:
     [table] = task_tables(run.study, read_results(run))
     cell = table.cells["amber", "pretrained full"].cell
     assert (cell.value, cell.undefined) == (None, False)
+
+
+def test_the_mean_over_draws_and_differences_between_methods_are_shown(tmp_path: Path) -> None:
+    """What a site told with an interval over people stands there, in page and terminal alike."""
+    study = STUDY + "participants = [6]\ndraws = 3\n"
+    run = finished(tmp_path / "run", study)
+    apart = {"k": 6, "metric": "auc_minus_pretrained-full", "ci_low": -0.31, "ci_high": -0.11}
+    means = {"k": 6, "metric": "auc_over_draws", "ci_low": 0.51, "ci_high": 0.81}
+    write_results(run, [
+        *(tuned("amber", init, value, k=6, repeat=n)
+          for init in ("pretrained", "scratch") for n, value in enumerate((0.9, 0.5, 0.6))),
+        *(tuned(site, init, 0.66, **means)
+          for site in ("amber", "all") for init in ("pretrained", "scratch")),
+        *(tuned(site, "scratch", -0.21, **apart) for site in ("amber", "all")),
+    ])  # fmt: skip
+    [table] = task_tables(run.study, read_results(run))
+    found = table.cells["amber", "scratch full, k = 6"]
+    assert (found.cell.low, found.cell.value, found.cell.high) == (0.51, 0.66, 0.81)
+    assert (found.repeats, table.repeated, table.averaged) == (3, False, True)
+    [paired] = paired_tables(run.study, read_results(run))
+    assert paired.sites == ("amber", "all")
+    [(title, cells)] = paired.lines
+    assert title == "scratch full minus pretrained full, k = 6"
+    assert cells["all"].cell.value == -0.21
+    page, terminal = read(run), format_tables(run)
+    for text in (page.text, terminal):
+        assert "scratch full minus pretrained full, k = 6" in " ".join(text.split())
+        assert "\N{MINUS SIGN}0.210" in text
+    assert "mean of 3 draws" in page.text
+    assert "all reported no result" not in page.text
+    assert "mean over draws" in terminal
 
 
 def test_models_that_were_judged_anew_have_a_table_of_their_own(tmp_path: Path) -> None:
