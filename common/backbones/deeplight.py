@@ -155,11 +155,15 @@ def _blocks(
     for number, wide in enumerate(plan.channels):
         before = tuple(_after(plan.strides[:number], size) for size in sizes)
         stride = plan.strides[number]
-        convolution = _CONVOLUTIONS[dimensions](narrow, wide, _EDGE, stride)
+        around = _same(before, stride)
+        even = around[::2] == around[1::2]  # then the convolution pads by itself, without a copy
+        own: Any = around[::-2] if even else 0
+        convolution = _CONVOLUTIONS[dimensions](narrow, wide, _EDGE, stride, padding=own)
         nn.init.xavier_normal_(convolution.weight)
         nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
         dropout = _DROPOUTS[dimensions](share * plan.dropped[number])
-        layers = [_PADDINGS[dimensions](_same(before, stride)), convolution, nn.ReLU(), dropout]
+        padding = nn.Identity() if even else _PADDINGS[dimensions](around)
+        layers = [padding, convolution, nn.ReLU(), dropout]
         if not plan.hidden:
             layers.append(normalisation(policy, wide, dimensions))
         yield nn.Sequential(*layers)

@@ -53,7 +53,7 @@ def write_task_fmri(
 ) -> list[Path]:
     """Write one BIDS folder and one site file a hospital; finish what an earlier call began.
 
-    Every other participant does the task of sixteen signs, the others that of four memories.
+    Two of three participants do the task of sixteen signs, the others that of four memories.
     `advance` is called once a participant.
 
     Raises
@@ -88,8 +88,8 @@ def write_task_fmri(
 
 
 def task_of(person: int) -> TaskName:
-    """Which task a person does: half of them one, half the other."""
-    return "memory" if person % 2 else "signs"
+    """Which task a person does: a third that of memories, the others that of signs."""
+    return "memory" if person % 3 == 1 else "signs"
 
 
 def _settings(ward: Ward, anatomy: Anatomy, participants: int) -> dict[str, object]:

@@ -19,7 +19,7 @@ SMALL = {
     "data.spacing_mm": 16.0,
     "pretraining.rounds": 2,
     "pretraining.local_epochs": 1,
-    "splits": {"validation": 0.25, "test": 0.25},
+    "splits": {"validation": 0.25, "test": 0.35, "salt": "small7"},
     "sites": {"train": ["amber", "birch"], "heldout": ["elm"]},
     "evaluation.bootstrap": 100,
 }
@@ -30,24 +30,32 @@ def test_states_are_learnt_across_hospitals_and_others_at_each(tmp_path: Path) -
     """Sites are weighed by people; each tunes its own head on the states of k people of its own."""
     names = [*SMALL["sites"]["train"], *SMALL["sites"]["heldout"]]  # type: ignore[call-overload]
     files = write_task_fmri(
-        tmp_path / "wards", names=names, heldout=["elm"], participants=16, spacing_mm=16.0
+        tmp_path / "wards", names=names, heldout=["elm"], participants=21, spacing_mm=16.0
     )
     for file in files:
         file.write_text(f'{file.read_text()}\n[device]\nkind = "cpu"\nthreads = 1\nloaders = 1\n')
     table = overridden(tomllib.loads(STUDY.read_text()), SMALL)
-    table["finetuning"][0] |= {"participants": [1, 3], "draws": 1, "epochs": 1}
+    for task, k in zip(table["finetuning"], ([1, 2], [2]), strict=True):
+        task |= {"participants": k, "epochs": 1}
     study = tmp_path / "task-fmri.toml"
     study.write_text(tomli_w.dumps(table))
     run = simulate(study, tmp_path / "wards", tmp_path / "run")
     records = list(run.federated.records())
     assert len(records) == 2
     people = {site: line["participants"]["shared"] for site, line in records[0]["answered"].items()}
-    assert people == {"amber": 3, "birch": 4}  # who saw signs and trains, of 16
+    assert people == {"amber": 5, "birch": 6}  # who saw signs and trains, of 21
     with (tmp_path / "run/results.csv").open() as lines:
         rows = list(csv.DictReader(lines))
-    tuned = {(row["site"], row["init"], row["method"], row["k"]) for row in rows if row["task"]}
-    for site in ("amber", "birch"):
-        for k in ("1", "3"):
-            assert {(site, "pretrained", "full", k), (site, "scratch", "full", k)} <= tuned
+    tuned = {(row["site"], row["init"], row["method"], row["k"], row["metric"]) for row in rows}
+    for site in ("amber", "birch", "all"):
+        for k in ("1", "2"):
+            for rival in ("scratch-full", "linear"):
+                apart = f"balanced_accuracy_minus_{rival}"
+                assert (site, "pretrained", "full", k, apart) in tuned
+            for init in ("pretrained", "scratch"):
+                assert (site, init, "full", k, "balanced_accuracy_over_draws") in tuned
+    assert sorted(p.stem for p in (run.folder / "explain/maps").glob("*/*.safetensors")) == [
+        "amber", "birch"
+    ]  # fmt: skip
     judged = {row["target"] for row in rows if row["site"] == "elm"}
     assert "sign" in judged

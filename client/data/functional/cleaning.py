@@ -51,6 +51,8 @@ class Placed:
             x, y, z = (affine @ [*np.argwhere(mask).mean(0), 1.0])[:3]
             centre = (float(x), float(y), float(z))
         self._target = grid.grid_affine(study.shape, study.spacing_mm, centre)
+        # half of a run's time would go into reading every voxel where it lies
+        self._there = mask.shape == study.shape and np.allclose(affine, self._target, atol=1e-4)
         self.mask = self._laid(mask, affine, "constant") > 0.5
         self.share = self._share(mask_XYZ, header.affine)
 
@@ -71,6 +73,8 @@ class Placed:
         return found
 
     def _laid(self, voxels: Floats, affine: Affine, beyond: Any) -> Floats:
+        if self._there:
+            return voxels
         small, moved = grid.shrunk(voxels, affine, self._study.spacing_mm)
         moved = moved.copy()
         moved[:3, 3] -= moved[:3, :3].sum(1)  # a voxel reaches half its edge beyond its middle

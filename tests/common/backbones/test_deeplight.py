@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.backbones.deeplight import PLANS, Climb, DeepLight, _same
+from common.backbones.deeplight import PLANS, Climb, DeepLight, Variant, _same
 
 WHOLE = (91, 109, 91)
 
@@ -92,6 +92,25 @@ def test_padding_is_tensorflows_on_even_and_odd_edges(size: int, stride: int) ->
     padded = nn.functional.pad(torch.tensor(x)[None, None], (before, behind))
     found = nn.functional.conv1d(padded, torch.tensor(kernel)[None, None], stride=stride)
     np.testing.assert_allclose(found[0, 0].numpy(), naive_same(x, kernel, stride))
+
+
+@pytest.mark.parametrize("variant", ["2d-8", "2d-12", "3d"])
+def test_each_block_pads_as_tensorflow_does_whoever_adds_the_zeros(variant: Variant) -> None:
+    """Where both edges get as many, the convolution adds them by itself: the same numbers."""
+    torch.manual_seed(0)
+    sizes = (7, 6) if variant != "3d" else (7, 6, 5)
+    settings = DeepLight.Settings(name="deeplight", variant=variant, dropout=0.0)
+    shape = (6, 7, 5) if variant != "3d" else sizes
+    x = torch.randn(2, 1, *sizes)
+    for block, stride in zip(
+        DeepLight(settings, shape, "average").blocks, PLANS[variant].strides, strict=True
+    ):
+        _, convolution, *_ = block
+        padded = nn.functional.pad(x, _same(tuple(x.shape[2:]), stride))
+        plain = {2: nn.functional.conv2d, 3: nn.functional.conv3d}[len(sizes)]
+        wanted = plain(padded, convolution.weight, convolution.bias, stride=stride).relu()
+        x = block[:3](x)
+        torch.testing.assert_close(x, wanted)
 
 
 def test_features_are_the_state_of_each_way_at_its_end() -> None:
