@@ -287,6 +287,39 @@ def models(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     )
 
 
+@app.command()
+def maps(
+    study: StudyFile,
+    kit: KitOption = None,
+    site: SiteOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; by default maps in the site's own state.")
+    ] = None,
+    person: Annotated[
+        list[str] | None, typer.Option(help="Whose, such as sub-01; by default test people; again.")
+    ] = None,
+    run: Annotated[str, typer.Option(help="How the run's name begins, as models shows it.")] = "",
+) -> None:
+    """Draw where tuned networks look in single people, for this site's own eyes.
+
+    NIfTI, and glass brains of scans that were laid on MNI152. Nothing of it ever leaves.
+    """
+    from client.learning.person_maps import write_person_maps
+    from client.service.agent_pool import open_agent
+    from common.runtime.private_folder import own_folder
+    from common.study import load_study
+
+    agreed, own = load_study(study), _site(kit, site)
+    cohort = open_agent(agreed, own).cohort
+    folder = out or own.state / "maps"
+    own_folder(folder)
+    number = 0
+    for path in write_person_maps(agreed, own, cohort, folder, person or (), run):
+        number += 1
+        say(str(path))
+    tell(f"{own.name}: {number} maps of single people in {folder}; keep them here")
+
+
 @receipts_app.callback()
 def receipts(
     context: typer.Context,

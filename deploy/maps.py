@@ -6,7 +6,6 @@ people stand behind them. Here they are averaged over sites, each site once.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.anatomy.glass_brain import drawn, image_of, packed
 from common.protocol.wire import open_arrays
 from common.runtime.durable import write_atomically
 from common.study import Study, with_plugins
 from server.run import Run
 
 FOLDER: Final = "maps"
-SHOWN_PERCENT: Final = 95.0  # of absolute values inside the brain: what lies below is not drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +67,12 @@ def write_maps(run: Run) -> list[Path]:
     written = []
     for found in group_maps(run):
         image = nifti_of(run.study, found)
-        path, content = run.folder / FOLDER / f"{found.stem}.nii.gz", _packed(image)
+        path, content = run.folder / FOLDER / f"{found.stem}.nii.gz", packed(image)
         picture = run.folder / FOLDER / f"{found.stem}.png"
         if not path.exists() or path.read_bytes() != content or not picture.exists():
             write_atomically(path, content)
             if getattr(run.study.data, "align", "") == "world" and found.volume.any():
-                write_atomically(picture, _drawn(image, found))
+                write_atomically(picture, drawn(image))
         written.append(path)
     return written
 
@@ -104,38 +103,5 @@ def group_maps(run: Run) -> Iterator[GroupMap]:
 
 def nifti_of(study: Study, found: GroupMap) -> Any:
     """The map on the study's grid, which lies around MNI152's brain if scans were laid on it."""
-    import nibabel
-
-    from client.data.anatomy.grid import MNI_CENTRE_MM, grid_affine
-
     spacing_mm = getattr(study.data, "spacing_mm", 1.0)
-    shape = (found.volume.shape[0], found.volume.shape[1], found.volume.shape[2])
-    affine = grid_affine(shape, spacing_mm, MNI_CENTRE_MM)
-    image = nibabel.Nifti1Image(found.volume, affine)  # type: ignore[no-untyped-call]
-    image.header["descrip"] = f"mean group map of {len(found.sites)} sites".encode()
-    return image
-
-
-def _packed(image: Any) -> bytes:
-    import gzip
-
-    packed: bytes = gzip.compress(image.to_bytes(), 6, mtime=0)  # the same map, the same bytes
-    return packed
-
-
-def _drawn(image: Any, found: GroupMap) -> bytes:
-    """A glass brain of what stands out, red for and blue against."""
-    import matplotlib as mpl
-    from nilearn import plotting
-
-    values = np.abs(found.volume[found.volume != 0])
-    least = float(np.percentile(values, SHOWN_PERCENT)) if values.size else 0.0
-    with mpl.rc_context({"backend": "agg"}):
-        figure = plotting.plot_glass_brain(
-            image, display_mode="lyrz", threshold=least, plot_abs=False, colorbar=True,
-            cmap="RdBu_r", symmetric_cbar=True,
-        )  # fmt: skip
-        stream = io.BytesIO()
-        figure.savefig(stream, dpi=80)
-        figure.close()
-    return stream.getvalue()
+    return image_of(found.volume, spacing_mm, f"mean group map of {len(found.sites)} sites")

@@ -61,10 +61,7 @@ def explained(
     """
     label = cohort.labels[task.target_name]
     labelled = indices[~np.isnan(label[indices])]
-    lay_out(network, device)
-    network.eval()
-    for parameter in network.parameters():
-        parameter.requires_grad_(requires_grad=False)
+    _ready(network, device)
     by_class = task.settings.maps == "relevance"
     parts = list(_by_class(task, label, labelled)) if by_class else [labelled]
     random = np.random.default_rng(seed)
@@ -76,6 +73,34 @@ def explained(
         samples=np.concatenate(parts),
         told=_joined([one.told for one in found]),
     )
+
+
+def explained_person(
+    network: Any, cohort: Cohort, participant: str, task: Task, device: torch.device
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Her own maps, (*shape): by class where the task has one for each, else one, named "".
+
+    A picture of a person, for the people who look after her: nothing of it may leave.
+    """
+    label = cohort.labels[task.target_name]
+    own = np.flatnonzero((np.asarray(cohort.participants) == participant) & ~np.isnan(label))
+    _ready(network, device)
+    random = np.random.default_rng(0)  # what is deleted is of no concern here
+    if task.settings.maps == "gradients" or task.target.outputs == 1:
+        if len(own):
+            yield "", _mean(network, cohort, own, task, device, random).maps
+        return
+    for number, name in enumerate(task.target.classes):
+        these = own[label[own] == number]
+        if len(these):
+            yield name, _mean(network, cohort, these, task, device, random).maps
+
+
+def _ready(network: Any, device: torch.device) -> None:
+    lay_out(network, device)
+    network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(requires_grad=False)
 
 
 def integrated_gradients(network: Any, x: Tensor, target: str) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 from nilearn.datasets import load_mni152_brain_mask
 
 from common.errors import DamagedError
-from common.protocol.wire import write_arrays
+from common.protocol.orders import Report
+from common.protocol.wire import spool
 from common.study import parse_study
 from deploy.maps import group_maps, write_maps
 from server.report.page import write_report
@@ -54,9 +55,9 @@ def run_with(
             volume[2:5, 12, 10] = value
             if task.get("maps") == "relevance":
                 volume = np.stack([volume, -volume, 2 * volume])
-            write_arrays(
-                run.folder / "explain/states" / f"{place}.safetensors", {"map": volume}, {}
-            )
+            report = Report(order="0" * 64, site=place.partition("/")[2], kind="explain")
+            path = run.folder / "explain/states" / f"{place}.safetensors"
+            spool(path, report, {"map": volume})
         write_results(run)
         return run
 

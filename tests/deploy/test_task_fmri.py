@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from client.data.cohort import open_cohort
+from client.learning.person_maps import write_person_maps
+from client.site import load_site
+from common.errors import DataError
+from common.study import load_study
 from deploy.hospitals.task_fmri import write_task_fmri
 from deploy.local import simulate
+from server.run import Run
 from tests.conftest import overridden
 
 STUDY = Path(__file__).parents[2] / "deploy" / "studies" / "task-fmri.toml"
@@ -59,3 +65,17 @@ def test_states_are_learnt_across_hospitals_and_others_at_each(tmp_path: Path) -
     ]  # fmt: skip
     judged = {row["target"] for row in rows if row["site"] == "elm"}
     assert "sign" in judged
+    whose = {row["site"] for row in rows if row["phase"] == "explain" and row["value"]}
+    assert whose == {"amber", "birch"}
+    made = person_maps(run, tmp_path, "sub-0002")
+    assert {path.name for path in made} >= {"memory1.nii.gz", "memory4.nii.gz"}
+    assert all(path.with_name(path.name.replace(".nii.gz", ".png")).exists() for path in made)
+    with pytest.raises(DataError, match="sub-9999 is not among the people"):
+        person_maps(run, tmp_path, "sub-9999")
+
+
+def person_maps(run: Run, folder: Path, *people: str) -> list[Path]:
+    """What amber would see of its own people."""
+    own = load_site(folder / "wards/amber/site.toml")
+    study = load_study(folder / "task-fmri.toml")
+    return list(write_person_maps(study, own, open_cohort(study, own), folder / "maps", people))

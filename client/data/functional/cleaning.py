@@ -20,6 +20,7 @@ from client.data.readers.nifti import Header, read_header, read_volumes
 from common.errors import ScanError
 from common.kinds.bold import Bold
 from common.printable import name_as_text
+from common.runtime.garbage import old_objects_kept
 
 _ALIKE_MM: Final = 0.1  # between two affines; programs round
 _LEAST_SHARE: Final = 0.5  # of a brain that must lie in the study's grid
@@ -139,7 +140,7 @@ def made_brain(header: Header) -> Mask:
         total += voxels
     mean = (total / header.volumes).astype(np.float32)
     image: Any = nib.Nifti1Image(mean, header.affine)  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), old_objects_kept():
         warnings.simplefilter("ignore")  # an empty mask is told below
         try:
             opening = round(_OPENING_MM / float(np.linalg.norm(header.affine[:3, 0])))

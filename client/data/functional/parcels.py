@@ -5,13 +5,10 @@ Letters in shapes: T volumes, R regions, X Y Z voxels.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,6 +27,7 @@ from client.data.readers.nifti import Header, read_header, read_volumes
 from common.errors import DataError, ScanError
 from common.kinds.connectome import Connectome
 from common.printable import name_as_text
+from common.runtime.garbage import old_objects_kept
 
 _VERSIONS: Final = (*bids.VERSIONS, "echo", "part")
 _MOST_NUMBERS: Final = 2**31  # 8 GB of one run
@@ -224,7 +222,7 @@ def _means(
     for number, voxels in enumerate(read_volumes(header)):
         series_XYZT[..., number] = voxels
     brain = None if mask is None else _image(mask.astype(np.uint8), header.affine)
-    with warnings.catch_warnings(), _nothing_old_collected():
+    with warnings.catch_warnings(), old_objects_kept():
         warnings.simplefilter("ignore")  # on regions that vanish: they are told as silent ones
         masker = NiftiLabelsMasker(
             labels_img=labels,
@@ -253,16 +251,6 @@ def _means(
     numbers = [int(label) for place, label in masker.region_ids_.items() if place != "background"]
     series[:, np.array(numbers) - 1] = found
     return series
-
-
-@contextmanager
-def _nothing_old_collected() -> Iterator[None]:
-    """What is there already is no garbage: nilearn collects it ten times a run, in five seconds."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _image(voxels: NDArray[Any], affine: NDArray[np.float64]) -> Any:

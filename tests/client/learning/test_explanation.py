@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from client.data.cohort import Cohort
-from client.learning.explanation import Explained, explained, integrated_gradients
+from client.learning.explanation import (
+    Explained,
+    explained,
+    explained_person,
+    integrated_gradients,
+)
 from common import metrics
 from common.errors import Refusal, SettingError
 from common.network.buildable import check_networks
@@ -145,3 +150,17 @@ def test_integrated_gradients_sum_to_what_was_gained() -> None:
     gained = (said - before).gather(1, said.argmax(1, keepdim=True))[:, 0].detach()
     found = integrated_gradients(network, x, "state")
     torch.testing.assert_close(found.sum(1), gained, rtol=1e-2, atol=1e-3)
+
+
+def test_a_persons_own_maps_are_of_her_samples_alone() -> None:
+    """Anna's two scans of rest, and nobody else's; of what she never did there is none."""
+    study, cohort = study_of(), cohort_of([0, 0, 1, 2])
+    task = task_of(study, study.finetuning[0])
+    network = build_for(study, task, seed=0)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    network.heads["state"].weight.data[1, 0] = 2.0
+    ((group, volume),) = explained_person(network, cohort, "anna", task, CPU)
+    assert group == "rest"
+    np.testing.assert_allclose(volume, [2.0, 0.0], rtol=1e-3)
+    assert list(explained_person(network, cohort, "nobody", task, CPU)) == []
