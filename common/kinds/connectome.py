@@ -113,7 +113,7 @@ class Connectome:
             examples=["timeseries"],
         )
         files: str = Field(
-            "",
+            "sub-*/func/*_timeseries.tsv",
             description="The files below root, / between folders: {participant} stands for a "
             "person, {session} for a visit, * for anything else within a name. Without "
             "{participant}, people are named as BIDS names them, and in .npz by the arrays. Read "
@@ -136,8 +136,7 @@ class Connectome:
         atlas: str = Field(
             "",
             description="In place of files: root is a BIDS folder of functional runs in MNI152's "
-            "space, and this the study's atlas, relative to the site file.",
-            examples=["atlas.nii.gz"],
+            "space, and this the study's atlas, such as atlas.nii.gz, relative to the site file.",
         )
         derivative: str = Field(
             "",
@@ -150,9 +149,8 @@ class Connectome:
 
         @model_validator(mode="after")
         def _files_are_below_root(self) -> Self:
-            if bool(self.files) == bool(self.atlas):
-                said = "both files and atlas are" if self.files else "neither files nor atlas is"
-                raise ValueError(f"{said} given; series are read, or made by an atlas")
+            if self.atlas and "files" in self.model_fields_set:
+                raise ValueError("files and atlas are given; series are read, or made by an atlas")
             if self.files.startswith("/") or ".." in self.files.split("/"):
                 raise ValueError(f'files is "{self.files}"; it must be below root')
             for name in ("{participant}", "{session}"):

@@ -158,8 +158,8 @@ def contestants(rows: Sequence[Row], studies: Iterable[str]) -> dict[tuple[str, 
 def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
     """Mean over sites with Student's t.
 
-    >>> mean([0.6, 0.7]).value
-    0.65
+    >>> mean([0.5, 0.75]).value
+    0.625
     """
     value = float(np.mean(values))
     found = Mean(sites=len(values), value=value)

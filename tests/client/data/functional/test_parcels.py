@@ -192,9 +192,8 @@ def test_a_finer_atlas_is_laid_on_the_grid_of_the_run(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.samples[0], np.corrcoef(signals().T), atol=0.05)
 
 
-def test_a_site_has_series_or_an_atlas(tmp_path: Path) -> None:
+def test_a_site_has_series_or_an_atlas() -> None:
     """With both nobody could say which is meant."""
-    for keys, said in (({}, "neither"), ({"files": "*.npy", "atlas": "a.nii"}, "both")):
-        with pytest.raises(ValidationError, match=said):
-            Connectome.Site(kind="connectome", root=".", **keys)
-    assert Connectome.Site(kind="connectome", root=".", files="*.npy").atlas == ""
+    with pytest.raises(ValidationError, match="files and atlas are given"):
+        Connectome.Site(kind="connectome", root=".", files="*.npy", atlas="a.nii")
+    assert Connectome.Site(kind="connectome", root=".").files == "sub-*/func/*_timeseries.tsv"
