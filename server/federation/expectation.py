@@ -113,12 +113,12 @@ def most_rows(study: Study, order: Order) -> int:
     """Measurements in a full answer to `order`."""
     if order.kind not in WITH_ROWS:
         return 0
-    pairs = [
-        len(metrics_of(study, order, target, model))
+    return sum(
+        repeats_of(study, order, metric)
         for target in targets_of(study, order).values()
         for model in models_of(order)
-    ]
-    return sum(pairs) * repeats_of(study, order)
+        for metric in metrics_of(study, order, target, model)
+    )
 
 
 def longest_text(study: Study, order: Order) -> int:

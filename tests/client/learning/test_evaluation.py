@@ -405,7 +405,9 @@ def test_the_rarest_class_is_told_beside_each_number(tmp_path: Path) -> None:
     found = measure(*keys, "ill", everyone, score)
     assert {measured.people for measured in found} == {2}
     assert {measured.row.n_participants for measured in found} == {40}
-    assert {each.people for each in difference(*keys, "ill", everyone, score, -score, "x")} == {2}
+    assert {each.people for each in difference(*keys, "ill", everyone, [score], [-score], "x")} == {
+        2
+    }
     aged = np.flatnonzero(labelled)
     holders = len({cohort.participants[i] for i in aged})
     assert {each.people for each in measure(*keys, "age", aged, score[aged])} == {holders}
@@ -419,7 +421,7 @@ def test_two_people_have_errors_and_neither_intervals_nor_a_correlation() -> Non
     keys = (STUDY, site_of(), cohort, order_of(), "age", everyone)
     rows = {each.row.metric: each.row for each in measure(*keys, predicted)}
     assert set(rows) == {"mae", "rmse"}
-    (apart,) = difference(*keys, predicted, age, "federated")
+    (apart,) = difference(*keys, [predicted], [age], "federated")
     for row in (*rows.values(), apart.row):
         assert row.value is not None
         assert row.ci_low is row.ci_high is None
@@ -439,8 +441,8 @@ def test_a_difference_has_the_sign_of_the_worse_and_holds_its_value(tmp_path: Pa
     chance = np.random.default_rng(0)
     good, bad = age + chance.normal(0, 2, len(age)), age + chance.normal(0, 12, len(age))
     keys = (STUDY, site_of(), cohort, order_of(model="single-here"), "age", everyone)
-    (worse,) = difference(*keys, bad, good, "federated")
-    (better,) = difference(*keys, good, bad, "federated")
+    (worse,) = difference(*keys, [bad], [good], "federated")
+    (better,) = difference(*keys, [good], [bad], "federated")
     worse, better = worse.row, better.row
     assert worse.metric == "mae_minus_federated"
     assert worse.model == "single-here"
@@ -458,7 +460,7 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     age, everyone = cohort.labels["age"].astype(float), np.arange(len(cohort))
     shared = np.abs(np.random.default_rng(0).normal(0, 10, len(age)))
     keys = (STUDY, site_of(), cohort, order_of(), "age", everyone)
-    (paired,) = difference(*keys, age + shared + 1, age + shared, "federated")
+    (paired,) = difference(*keys, [age + shared + 1], [age + shared], "federated")
     row = paired.row
     alone = one([each.row for each in measure(*keys, age + shared)], metric="mae")
     assert (row.value, row.ci_low, row.ci_high) == pytest.approx((1, 1, 1))
