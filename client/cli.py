@@ -293,7 +293,7 @@ def maps(
     kit: KitOption = None,
     site: SiteOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; by default maps in the site's own state.")
+        Path | None, typer.Option(help="Folder that gets maps; by default the site's state.")
     ] = None,
     person: Annotated[
         list[str] | None, typer.Option(help="Whose, such as sub-01; by default test people; again.")
@@ -311,7 +311,7 @@ def maps(
 
     agreed, own = load_study(study), _site(kit, site)
     cohort = open_agent(agreed, own).cohort
-    folder = out or own.state / "maps"
+    folder = (out or own.state) / "maps"  # ours alone: what it holds is closed to others
     own_folder(folder)
     number = 0
     for path in write_person_maps(agreed, own, cohort, folder, person or (), run):

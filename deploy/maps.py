@@ -6,7 +6,6 @@ people stand behind them. Here they are averaged over sites, each site once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.anatomy.glass_brain import drawn, image_of, packed
+from client.data.anatomy.glass_brain import drawn, image_of, in_a_path, packed
 from common.protocol.wire import open_arrays
 from common.runtime.durable import write_atomically
 from common.study import Study, with_plugins
@@ -39,15 +38,6 @@ class GroupMap:
     def stem(self) -> str:
         """Its path below `RUN/maps`, without an ending."""
         return f"{self.task}/{self.way}/{self.number:02d}-{in_a_path(self.group)}"
-
-
-def in_a_path(group: str) -> str:
-    """A class's name as part of a file's: studies name classes as they like.
-
-    >>> in_a_path("MCI / AD"), in_a_path("")
-    ('MCI-AD', 'everyone')
-    """
-    return re.sub(r"[^A-Za-z0-9]+", "-", group).strip("-") or "everyone"
 
 
 def write_maps(run: Run) -> list[Path]:

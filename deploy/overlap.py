@@ -14,8 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.anatomy.glass_brain import in_a_path
 from common.errors import DataError
-from deploy.maps import GroupMap, in_a_path, nifti_of
+from deploy.maps import GroupMap, nifti_of
 
 TRUTH: Final = "state-{}_activation.nii.gz"
 _SHARE: Final = 0.05  # of the brain's voxels: the loudest of a map

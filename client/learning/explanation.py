@@ -85,15 +85,14 @@ def explained_person(
     label = cohort.labels[task.target_name]
     own = np.flatnonzero((np.asarray(cohort.participants) == participant) & ~np.isnan(label))
     _ready(network, device)
-    random = np.random.default_rng(0)  # what is deleted is of no concern here
     if task.settings.maps == "gradients" or task.target.outputs == 1:
         if len(own):
-            yield "", _mean(network, cohort, own, task, device, random).maps
+            yield "", _mean(network, cohort, own, task, device).maps
         return
     for number, name in enumerate(task.target.classes):
         these = own[label[own] == number]
         if len(these):
-            yield name, _mean(network, cohort, these, task, device, random).maps
+            yield name, _mean(network, cohort, these, task, device).maps
 
 
 def _ready(network: Any, device: torch.device) -> None:
@@ -158,9 +157,9 @@ def _mean(
     indices: Indices,
     task: Task,
     device: torch.device,
-    random: np.random.Generator,
+    random: np.random.Generator | None = None,
 ) -> Explained:
-    """(*shape) the mean of people's mean maps, and how many people are in it."""
+    """(*shape) the mean of people's mean maps; how faithful they are, if `random` may delete."""
     name, by_relevance = task.target_name, task.settings.maps == "relevance"
     way: Way = partial(_relevance if by_relevance else integrated_gradients, target=name)
     codes = person_codes(cohort.participants)
@@ -174,6 +173,8 @@ def _mean(
         weights = share[place : place + len(maps)]
         total += np.tensordot(weights, maps.cpu().numpy().astype(np.float64), 1)
         place += len(maps)
+        if random is None:
+            continue
         found: PerSample = {}
         if task.target.kind != "regression":
             found |= without_the_loudest(network, batch.x, maps, name, random)

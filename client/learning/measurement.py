@@ -138,10 +138,10 @@ class _Primary:
         values = [metrics.exact(target, label, one)[metric] for one in predicted]
         drawn = np.empty(0)
         if len(set(people)) >= metrics.FEWEST:
-            drawn = np.mean(
-                [_bootstrapped(study, site, name, people, label, one)[metric] for one in predicted],
-                axis=0,
-            )
+            drawn = np.zeros(study.evaluation.bootstrap)
+            for one in predicted:  # a thousand draws of a hundred thousand would take 8 GB at once
+                drawn += _bootstrapped(study, site, name, people, label, one)[metric]
+            drawn /= len(predicted)
         return _Primary(
             value=float(np.mean(values)),
             drawn=drawn,

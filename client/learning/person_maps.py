@@ -6,12 +6,11 @@ into a folder that is this user's alone, and no order asks for them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from client.data.anatomy.glass_brain import drawn, image_of, packed
+from client.data.anatomy.glass_brain import drawn, image_of, in_a_path, packed
 from client.data.cohort import Cohort
 from client.learning.explanation import explained_person
 from client.learning.finetuning import Tuning
@@ -23,6 +22,7 @@ from common.network.building import arrays_of
 from common.network.tuning import CLOSED_FORM
 from common.protocol.orders import EMPTY, Order
 from common.runtime.durable import write_atomically
+from common.runtime.progress import say
 from common.study import Study, with_plugins
 
 _ANY: Final = "0" * 64
@@ -60,7 +60,10 @@ def write_person_maps(
             f"no tuned network of {study.name} is kept here; `callosum-site models` lists what is"
         )
     for model in kept:
-        yield from _of_model(study, site, cohort, out, asked, model)
+        try:
+            yield from _of_model(study, site, cohort, out, asked, model)
+        except SettingError as error:  # of this model; others may be whole
+            say(str(error))
 
 
 def _of_model(
@@ -80,7 +83,8 @@ def _of_model(
     for person in people:
         for group, volume in explained_person(network, cohort, person, task, device):
             image = image_of(volume, getattr(study.data, "spacing_mm", 1.0), "map of one person")
-            path = folder / _in_a_path(person) / f"{_in_a_path(group) or 'map'}.nii.gz"
+            number = task.target.classes.index(group) + 1 if group else 1  # names may be alike
+            path = folder / in_a_path(person) / f"{number:02d}-{in_a_path(group)}.nii.gz"
             write_atomically(path, packed(image))
             if getattr(study.data, "align", "") == "world" and volume.any():
                 write_atomically(path.with_name(path.name.replace(".nii.gz", ".png")), drawn(image))
@@ -105,7 +109,3 @@ def _whole(tuning: Tuning, models: TunedModels, order: Order) -> Any:
             "shared rest came with the order and is not kept here: pretrained/full is kept whole"
         )
     return network
-
-
-def _in_a_path(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")

@@ -68,7 +68,7 @@ def test_states_are_learnt_across_hospitals_and_others_at_each(tmp_path: Path) -
     whose = {row["site"] for row in rows if row["phase"] == "explain" and row["value"]}
     assert whose == {"amber", "birch"}
     made = person_maps(run, tmp_path, "sub-0002")
-    assert {path.name for path in made} >= {"memory1.nii.gz", "memory4.nii.gz"}
+    assert {path.name for path in made} >= {"01-memory1.nii.gz", "04-memory4.nii.gz"}
     assert all(path.with_name(path.name.replace(".nii.gz", ".png")).exists() for path in made)
     with pytest.raises(DataError, match="sub-9999 is not among the people"):
         person_maps(run, tmp_path, "sub-9999")

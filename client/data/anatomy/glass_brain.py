@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,15 @@ from client.data.anatomy.grid import MNI_CENTRE_MM, grid_affine
 from common.runtime.garbage import old_objects_kept
 
 SHOWN_PERCENT: Final = 95.0  # of absolute values inside the brain: what lies below is not drawn
+
+
+def in_a_path(group: str) -> str:
+    """A class's name as part of a file's: studies name classes as they like.
+
+    >>> in_a_path("MCI / AD"), in_a_path("")
+    ('MCI-AD', 'everyone')
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "-", group).strip("-") or "everyone"
 
 
 def image_of(volume: NDArray[np.float32], spacing_mm: float, about: str) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding, Findings
 from client.data.functional.cleaning import Placed, cleaned, made_brain, read_brain
-from client.data.functional.confounds import Confounds, read_confounds
+from client.data.functional.confounds import Confounds, taken_confounds, unknown_motion
 from client.data.functional.events import Events, Labelled, label_volumes, read_events, renamed
 from client.data.functional.repetition_time import agreed_repetition_time
 from client.data.functional.side_files import Folders, SideFiles
@@ -62,7 +62,8 @@ class BoldReader:
             if (source := _source(run, study, site, people.entries(run.participant, run.session),
                                   folders, home, findings)) is not None
         ]  # fmt: skip
-        _tell_of_motion(sources, study, findings)
+        if study.most_motion_mm or study.most_jump_mm:
+            findings.extend(unknown_motion([source.payload.confounds for source in sources]))
         if not sources:
             problem = "no usable *_bold.nii.gz or .nii with an events table"
             findings.append(
@@ -106,7 +107,9 @@ class BoldReader:
         labelled = label_volumes(
             events, header.volumes, repetition_time_s, shift_s=study.shift_s, wanted=_wanted(study)
         )
-        confounds = _confounds(study, run, header.volumes)
+        confounds = taken_confounds(
+            run.confounds, run.home, study.confounds, header.volumes, study.most_motion_mm
+        )
         kept, jumps = _without_jumps(labelled, confounds, study)
         if not kept.volumes:
             raise ScanError("; ".join(["no volume shows a state", *labelled.notes, *jumps]))
@@ -223,17 +226,6 @@ def _source(
     )  # fmt: skip
 
 
-def _tell_of_motion(sources: list[Source], study: Bold.Study, findings: Findings) -> None:
-    """One finding on all runs of which nobody can tell how far people moved."""
-    without = sum(1 for source in sources if not source.payload.confounds)
-    if without and (study.most_motion_mm or study.most_jump_mm):
-        problem = (
-            f"{without} of {len(sources)} runs have no confounds table; how far people moved in "
-            "them is not known, and no limit holds"
-        )
-        findings.append(Finding(what="motion", problem=problem))
-
-
 def _events(study: Bold.Study, run: _Run) -> Events:
     return renamed(read_events(Path(run.events), Path(run.home), run.column), dict(run.words))
 
@@ -258,30 +250,6 @@ def _header(study: Bold.Study, run: _Run) -> tuple[Header, float, tuple[str, ...
             f"{study.high_pass_s:g} s needs more"
         )
     return header, repetition_time_s, (*header.notes, *run.notes, *notes)
-
-
-def _confounds(study: Bold.Study, run: _Run, volumes: int) -> Confounds | None:
-    """The run's confounds, unless it has none and the study needs none.
-
-    Raises
-    ------
-    ScanError
-        If it needs some, or the person moved too far.
-    """
-    if not run.confounds:
-        if study.confounds:
-            raise ScanError(
-                f"has no confounds table; the study takes {', '.join(study.confounds[:4])} out"
-            )
-        return None
-    found = read_confounds(Path(run.confounds), Path(run.home), study.confounds, volumes)
-    moved = found.displacement_mm
-    if moved is not None and study.most_motion_mm and moved.mean() > study.most_motion_mm:
-        raise ScanError(
-            f"its person moved {moved.mean():.2f} mm from volume to volume (mean framewise "
-            f"displacement); at most {study.most_motion_mm:g} mm are taken"
-        )
-    return found
 
 
 def _without_jumps(

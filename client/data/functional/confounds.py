@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.data.finding import Finding
 from client.data.tables import TextTable, number, open_table
 from common.errors import DataError, ScanError
 
@@ -30,6 +32,41 @@ class Confounds:
     columns: Floats
     displacement_mm: Floats | None
     notes: tuple[str, ...] = ()
+
+
+def taken_confounds(
+    path: str, inside: str, wanted: tuple[str, ...], volumes: int, most_motion_mm: float
+) -> Confounds | None:
+    """A run's confounds, unless it has none ("") and the study wants none; 0 mm sets no limit.
+
+    Raises
+    ------
+    ScanError
+        If some are wanted, or the person moved too far.
+    """
+    if not path:
+        if wanted:
+            raise ScanError(f"has no confounds table; the study takes {', '.join(wanted[:4])} out")
+        return None
+    found = read_confounds(Path(path), Path(inside), wanted, volumes)
+    moved = found.displacement_mm
+    if moved is not None and most_motion_mm and moved.mean() > most_motion_mm:
+        raise ScanError(
+            f"its person moved {moved.mean():.2f} mm from volume to volume (mean framewise "
+            f"displacement); at most {most_motion_mm:g} mm are taken"
+        )
+    return found
+
+
+def unknown_motion(tables: Sequence[str]) -> Iterator[Finding]:
+    """One finding on all runs, by their tables, of which nobody can tell how far people moved."""
+    without = sum(1 for table in tables if not table)
+    if without:
+        problem = (
+            f"{without} of {len(tables)} runs have no confounds table; how far people moved in "
+            "them is not known, and no limit holds"
+        )
+        yield Finding(what="motion", problem=problem)
 
 
 def read_confounds(path: Path, inside: Path, wanted: tuple[str, ...], volumes: int) -> Confounds:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from client.data.finding import Finding
 from client.data.functional.cleaning import read_brain
-from client.data.functional.confounds import Confounds, read_confounds
+from client.data.functional.confounds import Confounds, taken_confounds
 from client.data.functional.repetition_time import agreed_repetition_time
 from client.data.functional.side_files import Folders
 from client.data.readers import bids
@@ -58,7 +58,7 @@ class Parcelled(NamedTuple):
 
 
 def find_runs(study: Connectome.Study, site: Connectome.Site, root: Path) -> bids.Scans:
-    """Every functional run in MNI152's space; its entities hold what `run_of` needs beside it.
+    """Every functional run in MNI152's space.
 
     Raises
     ------
@@ -135,7 +135,9 @@ def parcelled(study: Connectome.Study, run: Run) -> Parcelled:
         With what was found and what was needed.
     """
     header, repetition_time_s, notes = _header(study, run)
-    confounds = _confounds(study, run, header.volumes)
+    confounds = taken_confounds(
+        run.confounds, run.home, study.confounds, header.volumes, study.most_motion_mm
+    )
     labels = _labels(run.atlas, study)
     mask = read_brain(run.mask, header) if run.mask else None
     series = _means(study, header, labels, mask, repetition_time_s, confounds)
@@ -161,23 +163,6 @@ def _header(study: Connectome.Study, run: Run) -> tuple[Header, float, tuple[str
                 f"its volumes are {repetition_time_s:g} s apart; {key} of {passed_s:g} needs more"
             )
     return header, repetition_time_s, (*header.notes, *run.notes, *notes)
-
-
-def _confounds(study: Connectome.Study, run: Run, volumes: int) -> Confounds | None:
-    if not run.confounds:
-        if study.confounds:
-            raise ScanError(
-                f"has no confounds table; the study takes {', '.join(study.confounds[:4])} out"
-            )
-        return None
-    found = read_confounds(Path(run.confounds), Path(run.home), study.confounds, volumes)
-    moved = found.displacement_mm
-    if moved is not None and study.most_motion_mm and moved.mean() > study.most_motion_mm:
-        raise ScanError(
-            f"its person moved {moved.mean():.2f} mm from volume to volume (mean framewise "
-            f"displacement); at most {study.most_motion_mm:g} mm are taken"
-        )
-    return found
 
 
 @lru_cache(maxsize=1)

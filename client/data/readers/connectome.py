@@ -12,6 +12,7 @@ import numpy as np
 from client.data.connectivity import Matrix, Signals, edges, matrix, signals
 from client.data.dictionary import read_dictionary
 from client.data.finding import Finding
+from client.data.functional.confounds import unknown_motion
 from client.data.functional.parcels import Run, find_runs, folders_of, parcelled, run_of
 from client.data.reader import Found, Prepared, Source
 from client.data.readers.bids import ScanFile, Scans
@@ -50,6 +51,8 @@ class ConnectomeReader:
         people, files, joins = people_with_scans(home, scans, site.rows, columns - {POINTS})
         findings = scans.findings
         payloads = _payloads(site, root, scans, files)
+        if site.atlas and study.most_motion_mm:
+            findings.extend(unknown_motion([payload.confounds for _, _, payload in payloads]))
         if scans.files and not files:
             problem = "none of the runs is of somebody whom the table gives to this site"
             findings.append(Finding(what=str(home), problem=problem, left_out=True))

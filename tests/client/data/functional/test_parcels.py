@@ -197,3 +197,11 @@ def test_a_site_has_series_or_an_atlas() -> None:
     with pytest.raises(ValidationError, match="files and atlas are given"):
         Connectome.Site(kind="connectome", root=".", files="*.npy", atlas="a.nii")
     assert Connectome.Site(kind="connectome", root=".").files == "sub-*/func/*_timeseries.tsv"
+
+
+def test_motion_that_nobody_knows_is_said(tmp_path: Path) -> None:
+    """A limit that no table tells of limits nothing; a study without one has nothing to say."""
+    write(tmp_path)
+    found = told(find(tmp_path, study(tmp_path)))
+    assert found["motion"].startswith("1 of 1 runs have no confounds table")
+    assert "motion" not in told(find(tmp_path, study(tmp_path, most_motion_mm=0.0)))
