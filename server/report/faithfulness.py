@@ -20,7 +20,8 @@ _FIRST: Final = 5  # per cent, that the table shows
 
 def faithfulness(rows: Iterable[Measurement]) -> Iterator[dict[str, Any]]:
     """Task by task: a line for each way to learn it, and a figure of those with most people."""
-    told = sorted((row for row in rows if row.phase == "explain"), key=lambda row: row.task)
+    explained = (row for row in rows if row.phase == "explain" and row.value is not None)
+    told = sorted(explained, key=lambda row: row.task)
     for task, of_task in groupby(told, key=lambda row: row.task):
         ways = _ways(of_task)
         largest = max(k for _, k in ways)
@@ -39,9 +40,8 @@ def _ways(rows: Iterable[Measurement]) -> dict[tuple[str, int], Told]:
     """Means by way and number of people, weighted by the people behind each."""
     found: dict[tuple[str, int], dict[str, list[Measurement]]] = {}
     for row in rows:
-        if row.value is not None:
-            way = found.setdefault((f"{row.init}/{row.method}", row.k), {})
-            way.setdefault(row.metric, []).append(row)
+        way = found.setdefault((f"{row.init}/{row.method}", row.k), {})
+        way.setdefault(row.metric, []).append(row)
     return {
         way: {
             metric: sum((one.value or 0.0) * one.n_participants for one in ones)
@@ -70,7 +70,7 @@ def _series(drawn: Mapping[str, Told]) -> Iterator[Series]:
                 for share in metrics.DELETED
                 if metrics.without(share) + end in told
             ]
-            pen = PENS[2 * number + place]
+            pen = PENS[(2 * number + place) % len(PENS)]
             yield Series(name=f"{way}, {what}", points=tuple(points), pen=pen)
 
 

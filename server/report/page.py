@@ -99,6 +99,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     study, rows = run.study, read_results(run)
     records, census = participation.records(run.federated), participation.census(run)
     compared, tasks = comparisons(study, rows), task_tables(study, rows)
+    paired = paired_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
     return {
         "study": study,
@@ -110,7 +111,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "glance": [_glance(comparison) for comparison in _worth_a_glance(compared)],
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": [_compared(i, comparison) for i, comparison in enumerate(compared)],
-        "tasks": [_task(table, paired_tables(study, rows)) for table in tasks],
+        "tasks": [_task(table, paired) for table in tasks],
         "loss": _loss(study, records, "loss"),
         "validation_loss": _loss(study, records, "validation_loss"),
         "validation": _validation(run),

@@ -46,3 +46,10 @@ def test_a_regression_has_no_curve_and_other_rows_play_no_part() -> None:
     (found,) = faithfulness([row("agreement", 0.5), row("mae", 3.0, phase="finetune")])
     assert found["figure"] == ""
     assert list(faithfulness([row("mae", 3.0, phase="finetune")])) == []
+
+
+def test_what_every_site_withheld_is_no_task_and_twenty_ways_have_pens() -> None:
+    """One site that sends rows without a value would keep everyone's page from being written."""
+    assert list(faithfulness([row("said", None)])) == []
+    (found,) = faithfulness([row("said", 0.5, method=f"way-{n}") for n in range(20)])
+    assert len(found["lines"]) == 20
