@@ -89,6 +89,11 @@ class Policy(Table):
         description="Most training orders (train, finetune, linear) that it carries out, over all "
         "studies and runs; 0 sets no limit.",
     )
+    sums_of_few: bool = Field(
+        False,
+        description="Let sums leave (settle) that hold more numbers than so few people can hide "
+        "behind, such as products of many columns; only for data that are public anyway.",
+    )
     most_judgements: Annotated[int, Field(ge=0)] = Field(
         3,
         description="How often each model of a study may be judged here, each time as another "

@@ -38,6 +38,7 @@ _OURS: Final[dict[Shelf, dict[str, str]]] = {
         "mae": "common.objectives.mae:Mae",
         "simmim": "common.objectives.simmim:Simmim",
         "joint": "common.objectives.joint:Joint",
+        "ridge": "common.objectives.ridge:Ridge",
         "lcm": "common.objectives.lcm:Lcm",
     },
     "augmentations": {

@@ -82,7 +82,8 @@ class Objective(Protocol):
     other. `predict` answers for targets alone; without heads it answers nothing. An objective that
     learns from labels has a key `targets` in its `Settings`.
 
-    Four things may be left out, and are then false. `coupled`: a sample's loss depends on the rest
+    Five things may be left out, and are then false. `by_sums`: nothing is trained in rounds, all is
+    settled by sums (`common.network.settling`). `coupled`: a sample's loss depends on the rest
     of its batch, so batches are whole and no participant has a gradient of her own. `finetunes`:
     a site's own task is learnt by this objective too, its target beside the pretraining targets.
     `supervised`: a sample without a label of any target enters no loss, so none is trained on.
@@ -94,6 +95,7 @@ class Objective(Protocol):
     """
 
     Settings: ClassVar[type[Table]]
+    by_sums: ClassVar[bool]
     coupled: ClassVar[bool]
     finetunes: ClassVar[bool]
     supervised: ClassVar[bool]

@@ -22,8 +22,22 @@ class Target(Table):
 
     kind: Literal["regression", "binary", "categorical"] = Field(description="What is predicted.")
     unit: str = Field("", description='Unit of a regression target, such as "years".')
-    centre: float = Field(0.0, description="Subtracted before training (regression).")
-    scale: Positive = Field(1.0, description="Divided by before training (regression).")
+    transform: Literal["none", "log"] = Field(
+        "none",
+        description="log: learnt as a logarithm, which suits what is skewed (regression).",
+    )
+    centre: float = Field(0.0, description="Subtracted before training, in the unit (regression).")
+    scale: Positive = Field(
+        1.0,
+        description="Divided by before training (regression); of a logarithm, so that 0.4 is "
+        "about 40 per cent.",
+    )
+    loss: Literal["", "huber", "squared", "l1", "quantile"] = Field(
+        "", description="Loss of this target (regression); empty: the objective's."
+    )
+    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="quantile: which one is asked for; 0.5 is the median."
+    )
     low: float = Field(-1e9, description="Values below are refused as impossible (regression).")
     high: float = Field(1e9, description="Values above are refused as impossible (regression).")
     classes: tuple[str, ...] = Field(
@@ -49,6 +63,15 @@ class Target(Table):
             raise ValueError(f"{listed}; classes must differ from each other")
         if self.low >= self.high:
             raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be below")
+        if self.kind != "regression" and (self.transform != "none" or self.loss):
+            raise ValueError(f"kind is {self.kind}; transform and loss are of regression targets")
+        if self.transform == "log" and min(self.low, self.centre) <= 0:
+            raise ValueError(
+                f"transform is log, low is {self.low:g} and centre is {self.centre:g}; both must "
+                "be above 0"
+            )
+        if self.loss == "l1" and self.quantile != 0.5:
+            raise ValueError(f"loss is l1 and quantile is {self.quantile:g}; use quantile")
         return self
 
     @property
@@ -114,7 +137,9 @@ class Steps(Table):
 class Pretraining(Steps):
     """How each site trains in each round."""
 
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="Federated rounds.")
+    rounds: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        10, description="Federated rounds; 0 where all is settled by sums (ridge)."
+    )
     local_epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="Passes over a site's training scans in one round."
     )

@@ -112,9 +112,9 @@ def _enough_behind(order: Order, minimum: int, answer: Answer) -> None:
         if people < minimum and (group == SHARED or people):
             raise Refusal("COHORT_TOO_SMALL", f"{people} people trained {group}")
     needed = minimum * answer.reveals
-    for name in answer.arrays if order.kind != "train" else ():
+    for name, array in answer.arrays.items() if order.kind != "train" else ():
         behind = answer.behind.get(name, 0)
-        if behind < needed:
+        if behind < needed and (behind or array.any()):  # zeros of nobody tell of nobody
             raise Refusal(
                 "COHORT_TOO_SMALL",
                 f"{behind} people stand behind {name}, {needed} are needed: policy.minimum_support "

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from client.answer import Answer
 from client.data.cohort import Cohort
 from client.data.loading import batches, split_evenly
-from client.learning.support import learnt_from, people_among, support_of
+from client.learning.support import (
+    labelled_among,
+    learnt_from,
+    people_among,
+    support_of,
+    without_rare_classes,
+    without_rare_labels,
+)
 from client.learning.training import lay_out
 from client.site import Site
 from common.arrays import Arrays
@@ -45,18 +52,40 @@ def census(study: Study, site: Site, cohort: Cohort) -> Answer:
     return Answer(support=support, participants=participants)
 
 
-def settle(study: Study, cohort: Cohort, network: Any, number: int, device: torch.device) -> Answer:
-    """Sums over the training samples for the network's modules that settle, in float64."""
+def settle(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    network: Any,
+    number: int,
+    device: torch.device,
+) -> Answer:
+    """Sums over the training samples for the network's modules that settle, in float64.
+
+    Labels that too few people have, or a class of too few, are in no sum.
+    """
     modules, training = settling(network), cohort.indices("train", study.splits)
-    total = _sums(cohort, training, network, modules, number, device)
     plan = sums_plan(study, modules, number)
-    people = people_among(cohort, training)
+    known = without_rare_labels(cohort, training, site.policy.minimum_support)
+    known = without_rare_classes(study, known, training, site.policy.minimum_support)
+    total = _sums(known, training, network, modules, number, device)
+    reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
     return Answer(
         arrays=total,
         expected=plan,
-        behind=dict.fromkeys(total, people),
-        reveals=max(1, sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)),
-    )
+        behind={name: people_among(known, _behind(name, modules, known, training))
+                for name in total},
+        reveals=1 if site.policy.sums_of_few else max(1, reveals),
+    )  # fmt: skip
+
+
+def _behind(
+    name: str, modules: Mapping[str, Any], cohort: Cohort, training: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The samples that are in a sum."""
+    place, _, key = name.rpartition("/")
+    labelled = getattr(modules[place], "labelled", None)
+    return training if labelled is None else labelled_among(cohort, training, labelled(key))
 
 
 def lacking_labels(study: Study, site: Site, cohort: Cohort) -> str:

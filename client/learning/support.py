@@ -26,7 +26,7 @@ def support_of(
     cohort: Cohort, indices: Indices, whole: str, targets: Iterable[str]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Samples, and people, among `indices`: all of them as group `whole`, and by label held."""
-    labelled = {f"{LABELS}{name}": _labelled(cohort, indices, name) for name in targets}
+    labelled = {f"{LABELS}{name}": labelled_among(cohort, indices, name) for name in targets}
     groups = {whole: indices, **labelled}
     return (
         {group: len(chosen) for group, chosen in groups.items()},
@@ -61,7 +61,7 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
     rare = {
         name
         for name in cohort.labels
-        if 0 < people_among(cohort, _labelled(cohort, indices, name)) < minimum
+        if 0 < people_among(cohort, labelled_among(cohort, indices, name)) < minimum
     }
     if not rare:
         return cohort
@@ -72,5 +72,23 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
     return replace(cohort, labels=labels)
 
 
-def _labelled(cohort: Cohort, indices: Indices, name: str) -> Indices:
+def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum: int) -> Cohort:
+    """The cohort, without targets of which some class is held by fewer than `minimum` people.
+
+    Sums over the class of one person are her features.
+    """
+    labels = dict(cohort.labels)
+    for name, target in study.targets.items():
+        known = (
+            labelled_among(cohort, indices, name) if target.kind != "regression" else indices[:0]
+        )
+        classes = cohort.labels[name][known]
+        fewest = (people_among(cohort, known[classes == one]) for one in np.unique(classes))
+        if any(people < minimum for people in fewest):
+            labels[name] = np.full_like(labels[name], np.nan)
+    return replace(cohort, labels=labels)
+
+
+def labelled_among(cohort: Cohort, indices: Indices, name: str) -> Indices:
+    """Those of the samples `indices` that have a label of the target `name`."""
     return indices[~np.isnan(cohort.labels[name][indices])]

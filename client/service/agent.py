@@ -306,7 +306,7 @@ class Agent:
             raise Refusal("ORDER_MALFORMED", "the arrays are not the network's constants")
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
-        return settle(self.study, self.cohort, network, order.round, device)
+        return settle(self.study, self.site, self.cohort, network, order.round, device)
 
     def _evaluate(self, order: Order, arrays: Arrays) -> Answer:
         judge = Judge(self.study, self.site, self.cohort, order, self._cache(order).folder)

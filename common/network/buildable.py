@@ -45,6 +45,7 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     """The same without a file to point at."""
     limits = limits or Limits.of_environment()
     network = outline(study, most=limits.network)
+    _has_rounds(study, network)
     _can_make_views(study, network)
     for place, steps, kind in _trainings(study, type(network)):
         _can_train(place, steps, kind, type(network.backbone))
@@ -117,6 +118,16 @@ def _is_bearable(study: Study, network: Any, limits: Limits) -> None:
             f"{'x'.join(map(str, study.shape))} would take about {size_gb:,.0f} GB; at most "
             f"{limits.step_gb:g} GB are granted (policy.largest_step_gb at a site, "
             "CALLOSUM_LARGEST_STEP_GB elsewhere). Smaller batches, samples or layers take less"
+        )
+
+
+def _has_rounds(study: Study, network: Any) -> None:
+    """Refuse rounds in which nothing is learnt, and none where something should be."""
+    rounds, by_sums = study.pretraining.rounds, getattr(network, "by_sums", False)
+    if bool(rounds) == by_sums:
+        raise SettingError(
+            f"pretraining.rounds is {rounds}; "
+            + ("ridge is settled by sums and takes 0" if by_sums else "1 or more are needed")
         )
 
 

@@ -8,7 +8,7 @@ Standardised columns, the reference of a tangent space and the parameters of Com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Final, Protocol
 
@@ -35,7 +35,11 @@ class Settles(Protocol):
     (B, *shape) as prepared, labels are (B,), NaN where missing. `settle` is given the sums over all
     training samples of all sites and sets the module's own buffers. One site's sums must settle
     finite buffers too: `ValueError` for any that no samples can give, so that nobody spoils it for
-    everyone. A sum called ``n`` is a number of samples.
+    everyone. A sum called ``n`` or ``n_...`` is a number of samples.
+
+    Two things may be left out. `settle_by_site` is then called in place of `settle`, with the sums
+    of each site, which are read as they are looked at. `labelled(key)` names the target without
+    whose label a sample is in no sum of that name; without it all samples are.
     """
 
     passes: int
@@ -111,7 +115,7 @@ def refuse_unsound(
     """
     alone = deepcopy(dict(modules))
     try:
-        settle(alone, sums, number)
+        settle(alone, [sums], number)
     except ValueError as error:
         raise Refusal("REPORT_MALFORMED", str(error)) from None
     for place, module in alone.items():
@@ -120,14 +124,53 @@ def refuse_unsound(
                 raise Refusal("REPORT_MALFORMED", f"sums settle {place}.{name} on no number")
 
 
-def settle(modules: Mapping[str, Any], total: Mapping[str, NDArray[Any]], number: int) -> None:
-    """Let each module make its buffers of the sums over all sites."""
+def settle(
+    modules: Mapping[str, Any], parts: Sequence[Mapping[str, NDArray[Any]]], number: int
+) -> None:
+    """Let each module make its buffers of the sums of all sites, which are `parts`."""
+    together = {place: module for place, module in modules.items() if not _by_site(module)}
+    total = _of(added(_of_places(part, together) for part in parts))
     for place, module in modules.items():
-        own = {
-            name.removeprefix(f"{place}/"): torch.from_numpy(np.array(value))
+        if _by_site(module):
+            sites = Sums(parts, place)
+            if any(_is_below(name, place) for name in parts[0]):
+                with torch.no_grad():
+                    module.settle_by_site(sites, number)
+        elif own := {
+            name.removeprefix(f"{place}/"): value
             for name, value in total.items()
-            if name.startswith(f"{place}/")
-        }
-        if own:
+            if _is_below(name, place)
+        }:
             with torch.no_grad():
                 module.settle(own, number)
+
+
+class Sums(Sequence[Mapping[str, Tensor]]):
+    """One module's sums, site by site; each is read from disk whenever it is looked at."""
+
+    def __init__(self, parts: Sequence[Mapping[str, NDArray[Any]]], place: str) -> None:
+        self._parts, self._place = parts, place
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        part = self._parts[number]
+        own = {name: part[name] for name in part if _is_below(name, self._place)}
+        return {name.removeprefix(f"{self._place}/"): v for name, v in _of(own).items()}
+
+
+def _by_site(module: Any) -> bool:
+    return hasattr(module, "settle_by_site")
+
+
+def _is_below(name: str, place: str) -> bool:
+    return name.startswith(f"{place}/")
+
+
+def _of_places(part: Mapping[str, NDArray[Any]], places: Iterable[str]) -> dict[str, NDArray[Any]]:
+    return {name: part[name] for name in part if any(_is_below(name, one) for one in places)}
+
+
+def _of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}

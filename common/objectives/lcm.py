@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.objectives import regression
 from common.seams import LABELS, SHARED, Terms
 from common.sections import Target
 from common.settings import Table
@@ -120,8 +121,11 @@ class Lcm(nn.Module):
         counted = ~torch.isnan(label_B)
         known = torch.where(counted, label_B, torch.zeros_like(label_B))
         if target.kind == "regression":
-            wanted = torch.where(counted, (known - target.centre) / target.scale, known)
-            values = (logits_BLK.mean(1)[:, 0] - wanted).square()
+            wanted = regression.wanted(target, torch.where(counted, label_B, target.centre))
+            output = logits_BLK.mean(1)[:, 0]
+            # the paper's squared error is not halved
+            times = 1 if target.loss else 2
+            values = times * regression.loss(target, output, wanted, "squared")
             return Terms(values=values, counted=counted)
         read_BK = self._read(logits_BLK, known.long())
         values = functional.cross_entropy(read_BK, known.long(), reduction="none")
@@ -146,6 +150,6 @@ def _count(target: Target) -> int:
 
 def _prediction(target: Target, logits_BLK: Tensor) -> Tensor:
     if target.kind == "regression":
-        return logits_BLK.mean(1)[:, 0] * target.scale + target.centre
+        return regression.value(target, logits_BLK.mean(1)[:, 0])
     chances = torch.softmax(logits_BLK.amax(1), 1)
     return chances[:, 1] if target.kind == "binary" else chances

@@ -1,7 +1,7 @@
 """Several targets from one backbone, each counted only where labelled (Leonardsen et al. 2025).
 
 L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
-loss on (y - centre) / scale for regression, or soft labels over bins, binary or softmax
+loss on (y - centre) / scale for regression (or what the target says, `regression.py`), or soft labels over bins, binary or softmax
 cross-entropy or squared hinge loss for classes. The published weights are not known; each target's
 `weight` is the study's choice.
 """
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.objectives import regression
 from common.objectives.soft_labels import Bins
 from common.seams import LABELS, SHARED, Terms
 from common.sections import Target
@@ -35,7 +36,8 @@ class Multitask(nn.Module):
             (), description="Targets to learn; empty: all that no fine-tuning task is about."
         )
         regression_loss: Literal["huber", "squared"] = Field(
-            "huber", description="Loss of regression targets on (value - centre) / scale."
+            "huber",
+            description="Loss of regression targets that name none, on (value - centre) / scale.",
         )
         binary_loss: Literal["logistic", "squared-hinge"] = Field(
             "logistic",
@@ -95,7 +97,7 @@ class Multitask(nn.Module):
         if bins is not None:
             return bins.expectation(output)
         if target.kind == "regression":
-            return output[:, 0] * target.scale + target.centre
+            return regression.value(target, output[:, 0])
         return torch.sigmoid(output[:, 0]) if target.kind == "binary" else torch.softmax(output, 1)
 
     def _terms(self, name: str, output: Tensor, label_B: Tensor) -> Terms:
@@ -106,9 +108,9 @@ class Multitask(nn.Module):
         if bins is not None:
             values = bins.divergence(output, known)
         elif target.kind == "regression":
-            wanted = torch.where(counted, (known - target.centre) / target.scale, known)
-            loss = functional.huber_loss if self.settings.regression_loss == "huber" else _squared
-            values = loss(output[:, 0], wanted, reduction="none")
+            known = torch.where(counted, label_B, torch.full_like(label_B, target.centre))
+            wanted = regression.wanted(target, known)
+            values = regression.loss(target, output[:, 0], wanted, self.settings.regression_loss)
         elif target.kind == "binary" and self.settings.binary_loss == "squared-hinge":
             short = (1 - (2 * known - 1) * output[:, 0]).clamp(min=0)  # of a margin of 1
             values = short.square() * (1 + (target.positive_weight - 1) * known)
@@ -131,7 +133,3 @@ def _head(features: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
-
-
-def _squared(output: Tensor, wanted: Tensor, reduction: str) -> Tensor:
-    return functional.mse_loss(output, wanted, reduction=reduction) / 2  # as Huber near zero

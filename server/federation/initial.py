@@ -19,7 +19,6 @@ from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.merging import merged
 from common.network.plan import Plan, Rule
 from common.network.settling import (
-    added,
     constants,
     passes,
     refuse_unsound,
@@ -59,12 +58,14 @@ def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[
         for place, module in settling(network).items()
         if not any(name.rpartition(".")[0] == place for name in begin)
     }
-    for number in range(passes(modules)):
+    number = 0
+    while number < passes(modules):  # fewer may be left than there seemed to be
         now = arrays_of(network)
         so_far = {name: now[name] for name in sorted(constants(network))}
         sound = partial(refuse_unsound, modules, number=number)
         found = ask(number, so_far, sums_plan(whole, modules, number), sound)
-        settle(modules, added(found), number)
+        settle(modules, found, number)
+        number += 1
     return arrays_of(network), plan
 
 

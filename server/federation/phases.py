@@ -165,7 +165,9 @@ class Phases:
         reports = [census[site] for site in sites if site in census]
         names = [report.site for report in reports]
         if newest is None:
-            self._begin(branch, names, [report.cohort for report in reports])
+            self._begin(branch, names, [report.cohort for report in reports], quorum)
+        if branch.final.exists():  # all of it is settled
+            return
         Rounds(
             self.run,
             branch,
@@ -177,24 +179,40 @@ class Phases:
             | {site: code for site, code in self._refusals("census").items() if site in sites},
         ).train()
 
-    def _begin(self, branch: Branch, sites: Sequence[str], cohorts: Sequence[str]) -> None:
-        """The checkpoint before the first round: drawn, taken over, settled; with its lineage."""
+    def _begin(
+        self, branch: Branch, sites: Sequence[str], cohorts: Sequence[str], quorum: int
+    ) -> None:
+        """The checkpoint before the first round: drawn, taken over, settled; with its lineage.
+
+        Without any rounds it is the final one, made by those who gave sums.
+        """
         from server.federation.initial import initial  # torch, for as long as it is needed
 
         study, start = self.run.study, self.run.study.start
+        whole = not study.pretraining.rounds
+        gave: set[str] = set()
 
         def ask(number: int, so_far: Arrays, plan: Plan, sound: Sound) -> list[Stored]:
-            return self._sums(branch, sites, number, so_far, plan, sound)
+            found = self._sums(branch, sites, number, so_far, plan, sound)
+            if whole and len(found) < quorum:
+                raise QuorumError(
+                    f"{len(found)} of {len(sites)} sites gave sums for {branch.model}, the quorum "
+                    f"is {quorum}; the same command asks the missing sites again"
+                )
+            gave.update(found)
+            return list(found.values())
 
         arrays, plan = initial(study, start_arrays(self.run), ask)
+        behind = study.sites.train if POOLED in gave else sorted(gave)
+        before = start.contributors if start is not None else ()
         first = Checkpoint(
             round=0,
             arrays=arrays,
             state={},
-            contributors=start.contributors if start is not None else (),
+            contributors=tuple(sorted({*before, *behind})) if whole else before,
             cohorts=tuple(sorted({*cohorts, *(start.cohorts if start is not None else ())})),
         )
-        branch.save(first, study, plan, last=False)
+        branch.save(first, study, plan, last=whole)
 
     def _sums(
         self,
@@ -204,7 +222,7 @@ class Phases:
         so_far: Arrays,
         plan: Plan,
         sound: Sound,
-    ) -> list[Stored]:
+    ) -> dict[str, Stored]:
         """Each site's sums for the constants of one model, in site order."""
         parcel = parcel_of(so_far, {})
         orders = self._orders("settle", sites, parcel, round=number, model=branch.model)
@@ -216,7 +234,7 @@ class Phases:
         found = {site: Stored(folder / f"{site}.safetensors") for site in sorted(outcome.reports)}
         if branch == self.run.federated and number == 0:
             self._compare_columns(found)
-        return list(found.values())
+        return found
 
     def _compare_columns(self, sums: Mapping[str, Stored]) -> None:
         """Name sites whose columns are in other units; the sums are all that tells of it."""

@@ -92,7 +92,8 @@ def _sums_are_held(report: Report, arrays: Mapping[str, NDArray[Any]], most: Mos
     """Sums over more samples than a site has would settle everyone's constants alone."""
     held = most.scans(SHARED)
     for name, array in arrays.items():
-        if name.endswith("/n") and not np.all(
+        counts = name.rpartition("/")[2]
+        if (counts == "n" or counts.startswith("n_")) and not np.all(
             (array >= 0) & (array <= held) & (array == np.floor(array))
         ):
             raise Refusal("SUPPORT", f"{report.site} sums {name} over what is no part of {held}")

@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import inv, logm, sqrtm
 
 from common.backbones.linear import Linear
-from common.network.settling import added, passes, settle, settling, sums_of
+from common.network.settling import passes, settle, settling, sums_of
 
 REGIONS = 5
 
@@ -34,7 +34,7 @@ def settled(backbone: Linear, sites: list[Any]) -> Linear:
             {name: value.numpy() for name, value in sums_of(modules, x, {}, number).items()}
             for x in sites
         ]
-        settle(modules, added(told), number)
+        settle(modules, told, number)
     return backbone
 
 
