@@ -140,7 +140,9 @@ class Study(Table):
         """Names of the models that a run of the study may have."""
         singles = self.sites.train if self.comparisons.single_site else ()
         pooled = ("pooled", "pooled-linear") if self.comparisons.pooled else ()
-        return frozenset({"federated", *(f"single-{site}" for site in singles), *pooled})
+        constants = ("training-mean", "training-median") if self.evaluation.baselines else ()
+        singly = (f"single-{site}" for site in singles)
+        return frozenset({"federated", *singly, *pooled, *constants})
 
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""

@@ -10,6 +10,7 @@ RUN/
   settle/0000/         the sites' sums of which the network's constants were made
   checkpoints/         0000.safetensors (initial) ..., final.safetensors
   comparisons/MODEL/   rounds and checkpoints of a rival model
+  labels/              what the training sites' labels add up to
   linear/, finetuning/, judge/, explain/, send/, evaluation/   reports of those orders
   results.csv, report.html
 

@@ -18,6 +18,7 @@ from client.authority.ledger import SPENDING, Ledger
 from client.hours import open_at
 from client.site import Site
 from common.errors import Refusal, StorageError
+from common.label_sums import BASELINES
 from common.protocol.bounded_json import parsed
 from common.protocol.code import agreed_digest
 from common.protocol.orders import PROTOCOL, Order
@@ -126,7 +127,7 @@ def check_start(site: Site, study: Study, fingerprint: str) -> None:
 
 def check_model(study: Study, order: Order) -> None:
     """Refuse a model that no run of the study has: each may be judged so often, and no more."""
-    if order.model not in study.models:
+    if order.model not in study.models and (order.kind, order.model) != ("settle", BASELINES):
         raise Refusal("ORDER_MALFORMED", f"{study.name} has no model {order.model}")
 
 

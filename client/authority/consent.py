@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from client.authority.ledger import read_ledger
 from client.site import Site
+from common import label_sums
 from common.errors import SettingError
 from common.explain import travelling_bytes
 from common.network.buildable import check_networks
@@ -53,7 +54,7 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
         lines += _risks(study, scans)
     else:
         lines += [*_judging(), *_judgements(site, study)]
-    lines += _refused(site, study, size, settled=bool(constants(network)))
+    lines += _refused(site, study, size, settled=bool(constants(network) or _numbers(study)))
     lines.append(
         "leaves with each report: how many seconds the work took, and which of the arrays that "
         "came with the order need not come again"
@@ -122,6 +123,11 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
             f"leaves before the first round of each model (settle): sums over all training scans, "
             f"of which the network's constants are made: {', '.join(sorted(settled))}"
         )
+    if numbers := _numbers(study):
+        yield (
+            f"leaves once (settle): sum and count of the training labels of {', '.join(numbers)}, "
+            "and how many lie where, in runs of no fewer people than any number that leaves"
+        )
     travelling = sum(rule.travels for rule in plan.values())
     own = sum(rule.kept for rule in plan.values())
     stay = f"; {own} are the site's own" if own else ""
@@ -184,6 +190,11 @@ def _risks(study: Study, scans: int) -> Iterator[str]:
             f"WARNING: a step takes {size} scans and this site has {scans}; one step over all of "
             "them is a sum that crafted arrays can take apart, person by person"
         )
+
+
+def _numbers(study: Study) -> list[str]:
+    """Targets whose training labels are added up, for the constants that models must beat."""
+    return list(label_sums.numbers(study)) if study.evaluation.baselines else []
 
 
 def _exposures(site: Site, study: Study) -> Iterator[str]:

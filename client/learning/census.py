@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.data.cohort import Cohort
-from client.data.loading import batches, split_evenly
+from client.data.loading import batches, person_codes, split_evenly
 from client.learning.support import (
     labelled_among,
     learnt_from,
@@ -26,6 +26,7 @@ from client.learning.support import (
 )
 from client.learning.training import lay_out
 from client.site import Site
+from common import label_sums
 from common.arrays import Arrays
 from common.column_units import Columns, among_all, figures, in_words, named
 from common.errors import Refusal
@@ -77,6 +78,20 @@ def settle(
                 for name in total},
         reveals=1 if site.policy.sums_of_few else max(1, reveals),
     )  # fmt: skip
+
+
+def sum_labels(study: Study, site: Site, cohort: Cohort) -> Answer:
+    """What the training samples' labels add up to, for the constants that every model must beat."""
+    training, people = cohort.indices("train", study.splits), person_codes(cohort.participants)
+    arrays: Arrays = {}
+    behind: dict[str, int] = {}
+    for name, target in label_sums.numbers(study).items():
+        known = labelled_among(cohort, training, name)
+        minimum = site.policy.minimum_support
+        own = label_sums.sums_of(name, target, cohort.labels[name][known], people[known], minimum)
+        arrays |= own
+        behind |= dict.fromkeys(own, people_among(cohort, known) if own[f"n_{name}"] else 0)
+    return Answer(arrays=arrays, expected=label_sums.plan_of_sums(study), behind=behind)
 
 
 def _behind(

@@ -23,6 +23,7 @@ from client.learning.training import choose_device, tell
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
+from common.label_sums import told_by
 from common.network.building import forget_own_heads
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
@@ -81,6 +82,12 @@ class Judge:
                 raise Refusal("NO_DATA", "this site's regional measures are not the model's")
             predicted[name] = model.predict(features, everyone)
         return self._predictions(predicted)
+
+    def constants(self, arrays: Arrays) -> Answer:
+        """Judge what says the same of everyone: the mean or the median of all training labels."""
+        everyone = len(self.cohort.participants)
+        told = told_by(arrays, self.study)
+        return self._predictions({name: np.full(everyone, value) for name, value in told.items()})
 
     def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Answer:
         """Measure predictions of all samples, alone and against rivals; keep them for the next."""

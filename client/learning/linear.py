@@ -22,6 +22,7 @@ from common import metrics
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.sections import Target
+from common.target_transform import restored, transformed
 
 Features = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -63,7 +64,9 @@ class LinearModel:
         score: NDArray[np.float64] = x @ self.coefficients + self.intercepts
         if self.target.kind == "categorical":
             return softmax(score, axis=1)  # type: ignore[no-any-return]
-        return score[:, 0] if self.target.kind == "regression" else expit(score[:, 0])
+        if self.target.kind == "binary":
+            return expit(score[:, 0])  # type: ignore[no-any-return]
+        return restored(self.target, score[:, 0])
 
     def arrays(self, name: str) -> Arrays:
         """The model as named arrays, to be read back by `from_arrays`."""
@@ -165,7 +168,7 @@ class _Design:
 def _fitted(target: Target, design: _Design, y: NDArray[np.float32], c: float) -> LinearModel:
     with _BLAS.limit(limits=1, user_api="blas"):
         if target.kind == "regression":
-            ridge = Ridge(alpha=1 / c).fit(design.x, y.astype(np.float64))
+            ridge = Ridge(alpha=1 / c).fit(design.x, transformed(target, y))
             coefficients, intercepts = ridge.coef_[:, None], np.array([ridge.intercept_])
         else:
             logistic = LogisticRegression(C=c, max_iter=2000)

@@ -26,7 +26,7 @@ from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
-from client.learning.census import census, lacking_labels, settle, unlike_columns
+from client.learning.census import census, lacking_labels, settle, sum_labels, unlike_columns
 from client.learning.evaluation import Judge
 from client.learning.explanation import explained
 from client.learning.finetuning import Tuning
@@ -42,6 +42,7 @@ from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
 from common.errors import CallosumError, Refusal, StorageError
+from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.plan import Plan, rules_of
 from common.network.settling import constants
@@ -193,7 +194,9 @@ class Agent:
             NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
         """
         of_network = order.kind in ("train", *_TUNED) or (
-            order.kind == "evaluate" and not order.model.endswith("-linear")
+            order.kind == "evaluate"
+            and not order.model.endswith("-linear")
+            and order.model not in CONSTANTS
         )
         plan = _network(self.study)[1] if of_network else {}
         static = {name for name, rule in plan.items() if not rule.travels}
@@ -301,6 +304,8 @@ class Agent:
         write_atomically(told, "\n".join(found).encode())
 
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
+        if order.model == BASELINES:
+            return sum_labels(self.study, self.site, self.cohort)
         network, _ = _network(self.study)
         if set(arrays) != constants(network):
             raise Refusal("ORDER_MALFORMED", "the arrays are not the network's constants")
@@ -312,6 +317,8 @@ class Agent:
         judge = Judge(self.study, self.site, self.cohort, order, self._cache(order).folder)
         if order.model.endswith("-linear"):
             return judge.linear(arrays)
+        if order.model in CONSTANTS:
+            return judge.constants(arrays)
         network, _ = _network(self.study)
         self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})

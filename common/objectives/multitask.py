@@ -1,9 +1,9 @@
 """Several targets from one backbone, each counted only where labelled (Leonardsen et al. 2025).
 
 L = sum over targets t of w_t * [sum_i m_it l_t(i)] / max(1, sum_i m_it), with l squared or Huber
-loss on (y - centre) / scale for regression (or what the target says, `regression.py`), or soft labels over bins, binary or softmax
-cross-entropy or squared hinge loss for classes. The published weights are not known; each target's
-`weight` is the study's choice.
+loss on (y - centre) / scale for regression or what the target says (`regression.py`), or soft
+labels over bins, binary or softmax cross-entropy or squared hinge loss for classes. The published
+weights are not known; each target's `weight` is the study's choice.
 """
 
 from __future__ import annotations

@@ -9,10 +9,7 @@ of a fifth weighs alike at 20 years and at 70. `l1` and `quantile` (pinball, Koe
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,18 +42,3 @@ def loss(target: Target, output: Tensor, wanted: Tensor, usual: str) -> Tensor:
     level = target.quantile if kind == "quantile" else 0.5
     # twice the pinball loss, so that the median's is |error|
     return 2 * (level * short).maximum((level - 1) * short)
-
-
-def transformed(target: Target, label: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Labels as a linear model learns them: t(y)."""
-    plain = np.asarray(label, dtype=np.float64)
-    return np.log(plain) if target.transform == "log" else plain
-
-
-def restored(target: Target, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """t^-1 of what a linear model says, within the target's bounds."""
-    if target.transform != "log":
-        return values
-    bounded = np.clip(values, math.log(target.low), math.log(target.high))
-    found: NDArray[np.float64] = np.exp(bounded)
-    return found

@@ -5,7 +5,7 @@ products with the labels), and the coordinator solves: the same numbers as if al
 table. Classes go on by Newton steps (iteratively reweighted least squares), one exchange a step.
 
 Penalty and the weight of sites are chosen by leaving sites out, on sums alone
-(`common.network.least_squares`, which states the problem). Numbers are learnt as
+(`common.least_squares`, which states the problem). Numbers are learnt as
 z = (t(y) - t(centre)) / scale (`regression.py`). A class's head minimises the logistic loss with a
 quarter of the penalty over two, for which its first Newton step from nothing is the ridge
 solution. Letters: B samples, F features, K outputs.
@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.network.least_squares import Path, Products, chosen, packed, unpacked
+from common.least_squares import Path, Products, chosen, packed, unpacked
 from common.objectives import regression
 from common.seams import FROZEN, Terms
 from common.sections import Positive, Target

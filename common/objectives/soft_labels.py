@@ -56,6 +56,11 @@ class Bins(Table):
         """
         if target is None or target.kind != "regression":
             raise ValueError(f"soft_labels.{name} is no regression target that pretraining learns")
+        if target.transform != "none" or target.loss:
+            raise ValueError(
+                f"soft_labels.{name} learns a distribution; targets.{name} has a transform or a "
+                "loss, which is then without effect"
+            )
         if target.low < self.low or target.high > self.high:
             raise ValueError(
                 f"soft_labels.{name} has bins from {self.low:g} to {self.high:g}, and labels from "

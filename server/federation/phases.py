@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from common import label_sums
 from common.arrays import Arrays
 from common.errors import SENTENCES, DataError, LineageError, QuorumError
 from common.network.plan import Plan
@@ -61,6 +65,7 @@ class Phases:
             orders = self._orders("linear", [POOLED], NOTHING)
             self._ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
         self._finetune(able, census)
+        self._sum_labels(able)
         self.judge([site for site in study.sites.heldout if site in census], census)
         write_results(self.run)
 
@@ -86,6 +91,26 @@ class Phases:
             with open_arrays(linear) as file:
                 parcel = parcel_of(file.all(), {})
             self._judge_one(f"{POOLED}-linear", parcel, study.sites.train, sites)
+        for model, values in self._constants().items():
+            if values:
+                self._judge_one(model, parcel_of(values, {}), study.sites.train, sites)
+
+    def _sum_labels(self, sites: Sequence[str]) -> None:
+        """Ask training sites for what their labels add up to (`common.label_sums`)."""
+        study = self.run.study
+        if study.evaluation.baselines and label_sums.numbers(study):
+            orders = self._orders("settle", sites, NOTHING, model=label_sums.BASELINES)
+            plan, sound = label_sums.plan_of_sums(study), label_sums.refuse_unsound
+            self._ask(orders, NOTHING, self._labels, plan, "labels: sites", sound)
+
+    def _constants(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Mean and median of the training labels, as far as sites have told."""
+        parts = [Stored(path) for path in sorted(self._labels.glob("*.safetensors"))]
+        return label_sums.constants_of(self.run.study, parts) if parts else {}
+
+    @property
+    def _labels(self) -> Path:
+        return self.run.folder / "labels"
 
     def _judge_one(
         self,

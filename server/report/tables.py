@@ -370,6 +370,8 @@ def _title(model: str, site: str) -> str:
     known = {
         "pooled-linear": "pooled linear model",
         "constant": "the study's constant",
+        "training-mean": "mean of the training sites",
+        "training-median": "median of the training sites",
         "site-mean": f"{site}'s own mean",
         "site-linear": f"{site}'s own linear model",
     }
@@ -381,7 +383,7 @@ def _title(model: str, site: str) -> str:
 
 
 def _group(model: str) -> Group:
-    if model == "constant":
+    if model in ("constant", "training-mean", "training-median"):
         return "scan unseen"
     if model in ("site-mean", "site-linear") or model.endswith("+head"):
         return "site's labels"

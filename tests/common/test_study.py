@@ -93,7 +93,17 @@ FAULTS = {
     "in sites": ("heldout =", "held_out =", ["sites.held_out", "did you mean heldout?"]),
     "type": ("rounds = 2", 'rounds = "2"', ['pretraining.rounds is "2"', "valid integer"]),
     "boolean": ("rounds = 2", "rounds = true", ["pretraining.rounds is true", "valid integer"]),
-    "range": ("rounds = 2", "rounds = 0", ["pretraining.rounds is 0", "greater than or equal to 1"]),
+    "logarithm": (
+        'unit = "years"',
+        'unit = "years"\ntransform = "log"',
+        ["targets.age", "transform is log, low is -1e+09 and centre is 0", "must be above 0"],
+    ),
+    "loss of classes": (
+        'classes = ["female", "male"]',
+        'classes = ["female", "male"]\nloss = "l1"',
+        ["targets.sex", "transform and loss are of regression targets"],
+    ),
+    "range": ("rounds = 2", "rounds = -1", ["pretraining.rounds is -1", "greater than or equal to 0"]),
     "zero rate": ("rounds = 2", "learning_rate = 0.0", ["learning_rate is 0.0", "greater than 0"]),
     "nan": ("rounds = 2", "learning_rate = nan", ["learning_rate is nan", "finite"]),
     "inf": ("rounds = 2", "proximal_mu = inf", ["proximal_mu is inf", "finite"]),
@@ -290,7 +300,8 @@ def changed(value: Any, at: tuple[Any, ...]) -> Any:
 
 
 EVERYTHING = (
-    TEXT.replace('"second"', '"second"\nparticipants = [5]\nthen = ["judge"]')
+    TEXT.replace('unit = "years"', 'unit = "years"\nlow = 1.0\ncentre = 40.0')
+    .replace('"second"', '"second"\nparticipants = [5]\nthen = ["judge"]')
     .replace('"first"', '"first"\nparticipants = [5]')
     .replace(
         "[sites]",
@@ -315,7 +326,7 @@ CANDIDATES: list[Any] = [
     True, False, 1, 2, 3, 500, 0.3, 0.6, 2.5, "zeta", "age", "sex", "sgd", "constant", "fedadam",
     "groupnorm", "reestimated", "squared", "linear", "regression", ["zeta"], ["age"],
     "participants", "kept", "cosine", "all", "pretrained/lora", "explain", ["explain"], "2" * 64, "lora",
-    "relevance", "squared-hinge",
+    "relevance", "squared-hinge", "log", "l1",
     {"age": {"low": -2e9, "high": 2e9, "step": 1e9, "sigma": 1e9}},
 ]  # fmt: skip
 
@@ -336,6 +347,7 @@ def test_the_digest_changes_with_every_value() -> None:
     assert len(places) > 120
     # these have one valid value beside the keys that they stand with
     tied = {"backbone.name", "objective.name", "augmentation.0.name", "targets.age.classes"}
+    tied |= {f"targets.{name}.{key}" for name in ("sex", "state") for key in ("transform", "loss")}
     assert {key for key in unmoved if not key.endswith(".kind")} == tied
 
 

@@ -36,7 +36,7 @@ def test_columns_are_standardised_by_everybody_together(sizes: list[int]) -> Non
     rows = random.normal(loc=(0, 1e4, 5), scale=(1, 3, 0), size=(sum(sizes), 3)).astype(np.float32)
     module = Standardise(3)
     parts = [torch.from_numpy(part) for part in np.split(rows, np.cumsum(sizes)[:-1])]
-    settle({"it": module}, total(module, parts), 0)
+    settle({"it": module}, [total(module, parts)], 0)
     wide = rows.astype(np.float64)
     np.testing.assert_allclose(module.mean.numpy(), wide.mean(0), rtol=1e-6)
     if len(rows) > 2:
@@ -73,7 +73,7 @@ def test_a_later_pass_sees_what_the_earlier_settled() -> None:
     """What is fitted around a mean cannot be asked for before the mean is known."""
     module, x = Whitened(), torch.randn(50, 3) * 2 + 7
     for number in range(passes({"it": module})):
-        settle({"it": module}, total(module, list(x.split(20)), number), number)
+        settle({"it": module}, [total(module, list(x.split(20)), number)], number)
     assert module.mean.item() == pytest.approx(x.mean().item(), rel=1e-6)
     assert module.spread.item() == pytest.approx(x.std(correction=0).item(), rel=1e-5)
 
