@@ -254,7 +254,8 @@ def _pooled_agent(study: Study, agents: Sequence[Agent], out: Path) -> list[Agen
     site = training[0].site.model_copy(
         update={
             "name": POOLED,
-            "policy": Policy(orders=("census", "settle", "train", "linear")),
+            # whoever pools holds all rows anyway
+            "policy": Policy(orders=("census", "settle", "train", "linear"), sums_of_few=True),
             "folder": str((out / ".pooled").resolve()),
         }
     )

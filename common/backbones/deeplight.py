@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 

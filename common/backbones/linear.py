@@ -92,6 +92,7 @@ class Linear(nn.Module):
 
     layouts: ClassVar[tuple[Layout, ...]] = ("table", "matrix")
     usual: ClassVar[tuple[int, ...]] = (100,)
+    standardised: ClassVar[bool] = True  # features have mean 0 and deviation 1
 
     class Settings(Table):
         """Keys of `[backbone]`."""

@@ -334,7 +334,7 @@ def passes_of(backbone: nn.Module) -> int:
 def _curvature(settings: Ridge.Settings, backbone: Any) -> RandomFeatures | None:
     if not settings.random_features:
         return None
-    if not hasattr(backbone, "standardise"):
+    if not getattr(backbone, "standardised", False):
         raise ValueError(
             f"random_features is {settings.random_features}; they are made of standardised "
             "columns: backbone.name = linear"
