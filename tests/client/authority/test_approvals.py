@@ -186,8 +186,8 @@ def test_any_file_of_that_name_is_a_pause(site, content):
 def test_a_study_that_is_no_study_cannot_be_approved(made, site, tmp_path):
     """The error is the one that `study check` gives, with its line."""
     bad = tmp_path / "bad.toml"
-    bad.write_text(made.study_file.read_text().replace("rounds = 2", "rounds = 0"))
-    with pytest.raises(SettingError, match=r"pretraining\.rounds is 0"):
+    bad.write_text(made.study_file.read_text().replace("rounds = 2", "rounds = -1"))
+    with pytest.raises(SettingError, match=r"pretraining\.rounds is -1"):
         approve(site, bad, HUNDRED)
     assert not Path(site.state / "studies").exists()
     assert approvals.approval_of(site, made.study.digest) is None

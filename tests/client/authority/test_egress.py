@@ -162,6 +162,17 @@ def test_arrays_over_too_few_people_stay(let_out, sums, kind, people):
     assert too_few(let_out, kind, found, strict, expected=agreed, behind=behind)
 
 
+def test_zeros_of_nobody_may_leave_and_nothing_else_of_nobody(let_out, sums):
+    """A hospital without a label of sex takes part in what is learnt of age."""
+    found, agreed = sums
+    first, *others = found
+    behind = dict.fromkeys(others, 40)
+    nothing = {**found, first: np.zeros_like(found[first])}
+    assert let_out("settle", nothing, expected=agreed, behind=behind).refusal == ""
+    assert too_few(let_out, "settle", nothing, expected=agreed, behind={**behind, first: 3})
+    assert too_few(let_out, "settle", found, expected=agreed, behind=behind)
+
+
 @pytest.mark.parametrize("lacking", [{}, {"other": 99}])
 def test_each_array_has_its_own_people(let_out, sums, lacking):
     """Forty people behind one array must not carry out another of one person's beside it."""

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from client.learning.census import settle, sum_labels
 from client.learning.support import learnt_from
+from common.network.building import build
 
 JOINT = {
     "objective": {"name": "joint", "unlabelled": {"name": "simclr", "width": 4}},
@@ -31,3 +34,37 @@ def test_too_few_people_without_a_label_are_not_learnt_from_apart(
     _, chosen = learnt_from(agent.study, cohort, minimum=5)
     kept = rows if without == 0 or without >= 5 else rows[without:]
     assert chosen.tolist() == kept.tolist()
+
+
+@pytest.mark.parametrize("females", [0, 1, 9, 10])
+def test_sums_are_of_no_class_that_few_people_have(federation: Any, females: int) -> None:
+    """Sums over one woman's features are her features, however many men there are."""
+    ridge = {
+        "backbone": {"name": "linear"},
+        "objective": {"name": "ridge", "targets": ["age", "sex"]},
+        "pretraining": {"rounds": 0},
+        "sites": {"train": ["alpha"]},
+    }
+    agent = federation(ridge).agent("alpha")
+    training = agent.cohort.indices("train", agent.study.splits)
+    sex = np.ones(len(agent.cohort), dtype=np.float32)
+    sex[training[:females]] = 0
+    cohort = replace(agent.cohort, labels={**agent.cohort.labels, "sex": sex})
+    network = build(agent.study, seed=1)
+    found = settle(agent.study, agent.site, cohort, network, 1, torch.device("cpu"))
+    withheld = 0 < females < agent.site.policy.minimum_support
+    assert bool(found.arrays["heads/gram_sex"].any()) != withheld
+    assert found.behind["heads/gram_sex"] == (0 if withheld else len(training))
+    assert found.behind["heads/gram_age"] == len(training)
+    assert found.reveals > 1
+
+
+def test_labels_of_few_people_are_not_added_up(federation: Any) -> None:
+    """A sum of three ages and their number is their mean."""
+    agent = federation({"sites": {"train": ["alpha"]}}).agent("alpha")
+    age = np.full(len(agent.cohort), np.nan, dtype=np.float32)
+    age[agent.cohort.indices("train", agent.study.splits)[:3]] = 40.0
+    cohort = replace(agent.cohort, labels={**agent.cohort.labels, "age": age})
+    found = sum_labels(agent.study, agent.site, cohort)
+    assert not any(array.any() for array in found.arrays.values())
+    assert set(found.behind.values()) == {0}
