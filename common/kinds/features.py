@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
 from common.seams import Layout
 from common.settings import Table
+
+_OVER: Final = " / "
+MEAN: Final = "mean"  # of a person's own plain columns
+
+
+def ratio_of(name: str) -> tuple[str, str]:
+    """A feature's column, and the column it is divided by; none for a plain one.
+
+    >>> ratio_of("Left-Hippocampus / eTIV"), ratio_of("eTIV")
+    (('Left-Hippocampus', 'eTIV'), ('eTIV', ''))
+    """
+    column, _, by = name.partition(_OVER)
+    return column, by
 
 
 class Features:
@@ -20,9 +33,11 @@ class Features:
 
         kind: Literal["features"] = Field(description="Rows of a table.")
         columns: tuple[str, ...] = Field(
-            description="Names of the features, in order; sites rename their own to these.",
+            description="Names of the features, in order; sites rename their own to these. "
+            "'A / B' is the ratio of two columns, 'A / mean' of one to the mean of a person's own "
+            "plain ones.",
             min_length=1,
-            examples=[["Left-Hippocampus", "Right-Hippocampus"]],
+            examples=[["Left-Hippocampus", "Right-Hippocampus", "Left-Hippocampus / eTIV"]],
         )
 
         @model_validator(mode="after")
@@ -33,7 +48,16 @@ class Features:
                 raise ValueError(f"columns lists {', '.join(sorted(twice))} more than once")
             if not all(name.strip() for name in self.columns):
                 raise ValueError("columns holds an empty name")
+            parts = [ratio_of(name) for name in self.columns]
+            if any(by == MEAN for _, by in parts) and all(by for _, by in parts):
+                raise ValueError("columns has no plain one, of which a person has a mean")
             return self
+
+        @property
+        def needed(self) -> tuple[str, ...]:
+            """The columns that a site's table must have, each once."""
+            parts = (part for name in self.columns for part in ratio_of(name))
+            return tuple(dict.fromkeys(part for part in parts if part and part != MEAN))
 
     class Site(Table):
         """Where the site's table is."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,11 @@ from client.data.identity import Name, ambiguous, like_visits, name_in_table
 from client.data.reader import Found, Prepared, Source
 from client.data.tables import Filtered, Line, Row, TextTable, number, open_table
 from common.errors import ScanError
-from common.kinds.features import Features
+from common.kinds.features import MEAN, Features, ratio_of
+
+_LARGEST: Final = 3e38  # the largest float32 is 3.4e38
+_ENOUGH: Final = 10  # rows; of fewer, whole numbers are easily alike
+_MOST_TOLD: Final = 5
 
 
 class FeaturesReader:
@@ -33,7 +38,7 @@ class FeaturesReader:
             If the table cannot be read, or lacks or repeats a column that is needed.
         """
         table = open_table(root / site.table, root)
-        places = [table.column(site.rename.get(name, name)) for name in study.columns]
+        places = [table.column(site.rename.get(name, name)) for name in study.needed]
         wanted = {table.column(name): value for name, value in site.rows.items()}
         who, when = table.column(site.participant), site.session and table.column(site.session)
         taken = {table.columns[place] for place in places}  # no label is a feature, too
@@ -45,7 +50,7 @@ class FeaturesReader:
                 continue
             cell = line[who]
             name = name_in_table(cell, line[when] if when != "" else "")
-            problem, values = _read(line, table, places)
+            problem, values = _read(line, table, places, study)
             if name is None or problem:
                 what = f"{table.path.name}, line {line.number} ({cell[:40] or 'nobody'})"
                 problem = problem or "names no participant"
@@ -53,6 +58,7 @@ class FeaturesReader:
                 continue
             rows.append(_Row(line.number, name, values, kept(line)))
         sources = _sources(rows, table.path.name, findings)
+        findings.extend(_unvaried(study, sources))
         findings.extend(filtered.findings(str(table.path)))
         if not sources:
             findings.append(Finding(what=str(table.path), problem=_none(site), left_out=True))
@@ -136,18 +142,43 @@ def _clashing(rows: list[_Row]) -> dict[int, int]:
     return found
 
 
-def _read(line: Line, table: TextTable, places: list[int]) -> tuple[str, bytes]:
+def _read(
+    line: Line, table: TextTable, places: list[int], study: Features.Study
+) -> tuple[str, bytes]:
     """What is wrong with a row, and its features as little-endian float32."""
     if line.fault:
         return line.fault, b""
-    values = np.empty(len(places), dtype="<f4")
-    for index, cell in enumerate(line.cells(places)):
+    held: dict[str, float] = {}
+    for name, place, cell in zip(study.needed, places, line.cells(places), strict=True):
         value = number(cell)
-        if value is None or abs(value) > 3e38:  # the largest float32 is 3.4e38
+        if value is None or abs(value) > _LARGEST:
             found = f'"{cell[:40]}"' if cell else "nothing"
-            return f'column "{table.columns[places[index]]}" holds {found}; a number is needed', b""
-        values[index] = value
+            return f'column "{table.columns[place]}" holds {found}; a number is needed', b""
+        held[name] = value
+    plain = [held[name] for name, by in map(ratio_of, study.columns) if not by]
+    held[MEAN] = sum(plain) / len(plain) if plain else 0.0
+    values = np.empty(len(study.columns), dtype="<f4")
+    for index, (name, by) in enumerate(map(ratio_of, study.columns)):
+        if by and abs(held[name]) > _LARGEST * abs(held[by]):
+            return f"{by} is {held[by]:g}, and {name} is to be divided by it", b""
+        values[index] = held[name] / held[by] if by else held[name]
     return "", values.tobytes()
+
+
+def _unvaried(study: Features.Study, sources: list[Source]) -> Iterator[Finding]:
+    """Columns that hold the same for everyone: zeros of a pipeline that did not measure, say."""
+    if len(sources) < _ENOUGH:
+        return
+    wide = np.stack([np.frombuffer(source.payload, dtype="<f4") for source in sources])
+    still = np.flatnonzero((wide == wide[0]).all(axis=0))
+    if len(still):
+        told = [f"{study.columns[place]} ({wide[0, place]:g})" for place in still[:_MOST_TOLD]]
+        more = f" and {len(still) - len(told)} more" if len(still) > len(told) else ""
+        problem = (
+            f"{', '.join(told)}{more} {'are' if len(still) > 1 else 'is'} the same in all "
+            f"{len(sources)} rows: was it measured here?"
+        )
+        yield Finding(what="columns", problem=problem)
 
 
 def _none(site: Features.Site) -> str:

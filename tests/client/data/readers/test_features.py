@@ -239,3 +239,44 @@ def test_the_published_tables_are_read_whole(
     found = FeaturesReader.find(study, site, SHARED, frozenset())
     assert len(found.sources) == count
     assert not found.findings
+
+
+def found_in(folder: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> Any:
+    """What the reader finds in a table with the columns id, a, b, tiv."""
+    text = ["participant_id,a,b,tiv", *(",".join(map(str, row)) for row in rows)]
+    (folder / "t.csv").write_text("\n".join(text))
+    study = Features.Study(kind="features", columns=columns)
+    site = Features.Site(kind="features", table="t.csv")
+    return study, FeaturesReader.find(study, site, folder, frozenset())
+
+
+def test_ratios_are_made_of_two_columns_or_of_a_persons_own_mean(tmp_path: Path) -> None:
+    """Volumes as shares of the head, thicknesses as shares of a person's own."""
+    columns = ("a / tiv", "a", "b", "b / mean")
+    study, found = found_in(tmp_path, columns, [["p1", 3, 5, 1500], ["p2", 2, 2, 1000]])
+    made = [FeaturesReader.prepare(study, source).samples[0] for source in found.sources]
+    np.testing.assert_allclose(made, [[0.002, 3, 5, 1.25], [0.002, 2, 2, 1.0]], rtol=1e-6)
+    assert not {"a", "b", "tiv"} & set(found.columns)  # none of them is a label
+
+
+def test_a_row_that_is_divided_by_nothing_is_left_out_by_name(tmp_path: Path) -> None:
+    """A head volume of 0 is one that was not measured."""
+    _, found = found_in(tmp_path, ("a / tiv",), [["p1", 3, 5, 0], ["p2", 2, 2, 1000]])
+    assert [source.participant for source in found.sources] == ["p2"]
+    assert any("tiv is 0, and a is to be divided by it" in one.problem for one in found.findings)
+
+
+def test_columns_that_are_the_same_for_everyone_are_named(tmp_path: Path) -> None:
+    """Zeros of a pipeline that did not measure would be learnt as a site's mark."""
+    rows = [[f"p{n}", n, 0, 1400 + n] for n in range(12)]
+    _, found = found_in(tmp_path, ("a", "b", "tiv"), rows)
+    assert [one.problem for one in found.findings] == [
+        "b (0) is the same in all 12 rows: was it measured here?"
+    ]
+    assert not found_in(tmp_path, ("a", "b", "tiv"), rows[:9])[1].findings
+
+
+def test_a_mean_needs_plain_columns() -> None:
+    """Ratios to a mean of ratios to that mean would be a circle."""
+    with pytest.raises(ValueError, match="no plain one"):
+        Features.Study(kind="features", columns=("a / mean", "b / tiv"))
