@@ -13,6 +13,7 @@ from client.data.finding import Finding, Join
 from client.data.labels import read_labels
 from client.data.measures import read_measures
 from client.data.reader import Source, find_sources, inspected
+from client.data.repeats import repeats
 from client.site import Site
 from common.sections import Target
 from common.study import Study
@@ -79,6 +80,7 @@ def check(study: Study, site: Site) -> Check:
             *contradictions(study.targets, site.targets, found.dictionary),
             *labels.findings,
             *unread,
+            *repeats(study, site, names, labels.values),
         ),
         joins=(*found.joins, *joined),
     )
