@@ -81,7 +81,7 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "settle", "train", "finetune", "judge", "evaluate"),
+        ("census", "overlap", "settle", "train", "finetune", "judge", "evaluate"),
         description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
@@ -140,6 +140,13 @@ class Site(Table):
         description="Decides, with a study's salt, who of your participants trains, chooses and "
         "tests; empty: drawn once and kept in the folder. Set it only where the same splits must "
         "come about again elsewhere.",
+    )
+    overlap_key: str = Field(
+        "",
+        description="A secret that all sites of a consortium agree on and the coordinator does not "
+        "know: tokens of scans, by which sites' overlaps are counted, are made with it. Needed "
+        "where fewer than 16 numbers of a sample differ much from person to person; sites with "
+        "other keys cannot be compared.",
     )
     data: SerializeAsAny[BaseModel] = Field(description="Where the data are.")
     targets: dict[str, Column] = Field({}, description="How columns map to targets.")
