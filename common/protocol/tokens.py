@@ -64,8 +64,8 @@ def fault_in(arrays: Mapping[str, NDArray[Any]], scans: int, people: int) -> str
     if min(int(tokens.min()), int(arrays[KEY][0])) < 0 or int(tokens.max()) >> 8 * _BYTES:
         return "some have more bits than a token"
     numbers = np.unique(owners)
-    if len(numbers) > people or not np.array_equal(numbers, np.arange(len(numbers))):
-        return f"{len(numbers)} owners are no part of {people} people"
+    if len(numbers) != people or not np.array_equal(numbers, np.arange(len(numbers))):
+        return f"{len(numbers)} owners are not its {people} people"  # nobody is left out of it
     return ""
 
 

@@ -66,7 +66,7 @@ def test_owners_are_numbers_and_tell_who_has_several_scans() -> None:
 @given(CONTENTS)
 def test_what_a_site_makes_is_sound(contents: list[str]) -> None:
     """The check at the coordinator must not refuse an honest site."""
-    assert fault_in(made(contents), len(contents), len(contents)) == ""
+    assert fault_in(made(contents), len(contents), len(set(contents))) == ""
 
 
 SOUND = made(["a", "b", "c"])
@@ -94,4 +94,10 @@ def test_what_no_site_makes_is_refused(fault: str) -> None:
 def test_more_scans_or_people_than_the_census_counts_are_refused() -> None:
     """A site must not claim others' scans beyond what it said it holds."""
     assert "of 2" in fault_in(SOUND, 2, 3)
-    assert "of 2 people" in fault_in(SOUND, 3, 2)
+    assert "not its 2 people" in fault_in(SOUND, 3, 2)
+
+
+def test_a_site_that_leaves_people_out_is_refused() -> None:
+    """A judge that names no token of those who trained would be found to share none."""
+    some = {**SOUND, SCANS: SOUND[SCANS][:2], PEOPLE: SOUND[PEOPLE][:2]}
+    assert "2 owners are not its 3 people" in fault_in(some, 3, 3)
