@@ -17,7 +17,7 @@ from pydantic import Field
 
 from common.arrays import Arrays
 from common.protocol.orders import Report
-from common.protocol.tokens import KEY, PEOPLE, SCANS
+from common.protocol.tokens import KEY, PEOPLE, PERSONS, SCANS
 from common.protocol.wire import Stored
 from common.settings import Table
 from common.study import Study
@@ -49,6 +49,19 @@ class Held:
         """Which key its tokens are made with."""
         return int(self.arrays[KEY][0]) if self.arrays is not None else None
 
+    @property
+    def tokens(self) -> NDArray[Any]:
+        """All tokens by which it can be compared."""
+        return np.concatenate([self._of(SCANS), self._of(PERSONS)])
+
+    @property
+    def by_identifiers(self) -> bool:
+        """Whether its people can be found under other scans, too."""
+        return len(self._of(PERSONS)) > 0
+
+    def _of(self, name: str) -> NDArray[Any]:
+        return (self.arrays or {}).get(name, np.empty(0, dtype=np.int64))
+
     def shares(self, other: Held) -> str:
         """How much of this is the other's, in words; "" where nothing is known to be.
 
@@ -58,14 +71,20 @@ class Held:
         >>> held.shares(replace(held, site="birch"))
         'elm shares 2 of its 2 scans, of 1 people, with birch'
         """
-        if self.arrays is not None and other.arrays is not None:
-            shared = np.isin(self.arrays[SCANS], other.arrays[SCANS], assume_unique=True)
-            number, people = int(shared.sum()), len(np.unique(self.arrays[PEOPLE][shared]))
-            if number:
-                return (
-                    f"{self.site} shares {number:,} of its {len(shared):,} scans, of {people:,} "
-                    f"people, with {other.site}"
-                )
+        mine, theirs = self._of(SCANS), other._of(SCANS)
+        shared = np.isin(mine, theirs, assume_unique=True)
+        if number := int(shared.sum()):
+            people = len(np.unique(self._of(PEOPLE)[shared]))
+            return (
+                f"{self.site} shares {number:,} of its {len(mine):,} scans, of {people:,} people, "
+                f"with {other.site}"
+            )
+        mine, theirs = self._of(PERSONS), other._of(PERSONS)
+        if number := int(np.isin(mine, theirs, assume_unique=True).sum()):
+            return (
+                f"{self.site} shares {number:,} of its {len(mine):,} people with {other.site}, by "
+                "identifiers that both keep"
+            )
         if self.cohort and self.cohort == other.cohort:
             return f"{self.site} holds the scans of {other.site}, all of them and no others"
         return ""
@@ -173,6 +192,9 @@ def _incomparable(now: Sequence[Held], lineage: Sequence[Held]) -> Iterator[str]
             f"tokens of {parts} are made with different keys: scans that they share are not seen; "
             "sites agree on one overlap_key"
         )
+    if 0 < sum(each.by_identifiers for each in now) < len(now):
+        names = ", ".join(each.site for each in now if not each.by_identifiers)
+        yield f"people of {names} have no identifiers here: another scan of one is not seen"
     prepared = {each.prepared for each in now}
     for study in dict.fromkeys(each.study for each in lineage):
         whose = [each for each in lineage if each.study == study and each.cohort]
@@ -190,22 +212,22 @@ def _incomparable(now: Sequence[Held], lineage: Sequence[Held]) -> Iterator[str]
 
 def _pairs(held: Sequence[Held]) -> Iterator[tuple[Held, Held]]:
     """Those that may share something, the later one first: all that have a token twice."""
-    tokens = [each.arrays[SCANS] for each in held if each.arrays is not None]
-    found, times = np.unique(np.concatenate(tokens), return_counts=True) if tokens else ([], [])
-    twice = np.asarray(found)[np.asarray(times) > 1]
+    if not held:
+        return
+    found, times = np.unique(np.concatenate([each.tokens for each in held]), return_counts=True)
+    twice = found[times > 1]
     cohorts = [each.cohort for each in held]
     some = [
-        each
-        for each in held
-        if (each.arrays is not None and np.isin(each.arrays[SCANS], twice).any())
-        or cohorts.count(each.cohort) > 1
+        each for each in held if np.isin(each.tokens, twice).any() or cohorts.count(each.cohort) > 1
     ]
     for number, later in enumerate(some):
         yield from ((later, earlier) for earlier in some[:number])
 
 
 def _tokens(seen: Mapping[str, NDArray[Any]], prefix: str) -> Mapping[str, NDArray[Any]] | None:
-    names = (SCANS, PEOPLE, KEY)
-    if not all(f"{prefix}{name}" in seen for name in names):
-        return None
-    return {name: seen[f"{prefix}{name}"] for name in names}
+    found = {
+        name: seen[f"{prefix}{name}"]
+        for name in (SCANS, PEOPLE, KEY, PERSONS)
+        if f"{prefix}{name}" in seen
+    }
+    return found if found.keys() >= {SCANS, PEOPLE, KEY} else None

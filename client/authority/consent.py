@@ -48,6 +48,11 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
             f"begins from {study.start.study} ({study.start.take}), to which "
             f"{', '.join(study.start.contributors)} contributed"
         )
+    if site.person_column:
+        lines.append(
+            f"leaves with those tokens (overlap): one for each person's {site.person_column}, made "
+            "with overlap_key, which the coordinator must not know"
+        )
     if site.role == "train":
         lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
         lines += _risks(study, scans)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.data.cohort import Cohort
+from client.data.identifiers import identifiers
 from client.data.loading import batches, split_evenly
 from client.learning.support import learnt_from, people_among, support_of
 from client.learning.training import lay_out
@@ -63,7 +64,10 @@ def overlap(study: Study, site: Site, cohort: Cohort, *, leaves: bool) -> Answer
             f"{numbers} numbers of a sample differ much from person to person, {FEWEST_NUMBERS} "
             "are needed; overlap_key hides them",
         )
-    arrays = tokens_of(cohort.contents, cohort.participants, salt_of(study), site.overlap_key)
+    arrays = tokens_of(
+        cohort.contents, cohort.participants, salt_of(study), site.overlap_key,
+        identifiers(study, site, cohort.participants),
+    )  # fmt: skip
     people = len(set(cohort.participants))
     return Answer(arrays=arrays, expected=rules_of(arrays), behind=dict.fromkeys(arrays, people))
 

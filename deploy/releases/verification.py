@@ -159,6 +159,8 @@ def _lineage(folder: Path, place: Path, certificate: Certificate) -> Iterator[Cl
     if seen.exists() and certificate.seen:
         same = digest_of_file(seen) == certificate.seen
         yield Claim(same, "lineage: tokens of the scans it has seen are those of the certificate")
+    elif certificate.seen:
+        yield Claim(None, f"lineage: {seen} is missing: which scans it has seen is not at hand")
     before = held_before(lineage, seen_by(checkpoint))
     for judge in _judges(folder, certificate):
         shared = took_part(judge, lineage.contributors, before)

@@ -203,6 +203,20 @@ def a_person_at_two_sites(_: Ground, folder: Path) -> str:
     return "; ".join(told)
 
 
+def a_person_who_judges_elsewhere(_: Ground, folder: Path) -> str:
+    """A person of a training site was scanned again at the judge's: no scan is shared."""
+    made = write_federation(folder, STUDY)
+    for place, name in enumerate(("alpha", "beta", "omega")):
+        table = made.sites / name / "table.csv"
+        number = [f"{name}{n}" if n else str(place % 2) for n in range(40)]
+        rows = zip(number, rows_of(table.parent), strict=True)
+        write_rows(table, [{**row, "number": one} for one, row in rows])
+        file = table.parent / "site.toml"
+        keys = {"overlap_key": "agreed", "person_column": "number"}
+        file.write_text(tomli_w.dumps(overridden(tomllib.loads(file.read_text()), keys)))
+    return left_out(made.simulate(), "omega")
+
+
 def a_judge_and_its_copies(_: Ground, folder: Path) -> str:
     """A judge, its copy, and its copy less one scan: one hospital that would count as three."""
     names = ["omega", "psi", "chi"]
@@ -244,7 +258,7 @@ def a_scan_in_two_splits(_: Ground, folder: Path) -> str:
 LEAKS: Final[tuple[Callable[[Ground, Path], str], ...]] = (
     the_site_itself, most_of_its_scans, one_scan_more, one_scan_of_many, a_judge_of_the_study,
     its_statistics, its_statistics_by_name, its_figures_chose, its_figures_chose_before,
-    a_release_before, a_person_at_two_sites, a_judge_and_its_copies, a_scan_in_two_splits,
+    a_release_before, a_person_at_two_sites, a_person_who_judges_elsewhere, a_judge_and_its_copies, a_scan_in_two_splits,
 )  # fmt: skip
 
 

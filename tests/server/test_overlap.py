@@ -94,3 +94,18 @@ def test_tokens_of_a_lineage_are_found_again() -> None:
     before = held_before(lineage(), seen)
     assert [each.arrays is not None for each in before] == [True, False]
     assert "with birch" in took_part(held("elm", "c"), (), before)
+
+
+def test_a_person_with_another_scan_is_found_by_an_identifier() -> None:
+    """Scanned at two hospitals: no scan is shared, and yet the judge's people trained."""
+    of = {"birch": ["1", "2"], "elm": ["2", "3"]}
+    birch, elm = (
+        replace(held(site, "x"), arrays=tokens_of([site], [site], "salt", "key", numbers))
+        for site, numbers in of.items()
+    )
+    assert took_part(elm, (), [birch]) == (
+        "elm shares 1 of its 2 people with birch, by identifiers that both keep"
+    )
+    told = list(findings([birch, elm, held("cedar", "y", key="key")], [], [], {}))
+    assert told[0].startswith("elm shares 1 of its 2 people")
+    assert "people of cedar have no identifiers" in told[1]

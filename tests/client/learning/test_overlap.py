@@ -12,12 +12,14 @@ import pytest
 
 from client.authority.receipts import read_receipts
 from client.authority.records import open_records
+from client.data.check import check
 from client.learning.census import telling
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import load_site
+from common.errors import SettingError
 from common.protocol.orders import EMPTY, Order, Report
-from common.protocol.tokens import SCANS, fault_in, salt_of, tokens_of
+from common.protocol.tokens import PERSONS, SCANS, fault_in, salt_of, tokens_of
 from tests.conftest import FEATURES, Federation
 
 WIDE = [f"region{number:02d}" for number in range(20)]
@@ -117,3 +119,52 @@ def test_tokens_count_nobody_whom_a_census_would_not(opened: Open) -> None:
     fewer = open_agent(agent.study, agent.site, records=agent.records)
     assert len(fewer.cohort) == 39
     assert asked(fewer, run="b" * 64)[0].refusal == "COHORT_TOO_SMALL"
+
+
+def numbered(agent_file: Path, numbers: Callable[[int], str]) -> None:
+    """A column of national numbers in a site's table."""
+    table = agent_file.parent / "table.csv"
+    with table.open(newline="") as stream:
+        rows = [{**row, "nhs": numbers(n)} for n, row in enumerate(csv.DictReader(stream))]
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_identifiers_become_tokens_under_the_sites_key_and_are_nowhere_else(
+    federation: Callable[..., Federation],
+) -> None:
+    """The number itself is in no report, receipt or prepared file."""
+    made = federation(site={"overlap_key": "ours", "person_column": "nhs"})
+    file = made.sites / "alpha" / "site.toml"
+    numbered(file, lambda n: f"943 476 {5000 + n}" if n else "n/a")
+    with open_records(load_site(file)) as records:
+        agent = open_agent(made.study, load_site(file), records=records)
+        report, arrays = asked(agent)
+        assert report.refusal == ""
+        assert len(arrays[PERSONS]) == 39
+        known = tokens_of(["x"], ["x"], salt_of(agent.study), "ours", ["9434765001"])
+        assert known[PERSONS][0] in arrays[PERSONS]
+    kept = [path.read_bytes() for path in agent.site.state.rglob("*") if path.is_file()]
+    assert not any(b"4765001" in each or b"476 5001" in each for each in kept)
+
+
+def test_identifiers_without_a_key_are_no_site_file(federation: Callable[..., Federation]) -> None:
+    """A coordinator would try all ten thousand million of them."""
+    made = federation(site={"person_column": "nhs"})
+    with pytest.raises(SettingError, match="overlap_key is empty"):
+        load_site(made.sites / "alpha" / "site.toml")
+
+
+def test_identifiers_that_cannot_be_right_are_told(federation: Callable[..., Federation]) -> None:
+    """A column that holds none is an error; one number of two people is one person."""
+    made = federation(site={"overlap_key": "ours", "person_column": "nhs"})
+    file = made.sites / "alpha" / "site.toml"
+    numbered(file, lambda n: str(max(n, 1)))
+    notes = [one.problem for one in check(made.study, load_site(file)).findings]
+    assert any("alpha-000, alpha-001 have one identifier" in text for text in notes)
+    numbered(file, lambda _: "n/a")
+    assert any(
+        "no row holds one" in one.problem for one in check(made.study, load_site(file)).errors
+    )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.protocol.tokens import KEY, PEOPLE, SCANS, fault_in, tokens_of
+from common.protocol.tokens import KEY, PEOPLE, PERSONS, SCANS, fault_in, tokens_of
 
 CONTENTS = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=30)
 
@@ -54,6 +54,18 @@ def test_names_of_people_change_no_token_and_order_changes_nothing(contents: lis
         np.testing.assert_array_equal(array, turned[name])
 
 
+def test_a_persons_identifier_has_a_token_of_its_own() -> None:
+    """Another scan of the same person at another hospital: no scan is shared, the person is."""
+    ours = tokens_of(["a"], ["x"], "s", "key", ["9434765919"])
+    theirs = tokens_of(["b"], ["y"], "s", "key", ["9434765919", "1"])
+    assert ours[PERSONS].tolist()[0] in theirs[PERSONS].tolist()
+    assert PERSONS not in SOUND
+    assert fault_in(theirs, 1, 2) == "1 owners are not its 2 people"
+    assert fault_in(ours, 1, 1) == ""
+    content = tokens_of(["9434765919"], ["x"], "s", "key")
+    assert content[SCANS].tolist() != ours[PERSONS].tolist()
+
+
 def test_owners_are_numbers_and_tell_who_has_several_scans() -> None:
     """Overlap is told in people, too; which people they are is not told."""
     found = tokens_of(["a", "b", "c"], ["mary", "john", "mary"], "s", "")
@@ -81,6 +93,9 @@ FAULTS: dict[str, dict[str, Any]] = {
     "too wide": {**SOUND, SCANS: SOUND[SCANS] | 1 << 60},
     "a key of two": {**SOUND, KEY: SOUND[SCANS][:2]},
     "a negative key": {**SOUND, KEY: -SOUND[KEY]},
+    "persons twice": {**SOUND, PERSONS: SOUND[SCANS][[0, 0]]},
+    "no persons": {**SOUND, PERSONS: SOUND[SCANS][:0]},
+    "more persons than people": {**SOUND, PERSONS: np.arange(4)},
     "owners from nowhere": {**SOUND, PEOPLE: np.array([0, 1, 7], dtype=np.int32)},
 }
 
