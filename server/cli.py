@@ -76,7 +76,7 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     from server.report.live_view import ROUND, present_of, row_of
     from server.report.participation import census
     from server.report.terminal import table_in_text
-    from server.run import about_checkpoint, read_refused, read_run
+    from server.run import lineage_told, read_refused, read_run
     from server.run_state import failure_of, read_state_file, state_of
     from server.site_findings import kept, without_labels
 
@@ -88,9 +88,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
         for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
-    if run.federated.final.exists():
-        for text in about_checkpoint(run.federated.final).lineage.told():
-            say(f"lineage: {text}")
+    for text in lineage_told(run):
+        say(f"lineage: {text}")
     overlaps = overlap.kept(folder).findings
     for text in (*without_labels(run.study, census(run)), *kept(folder), *overlaps):
         say(text)

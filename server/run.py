@@ -400,6 +400,16 @@ def _mend_start(run: Run, study: Study, source: Path) -> None:
             begin.write(run.folder)
 
 
+def lineage_told(run: Run) -> list[str]:
+    """What went into the finished model, a sentence each; a damaged one is no error to a reader."""
+    if not run.federated.final.exists():
+        return []
+    try:
+        return about_checkpoint(run.federated.final).lineage.told()
+    except DamagedError:
+        return ["its checkpoint is damaged, and cannot tell"]
+
+
 def start_arrays(run: Run) -> Mapping[str, NDArray[Any]]:
     """The arrays that the run takes from its study's checkpoint; none without a `[start]`."""
     return Stored(run.folder / _START) if run.study.start is not None else {}

@@ -23,7 +23,7 @@ from server.report.tables import (
     shown,
 )
 from server.results import TOGETHER
-from server.run import Run, about_checkpoint
+from server.run import Run, lineage_told
 
 _MOST_NAMED: Final = 6  # rounds or sites spelt out in a sentence
 
@@ -153,9 +153,8 @@ def caveats(
     found = [
         f"{text}." for text in (*site_findings.kept(run.folder), *overlap.kept(run.folder).findings)
     ]
-    if run.federated.final.exists():
-        lineage = about_checkpoint(run.federated.final).lineage
-        found.append(f"What went into the model: {'; '.join(lineage.told())}.")
+    if lineage := lineage_told(run):
+        found.append(f"What went into the model: {'; '.join(lineage)}.")
     if small:
         found.append(
             f"Fewer than {SMALL} participants stand behind: {'; '.join(small)}. "
