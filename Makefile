@@ -9,7 +9,7 @@ OUT ?= demo
 FUZZ ?= --count 1000000
 CHAOS ?=
 
-.PHONY: demo test whole slow check bench fuzz chaos format clean
+.PHONY: demo test whole slow check bench leaks fuzz chaos format clean
 
 demo: $(READY)
 	$(BIN)/callosum demo --out $(OUT)
@@ -36,6 +36,9 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))
 $(TABLES):
 	@:
+
+leaks: $(READY)
+	$(BIN)/python -m tests.attacks.leaks
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(FUZZ)

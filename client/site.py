@@ -81,7 +81,7 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "settle", "train", "finetune", "judge", "evaluate"),
+        ("census", "overlap", "settle", "train", "finetune", "judge", "evaluate"),
         description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
@@ -146,11 +146,33 @@ class Site(Table):
         "tests; empty: drawn once and kept in the folder. Set it only where the same splits must "
         "come about again elsewhere.",
     )
+    overlap_key: str = Field(
+        "",
+        description="A secret that all sites of a consortium agree on and the coordinator does not "
+        "know: tokens of scans, by which sites' overlaps are counted, are made with it. Needed "
+        "where fewer than 16 numbers of a sample differ much from person to person; sites with "
+        "other keys cannot be compared.",
+    )
+    person_column: str = Field(
+        "",
+        description="Column of the site's tables with an identifier that people keep at every "
+        "hospital, such as a national number. Tokens of it, made with overlap_key, show the same "
+        "person at two sites whatever the scan; it never leaves itself.",
+    )
     data: SerializeAsAny[BaseModel] = Field(description="Where the data are.")
     targets: dict[str, Column] = Field({}, description="How columns map to targets.")
     device: Device = Field(Device(), description="What it computes on.")
     policy: Policy = Field(Policy(), description="What it allows.")
     file: Path = Field(Path("site.toml"), exclude=True, description="The file itself; not a key.")
+
+    @model_validator(mode="after")
+    def _identifiers_need_a_key(self) -> Self:
+        if self.person_column and not self.overlap_key:
+            raise ValueError(
+                f"person_column is {self.person_column} and overlap_key is empty; identifiers are "
+                "easily guessed, and need a key that the coordinator does not know"
+            )
+        return self
 
     @property
     def root(self) -> Path:

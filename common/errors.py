@@ -103,6 +103,7 @@ SENTENCES: Final[dict[str, str]] = {
     "BOOKS": "The site's books are not those that the coordinator last saw; a person must decide.",
     "PRIVACY_SPENT": "The site's limit for learning from its participants, or judging, is reached.",
     "BUSY": "The site has as many orders waiting as it takes.",
+    "GUESSABLE": "The site's scans hold so few numbers that tokens of them could be guessed.",
     "NO_DATA": "The site has no usable data for this order.",
     "NEEDS_ARRAYS": "The site does not hold arrays that the order names without sending them.",
     "ORDER_MALFORMED": "The order does not have the form that this site understands.",

@@ -197,6 +197,11 @@ class Sites(Table):
     heldout: tuple[Name, ...] = Field(
         (), description="Sites that judge the result and never contribute."
     )
+    chosen_on: tuple[Name, ...] = Field(
+        (),
+        description="Sites whose figures chose something of this study: rounds, a checkpoint, "
+        "settings. None of them may judge it, nor what begins from it.",
+    )
     quorum: Annotated[int, Field(ge=0)] = Field(
         0, description="Fewest training sites for a round to count; 0 asks for all."
     )
@@ -280,6 +285,17 @@ class Start(Table):
     )
     cohorts: tuple[Digest, ...] = Field(
         (), description="Fingerprints of those sites' scans, whatever the sites are called."
+    )
+    salt: Digest | Literal[""] = Field(
+        "", description="What tokens of scans are made with, along all studies of one chain."
+    )
+    lineage: Digest | Literal[""] = Field(
+        "", description="SHA-256 of the checkpoint's lineage, which the run takes from the file."
+    )
+    seen: Digest | Literal[""] = Field(
+        "",
+        description="SHA-256 of the tokens of scans that lie beside the checkpoint; empty: none "
+        "do, and judges are compared by name and as whole cohorts alone.",
     )
 
 

@@ -288,11 +288,18 @@ def _tables(table: Mapping[str, Any], section: str, path: Path) -> list[Any] | t
 
 
 def _held_out_sites_took_no_part(table: Mapping[str, Any], path: Path) -> None:
-    """Refuse a study that begins from the work of a site that is to judge it.
+    """Refuse a study that begins from the work of a site that is to judge it, or was chosen on it.
 
     Looked at before anything is loaded: it must not take longer than reading the file.
     """
-    took_part, judges = (_names(table, *place) for place in _LINEAGE)
+    took_part, judges, chose = (_names(table, *place) for place in _LINEAGE)
+    both = ", ".join(sorted(chose & judges))
+    if both:
+        where = f"({path}{line_of(path, 'sites.chosen_on')})"
+        raise LineageError(
+            f"{table.get('name')} was chosen by figures of {both}, which cannot judge it then; "
+            f"take {both} from sites.heldout {where}"
+        )
     both = ", ".join(sorted(took_part & judges))
     if both:
         where = f"({path}{line_of(path, 'start.contributors')})"
@@ -302,7 +309,9 @@ def _held_out_sites_took_no_part(table: Mapping[str, Any], path: Path) -> None:
         )
 
 
-_LINEAGE: Final = (("start", "contributors"), ("sites", "heldout"))
+_LINEAGE: Final = (
+    ("start", "contributors"), ("sites", "heldout"), ("sites", "chosen_on")
+)  # fmt: skip
 
 
 def _names(table: Mapping[str, Any], section: str, key: str) -> set[str]:

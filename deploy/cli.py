@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import click
 import typer
 
+from common.errors import FolderError
 from common.runtime import command
 from common.runtime.progress import console, say, tell, track
 from deploy.hub import commands
@@ -37,6 +38,10 @@ app.command()(commands.books)
 
 _ON_DISK: Final = ("t1w", "bold", "connectome")  # kinds of hospitals that are written
 
+Key = Annotated[
+    Path | None,
+    typer.Option(help="The coordinator's private key (PEM) to sign with; a hub's run finds it."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 
 
@@ -177,18 +182,83 @@ def maps(
 
 @app.command()
 def evaluate(
-    run: RunFolder,
-    site: Annotated[Path, typer.Option(help='A site file with role = "heldout".')],
+    model: Annotated[Path, typer.Argument(help="A run or a release.", metavar="MODEL")],
+    sites: Annotated[
+        Path,
+        typer.Option(
+            "--sites", "--site", help='A site file with role = "heldout", or a folder of such.'
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the answers; without it RUN/groups/GROUP, and RUN's page."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help='Name of these judges together; "later", or the one site\'s name.'),
+    ] = None,
+    key: Key = None,
 ) -> None:
-    """Judge a finished run's models on a site that took no part; results.csv gains its rows."""
-    from deploy.local import evaluate_site
+    """Judge a finished model at sites that took no part; no earlier figure changes.
+
+    A site that is found in the model's lineage, by name or by a single scan, is refused: exit 8.
+    """
+    from deploy.releases.judging import judge
     from server.report.page import format_tables, write_report
     from server.run import read_run
 
     command.fix_allocator(sys.orig_argv)
-    evaluate_site(run, site)
-    tell(format_tables(read_run(run)))
-    tell(f"report: {write_report(read_run(run))}")
+    folder = judge(model, sites, out, group, key)
+    say(f"results: {folder / 'results.csv'}, and what they rest on: {folder / 'certificate.json'}")
+    if out is None:
+        tell(format_tables(read_run(model)))
+        tell(f"report: {write_report(read_run(model))}")
+
+
+@app.command()
+def release(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="New folder for the release.")],
+    key: Key = None,
+    without_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--without-tokens",
+            help="Leave tokens of the scans out: later judges are then compared as whole cohorts.",
+        ),
+    ] = False,
+) -> None:
+    """Put a finished model together for others: weights, study, lineage, results, model card."""
+    from deploy.releases.release import write_release
+
+    tell(f"release: {write_release(run, out, key, tokens=not without_tokens)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="A release, a run, or the folder of an evaluation.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The run or release that was judged, if it lies elsewhere by now."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The coordinator's public keys (PEM), as you got them from a person."),
+    ] = None,
+) -> None:
+    """Say what a certificate says, and whether weights, study and results are what it speaks of.
+
+    Exit code 5 if anything does not hold.
+    """
+    from deploy.releases.verification import verified
+
+    found = verified(folder, model, key)
+    for claim in found:
+        tell(claim.told)
+    if any(claim.holds is False for claim in found):
+        raise typer.Exit(FolderError.exit_code)
 
 
 @app.command(name="catalogue")

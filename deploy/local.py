@@ -29,16 +29,12 @@ from client.data.cohort import Cohort, Samples
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
-from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
+from common.errors import SettingError
 from common.network.buildable import check_buildable
 from common.protocol.wire import array_record, pack_report, unpack_order
-from common.sections import RESERVED
-from common.study import Study, load_study, with_plugins
+from common.study import Study, load_study
 from server.app import app
 from server.federation.census import POOLED
-from server.federation.exchange import Exchange
-from server.federation.phases import Phases
-from server.results import write_results
 from server.run import Run, open_run, read_run
 
 _log = getLogger("callosum.local")
@@ -167,7 +163,7 @@ def simulate(study_file: Path, sites: Path, out: Path, *, recast: bool = False) 
 
 def run_phases(agents: Sequence[Agent], folder: Path) -> None:
     """Drive an opened run folder's phases over `agents`, through Flower's ServerApp."""
-    _pin_threads(agents)
+    pin_threads(agents)
     grid = LocalGrid(agents)
     context = Context(
         run_id=1,
@@ -194,7 +190,7 @@ def find_sites(study: Study, folder: Path, *, recast: bool = False) -> list[Site
         **dict.fromkeys(study.sites.heldout, "heldout"),
     }
     found: dict[str, Site] = {}
-    files = [folder] if folder.is_file() else _site_files(folder)
+    files = [folder] if folder.is_file() else site_files(folder)
     for file in files:
         site = load_site(file)
         if site.name not in named:
@@ -218,7 +214,7 @@ def find_sites(study: Study, folder: Path, *, recast: bool = False) -> list[Site
     return [found[name] for name in named]
 
 
-def _site_files(folder: Path) -> list[Path]:
+def site_files(folder: Path) -> list[Path]:
     """Every site*.toml below; one data set that cannot be listed hides nothing beside it."""
     found = (
         Path(place) / name
@@ -269,40 +265,7 @@ def _stacked_measures(cohorts: Sequence[Cohort]) -> NDArray[np.floating[Any]] | 
     return np.concatenate(parts) if alike else None
 
 
-def _pin_threads(agents: Sequence[Agent]) -> None:
+def pin_threads(agents: Sequence[Agent]) -> None:
     """One thread count for the process: more threads than cores doubles the time of a step."""
     asked = {agent.site.device.threads for agent in agents} - {0}
     torch.set_num_threads(min(asked) if asked else os.cpu_count() or 1)
-
-
-def evaluate_site(folder: Path, site_file: Path) -> None:
-    """Judge a finished run's models on one more site, which must have taken no part in them.
-
-    Raises
-    ------
-    LineageError
-        If the site's role, name or scans say that it contributed.
-    FolderError
-        If the run is not finished.
-    """
-    run, site = read_run(folder), load_site(site_file)
-    if site.role != "heldout":
-        raise LineageError(f'{site_file} says role = "{site.role}"; only a held-out site can judge')
-    if site.name in RESERVED:
-        raise SettingError(f'no site may be called "{site.name}"; results use that name')
-    if site.name in run.study.sites.train:
-        raise LineageError(f"{site.name} is a training site of {run.study.name}; it cannot judge")
-    if not run.federated.final.exists() or not (folder / "results.csv").exists():
-        raise FolderError(f"{folder} is not finished; simulate it first")
-    agent = open_agent(with_plugins(run.study), site)
-    _pin_threads([agent])
-    grid = LocalGrid([agent])
-    with open_run(folder, run.study):
-        exchange = Exchange(grid, grid.nodes, run.study)
-        phases = Phases(run, exchange)
-        outcome = phases.census_of([site.name])
-        if site.name not in outcome.reports:
-            code = outcome.refused[site.name]
-            raise DataError(f"{site.name} cannot judge: {code}: {SENTENCES[code]}")
-        phases.judge([site.name], outcome.reports)
-        write_results(run)

@@ -46,7 +46,9 @@ def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
 @study_app.command("start")
 def start(
     file: Annotated[Path, typer.Argument(help="Study file that is to begin from a checkpoint.")],
-    checkpoint: Annotated[Path, typer.Option("--from", help="A run's final.safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Option("--from", help="A finished run, a release, or its final.safetensors.")
+    ],
     take: Annotated[str, typer.Option(help="Its arrays that are taken: backbone or all.")] = (
         "backbone"
     ),
@@ -70,10 +72,11 @@ def show_keys() -> None:
 
 def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]) -> None:
     """Show where a run stands: rounds, who answered, losses."""
+    from server import overlap
     from server.report.live_view import ROUND, present_of, row_of
     from server.report.participation import census
     from server.report.terminal import table_in_text
-    from server.run import read_refused, read_run
+    from server.run import lineage_told, read_refused, read_run
     from server.run_state import failure_of, read_state_file, state_of
     from server.site_findings import kept, without_labels
 
@@ -85,7 +88,10 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
         for site, code in read_refused(path).items():
             phase = path.parent.relative_to(folder)
             say(f"{phase}: {site} did not take part: {code}: {SENTENCES.get(code, '')}")
-    for text in (*without_labels(run.study, census(run)), *kept(folder)):
+    for text in lineage_told(run):
+        say(f"lineage: {text}")
+    overlaps = overlap.kept(folder).findings
+    for text in (*without_labels(run.study, census(run)), *kept(folder), *overlaps):
         say(text)
     state = state_of(folder)
     if state.get("state") == "running":

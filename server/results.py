@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +14,12 @@ from common.printable import csv_cell
 from common.protocol.orders import Measurement
 from common.protocol.wire import read_spooled
 from common.runtime.durable import write_atomically
-from server.run import Run
+from server.overlap import kept
+from server.run import Run, read_sealed
 
 TOGETHER: Final = "all"  # in the column `site`: all sites that measured it, as one
+GROUPS: Final = "groups"  # folder of those who judged later, a folder each group
+EVALUATION: Final = "evaluation.json"  # in each: which group it is
 COLUMNS: Final = tuple(Measurement.model_fields)
 
 
@@ -28,19 +32,41 @@ def measurements(run: Run) -> list[Measurement]:
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]
     rows = [row for file in files for row in read_spooled(file).measurements]
+    for folder in sorted((run.folder / GROUPS).glob("*")):
+        rows += measurements(replace(run, folder=folder))
     return sorted([*rows, *together(run)], key=_place)
+
+
+def all_of(group: str) -> str:
+    """What stands in the column `site` for all sites of a group; the study's own has no name.
+
+    >>> all_of(""), all_of("later")
+    ('all', 'all-later')
+    """
+    return f"{TOGETHER}-{group}" if group else TOGETHER
+
+
+def group_of(folder: Path) -> str:
+    """The group of held-out sites whose answers a folder holds; "" is the study's own."""
+    path = folder / EVALUATION
+    return str(read_sealed(path).get("group", "")) if path.exists() else ""
 
 
 def together(run: Run) -> list[Measurement]:
     """Each model over all held-out sites at once: the mean of what they measured, by scans.
 
+    A site that holds scans of an earlier one is left out, so that each counts once.
+
     Likewise each way of fine-tuning over the sites that tuned by it, by people: its mean over
     draws, and what is between it and another. Over those that have the metric, which its n tells;
     its interval is normal, from the widths of theirs, as of people of whom none is at two sites.
     """
-    found = []
+    found, copied = [], kept(run.folder).copies
     for folder in sorted((run.folder / "evaluation").glob("*")):
-        found += put_together(_reported(folder))
+        found += [
+            row.model_copy(update={"site": all_of(group_of(run.folder))})
+            for row in put_together(_reported(folder, copied))
+        ]
     for phase in ("finetuning", "judge"):
         for folder in sorted((run.folder / phase).glob("*/*")):
             found += put_together(map(_of_all_draws, _reported(folder)), by_people=True)
@@ -57,10 +83,11 @@ def put_together(
     return [one for rows in by_metric.values() for one in _together(rows, by_people=by_people)]
 
 
-def _reported(folder: Path) -> Iterator[tuple[Measurement, ...]]:
-    """What each site said in answer to one order."""
+def _reported(folder: Path, without: Container[str] = ()) -> Iterator[tuple[Measurement, ...]]:
+    """What each site said in answer to one order, but for some."""
     for file in sorted(folder.glob("*.safetensors")):
-        yield read_spooled(file).measurements
+        if file.stem not in without:
+            yield read_spooled(file).measurements
 
 
 def _of_all_draws(rows: Sequence[Measurement]) -> list[Measurement]:

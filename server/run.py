@@ -5,7 +5,9 @@ RUN/
   study.json           the same, resolved and checked
   provenance.json      run id, study digest, versions
   start.safetensors    the checkpoint that the study begins from, if it has a [start]
-  census/              what each site holds
+  start-seen.safetensors  tokens of the scans that it has seen
+  seen.safetensors     the same, and those of the sites that train here; counts alone are shown
+  census/, overlap/    what each site holds, and tokens of its scans
   rounds/0001/         replies/SITE.safetensors, record.json
   settle/0000/         the sites' sums of which the network's constants were made
   checkpoints/         0000.safetensors (initial) ..., final.safetensors
@@ -48,12 +50,16 @@ from common.protocol.wire import Stored, write_arrays
 from common.runtime.durable import write_atomically
 from common.runtime.locks import lock
 from common.runtime.progress import say
+from common.sections import Start
 from common.settings import Table
 from common.study import Study, read_resolved
+from server.lineage import Lineage
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _KEPT_CHECKPOINTS: Final = 2  # the newest, and one more in case it is the disk that fails
 _START: Final = "start.safetensors"
+_START_SEEN: Final = "start-seen.safetensors"
+SEEN: Final = "seen.safetensors"  # beside a model's checkpoints: tokens of scans that it saw
 _SEAL: Final = "sha256"  # in a JSON table: the digest of all its other entries
 _VERSIONS: Final = ("callosum", "flwr", "torch", "numpy", "safetensors", "pydantic")
 
@@ -65,8 +71,7 @@ class Checkpoint:
     round: int
     arrays: Mapping[str, NDArray[Any]]
     state: Mapping[str, NDArray[Any]]
-    contributors: tuple[str, ...]
-    cohorts: tuple[str, ...]
+    lineage: Lineage
 
 
 class About(Table):
@@ -77,8 +82,7 @@ class About(Table):
     name: str
     model: str
     round: int
-    contributors: tuple[str, ...]
-    cohorts: tuple[str, ...]
+    lineage: Lineage
     plan: dict[str, Rule]
 
 
@@ -97,6 +101,11 @@ class Branch:
     def final(self) -> Path:
         """The finished model."""
         return self.folder / "checkpoints" / "final.safetensors"
+
+    @property
+    def seen(self) -> Path:
+        """Tokens of all scans that went into the model, along its lineage."""
+        return self.folder / SEEN
 
     def records(self) -> list[dict[str, Any]]:
         """Records of all finished rounds, first to last."""
@@ -261,8 +270,7 @@ def load_checkpoint(path: Path, study: Study) -> Checkpoint:
         round=about.round,
         arrays=Stored(path, "model/").check(),
         state=Stored(path, "state/").check(),
-        contributors=about.contributors,
-        cohorts=about.cohorts,
+        lineage=about.lineage,
     )
 
 
@@ -341,8 +349,7 @@ def _describe(checkpoint: Checkpoint, study: Study, plan: Plan, model: str) -> d
         "name": study.name,
         "model": model,
         "round": checkpoint.round,
-        "contributors": sorted(checkpoint.contributors),
-        "cohorts": sorted(checkpoint.cohorts),
+        "lineage": checkpoint.lineage.model_dump(mode="json"),
         "plan": {name: rule.as_json() for name, rule in plan.items()},
     }
     return {"checkpoint": json.dumps(about, sort_keys=True)}
@@ -352,8 +359,8 @@ def _create(folder: Path, study: Study, source: Path | None) -> None:
     begin = _begin(study, source)
     # study.json first: from then on the folder is known as a run, whatever happens next
     write_json(folder / "study.json", study.model_dump(mode="json"))
-    if begin:
-        write_arrays(folder / _START, begin, {})
+    if begin is not None:
+        begin.write(folder)
     if source is not None:
         write_atomically(folder / "study.toml", source.read_bytes())
     versions = {name: _version(name) for name in _VERSIONS} | {"python": platform.python_version()}
@@ -384,12 +391,24 @@ def _mend_start(run: Run, study: Study, source: Path) -> None:
     """Take the arrays of the study's checkpoint again where the run's own copy is damaged."""
     if study.start is None:
         return
-    path = run.folder / _START
     try:
-        Stored(path).check()
+        Stored(run.folder / _START).check()
+        start_seen(run)
     except DamagedError as error:
-        say(f"{error}; its arrays are taken again from start.file")
-        write_arrays(path, _begin(study, source), {})
+        say(f"{error}; it is taken again from start.file")
+        begin = _begin(study, source)
+        if begin is not None:
+            begin.write(run.folder)
+
+
+def lineage_told(run: Run) -> list[str]:
+    """What went into the finished model, a sentence each; a damaged one is no error to a reader."""
+    if not run.federated.final.exists():
+        return []
+    try:
+        return about_checkpoint(run.federated.final).lineage.told()
+    except DamagedError:
+        return ["its checkpoint is damaged, and cannot tell"]
 
 
 def start_arrays(run: Run) -> Mapping[str, NDArray[Any]]:
@@ -397,11 +416,52 @@ def start_arrays(run: Run) -> Mapping[str, NDArray[Any]]:
     return Stored(run.folder / _START) if run.study.start is not None else {}
 
 
-def _begin(study: Study, source: Path | None) -> Mapping[str, NDArray[Any]]:
-    """The arrays that `[start]` names, from its file, if they are the ones that it names."""
+def start_lineage(run: Run) -> Lineage | None:
+    """The lineage of the checkpoint that the run's study begins from, if it does from any."""
+    if run.study.start is None:
+        return None
+    try:
+        return Lineage.model_validate_json(Stored(run.folder / _START).text("lineage"))
+    except ValidationError:
+        raise DamagedError(f"{run.folder / _START} is damaged: it holds no lineage") from None
+
+
+def start_seen(run: Run) -> Mapping[str, NDArray[Any]]:
+    """Tokens of the scans that went into that checkpoint; none where none were kept beside it."""
+    start = run.study.start
+    return Stored(run.folder / _START_SEEN).check() if start is not None and start.seen else {}
+
+
+def model_file(place: Path) -> Path:
+    """The finished model in a run's or release's folder; a file is that model itself."""
+    return place / "checkpoints" / "final.safetensors" if place.is_dir() else place
+
+
+def seen_by(checkpoint: Path) -> Mapping[str, NDArray[Any]]:
+    """Tokens that lie beside a run's checkpoint, as they were when it was made; {} without any."""
+    path = checkpoint.parent.parent / SEEN
+    return Stored(path).check() if path.exists() else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What a run takes from a checkpoint: arrays, whence they are, and tokens of what they saw."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    lineage: Lineage
+    seen: Mapping[str, NDArray[Any]]
+
+    def write(self, folder: Path) -> None:
+        write_arrays(folder / _START, self.arrays, {"lineage": self.lineage.model_dump_json()})
+        if self.seen:
+            write_arrays(folder / _START_SEEN, self.seen, {})
+
+
+def _begin(study: Study, source: Path | None) -> _Begin | None:
+    """What `[start]` names, from its file, if it is all what it names."""
     start = study.start
     if start is None:
-        return {}
+        return None
     if source is None or not start.file:
         raise SettingError("start.file is missing; only the run's first command needs it")
     path = source.parent / start.file
@@ -414,7 +474,31 @@ def _begin(study: Study, source: Path | None) -> Mapping[str, NDArray[Any]]:
             f"start.arrays is {start.arrays[:12]}..., but the arrays in {path} are "
             f"{digest[:12]}...; callosum study start writes the table anew ({source})"
         )
-    return found
+    lineage, seen = about_checkpoint(path).lineage, seen_by(path)
+    wrong = _unlike(start, lineage, seen)
+    if wrong:
+        raise SettingError(
+            f"start.{wrong} is not that of {path}, which says who may not judge; callosum study "
+            f"start writes the table anew ({source})"
+        )
+    return _Begin(found, lineage, seen)
+
+
+def _unlike(start: Start, lineage: Lineage, seen: Mapping[str, NDArray[Any]]) -> str:
+    """The first key of `[start]` that says something else than the checkpoint does."""
+    wanted = told_of(lineage, seen)
+    return next((key for key, value in wanted.items() if getattr(start, key) != value), "")
+
+
+def told_of(lineage: Lineage, seen: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What a `[start]` table says of the lineage of a checkpoint."""
+    return {
+        "contributors": lineage.contributors,
+        "cohorts": lineage.cohorts,
+        "salt": lineage.salt,
+        "lineage": lineage.digest,
+        "seen": digest_of(seen) if seen else "",
+    }
 
 
 def _version(package: str) -> str:

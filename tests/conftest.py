@@ -174,7 +174,7 @@ def write_federation(
 # files that stand whole federations, real processes or thousands of files up: `make whole`
 WHOLE = (
     "attacks/test_askings", "attacks/test_books", "attacks/test_departures", "attacks/test_files",
-    "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
+    "attacks/test_leaks", "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
     "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
     "client/data/anatomy/test_preparation", "client/data/anatomy/test_registration",
     "client/data/readers/test_t1w", "client/data/synthesis/test_anatomy",
@@ -187,6 +187,7 @@ WHOLE = (
     "common/test_seams",
     "deploy/hospitals/test_dataset", "deploy/hub/test_bundle", "deploy/hub/test_nginx",
     "deploy/hub/test_prometheus", "deploy/hub/test_service", "deploy/kits/test_provision",
+    "deploy/releases/test_judging", "deploy/releases/test_release",
     "deploy/test_commands",
     "deploy/test_deployment", "deploy/test_deployment_files", "deploy/test_equalities",
     "deploy/test_kill", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",

@@ -119,6 +119,8 @@ def check_role(site: Site, order: Order) -> None:
 def check_start(site: Site, study: Study, fingerprint: str) -> None:
     """Refuse to judge what came of this site's own scans, under whatever name they were used."""
     start = study.start
+    if site.role == "heldout" and site.name in study.sites.chosen_on:
+        raise Refusal("ROLE", f"{study.name} was chosen by this held-out site's figures")
     if start is None or site.role != "heldout":
         return
     if site.name in start.contributors or fingerprint in start.cohorts:

@@ -49,6 +49,11 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
             f"begins from {study.start.study} ({study.start.take}), to which "
             f"{', '.join(study.start.contributors)} contributed"
         )
+    if site.person_column:
+        lines.append(
+            f"leaves with those tokens (overlap): one for each person's {site.person_column}, made "
+            "with overlap_key, which the coordinator must not know"
+        )
     if site.role == "train":
         lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
         lines += _risks(study, scans)
@@ -118,6 +123,7 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
         "leaves once (census): how many scans, people and labels of each target there are, a "
         "fingerprint of all scans together"
     )
+    yield _OVERLAP
     if settled:
         yield (
             f"leaves before the first round of each model (settle): sums over all training scans, "
@@ -154,11 +160,18 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
             )
 
 
+_OVERLAP = (
+    "leaves once (overlap): a token for each scan and which of them are one person's, by which "
+    "scans that two sites share are counted; whoever has a scan bit for bit can make its token"
+)
+
+
 def _judging() -> Iterator[str]:
     yield (
         "leaves once (census): how many scans, people and labels of each target there are, a "
         "fingerprint of all scans together"
     )
+    yield _OVERLAP
     yield (
         "leaves for each model (evaluate): metrics with their intervals, in three figures; no "
         "arrays"
@@ -220,7 +233,7 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
 def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[str]:
     """What the study would ask for and the policy refuses."""
     policy = site.policy
-    wanted = {"census", "train"} if site.role == "train" else {"census", "evaluate"}
+    wanted = {"census", "overlap", "train" if site.role == "train" else "evaluate"}
     if site.role == "train":
         wanted |= {"finetune" for _ in study.finetuning}
         wanted |= {kind for task in study.finetuning for kind in task.then}

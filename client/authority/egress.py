@@ -23,7 +23,7 @@ from common.protocol.orders import Measurement, Order, Report
 from common.seams import SHARED
 
 _COUNT_PREFIXES: Final = ("loss/", "validation-loss/")
-_WITH_ARRAYS: Final = ("settle", "train", "explain", "send", "linear")
+_WITH_ARRAYS: Final = ("overlap", "settle", "train", "explain", "send", "linear")
 
 
 def inspect(

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from client.data.dictionary import contradictions
 from client.data.finding import Finding, Join
+from client.data.identifiers import odd_identifiers
 from client.data.labels import read_labels
 from client.data.measures import read_measures
 from client.data.reader import Source, find_sources, inspected
+from client.data.repeats import repeats
 from client.site import Site
 from common.sections import Target
 from common.study import Study
@@ -79,6 +81,8 @@ def check(study: Study, site: Site) -> Check:
             *contradictions(study.targets, site.targets, found.dictionary),
             *labels.findings,
             *unread,
+            *odd_identifiers(study, site),
+            *repeats(study, site, names, labels.values),
         ),
         joins=(*found.joins, *joined),
     )

@@ -130,6 +130,7 @@ def find_sources(study: Study, site: Site) -> Found:
         If the site's folder or table cannot be used at all.
     """
     columns = frozenset(column.column for column in site.targets.values() if column.column)
+    columns |= {site.person_column} - {""}
     return reader_of(study.kind_name).find(study.data, site.data, site.root, columns)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.data.cohort import Cohort
+from client.data.identifiers import identifiers
 from client.data.loading import batches, person_codes, split_evenly
 from client.learning.support import (
     labelled_among,
@@ -30,11 +31,15 @@ from common import label_sums
 from common.arrays import Arrays
 from common.column_units import Columns, among_all, figures, in_words, named
 from common.errors import Refusal
+from common.network.plan import rules_of
 from common.network.settling import added, settling, sums_of, sums_plan
+from common.protocol.tokens import FEWEST_NUMBERS, salt_of, tokens_of
 from common.study import Study
 
 HELD = "scans"  # group of a census: everything that is usable
 _AT_ONCE = 256  # samples
+_GUESSED = 1 << 12  # numbers in a sample; nobody guesses an image of more
+_MANY_VALUES = 10
 
 
 def census(study: Study, site: Site, cohort: Cohort) -> Answer:
@@ -51,6 +56,38 @@ def census(study: Study, site: Site, cohort: Cohort) -> Answer:
             raise Refusal("NO_DATA", f"{len(training)} training samples")
     support, participants = support_of(cohort, np.arange(len(cohort)), HELD, study.targets)
     return Answer(support=support, participants=participants)
+
+
+def overlap(study: Study, site: Site, cohort: Cohort, *, leaves: bool) -> Answer:
+    """Tokens of all scans, by which those that other sites hold too are counted.
+
+    Raises
+    ------
+    Refusal
+        GUESSABLE if they leave the machine, and could be guessed without the sites' own key.
+    """
+    if leaves and not site.overlap_key and (numbers := telling(study, cohort)) < FEWEST_NUMBERS:
+        raise Refusal(
+            "GUESSABLE",
+            f"{numbers} numbers of a sample differ much from person to person, {FEWEST_NUMBERS} "
+            "are needed; overlap_key hides them",
+        )
+    arrays = tokens_of(
+        cohort.contents, cohort.participants, salt_of(study), site.overlap_key,
+        identifiers(study, site, cohort.participants),
+    )  # fmt: skip
+    people = len(set(cohort.participants))
+    return Answer(arrays=arrays, expected=rules_of(arrays), behind=dict.fromkeys(arrays, people))
+
+
+def telling(study: Study, cohort: Cohort) -> int:
+    """How many numbers of a sample take many values here: sixteen flags are easily guessed."""
+    numbers = math.prod(study.shape)
+    if numbers > _GUESSED:
+        return numbers
+    some = np.sort(np.asarray(cohort.samples[np.arange(min(len(cohort), _AT_ONCE))]), axis=0)
+    values = 1 + np.count_nonzero(np.diff(some, axis=0), axis=0)
+    return int(np.count_nonzero(values >= _MANY_VALUES))
 
 
 def settle(

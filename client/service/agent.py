@@ -26,7 +26,14 @@ from client.authority.egress import inspect
 from client.authority.records import Records
 from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
-from client.learning.census import census, lacking_labels, settle, sum_labels, unlike_columns
+from client.learning.census import (
+    census,
+    lacking_labels,
+    overlap,
+    settle,
+    sum_labels,
+    unlike_columns,
+)
 from client.learning.evaluation import Judge
 from client.learning.explanation import explained
 from client.learning.finetuning import Tuning
@@ -260,6 +267,7 @@ class Agent:
             return self._tune(order, arrays)
         work = {
             "census": self._census,
+            "overlap": self._overlap,
             "settle": lambda: self._settle(order, arrays),
             "train": lambda: self._train(order, arrays),
             "evaluate": lambda: self._evaluate(order, arrays),
@@ -267,14 +275,22 @@ class Agent:
         }
         return work[order.kind]()
 
-    def _census(self) -> Answer:
+    def _admit_people(self) -> None:
+        """Enter a count of all people, unless a few of them came or went since an earlier one."""
         if self.records is not None:  # else nothing leaves
             people = frozenset(pseudonyms(self.cohort.participants, secret_of(self.site)))
             censuses = Censuses(self.site.state / CENSUSES)
             censuses.admit(people, self.site.policy.minimum_support)
+
+    def _census(self) -> Answer:
+        self._admit_people()
         if lacking := lacking_labels(self.study, self.site, self.cohort):
             _log.warning("%s: %s", self.site.name, lacking)
         return census(self.study, self.site, self.cohort)
+
+    def _overlap(self) -> Answer:
+        self._admit_people()  # tokens are a count, too
+        return overlap(self.study, self.site, self.cohort, leaves=self.records is not None)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:
         network, plan = _network(self.study)

@@ -25,6 +25,7 @@ _ROOMS: Final = ("common", "client", "server")
 _CORE: Final = (
     "common.protocol.orders",
     "common.protocol.signing",
+    "common.protocol.tokens",
     "common.protocol.wire",
     "common.network.building",
     "common.metrics",

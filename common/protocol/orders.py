@@ -23,7 +23,16 @@ from common.study import canonical
 PROTOCOL: Final = 3  # raised when either end would misread the other
 
 OrderKind = Literal[
-    "census", "settle", "train", "finetune", "judge", "explain", "send", "linear", "evaluate"
+    "census",
+    "overlap",
+    "settle",
+    "train",
+    "finetune",
+    "judge",
+    "explain",
+    "send",
+    "linear",
+    "evaluate",
 ]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
@@ -37,6 +46,7 @@ class Order(Table):
     """One request to one site.
 
     census: how many scans, participants and labels are there.
+    overlap: a keyed token of each scan, by which scans that two sites share are counted.
     settle: sums over the training scans that the network's constants are made of.
     train: train the given arrays for one round; the report holds the trained arrays.
     finetune: learn `task` by one method; the report holds measurements, the site keeps the models.

@@ -26,6 +26,7 @@ from common.settings import Table
 CLOCK_TOLERANCE_S: Final = 300.0
 LONGEST_ORDER: Final = 1 << 18  # characters; a lineage of a thousand sites has 64 thousand
 _CONTEXT: Final = b"callosum order 1\0"  # a signature made for something else never fits
+_DOCUMENT: Final = b"callosum document 1\0"
 _END: Final = b"-----END PUBLIC KEY-----"
 
 
@@ -108,6 +109,20 @@ def read_envelope(text: str) -> Envelope:
         ]
         detail = f"{error.error_count()} faults, the first: {kind}"
         raise Refusal("ORDER_MALFORMED", detail) from None
+
+
+def sign_document(text: bytes, key: Ed25519PrivateKey) -> str:
+    """The coordinator's signature, in hex, of a text that is to be shown to others."""
+    return key.sign(_DOCUMENT + text).hex()
+
+
+def signed_document(text: bytes, signature: str, key: Ed25519PublicKey) -> bool:
+    """Whether `key` signed just this text as a document; a signature of an order never is one."""
+    try:
+        key.verify(bytes.fromhex(signature), _DOCUMENT + text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:

@@ -251,5 +251,5 @@ _SITE_FILE_END: Final = """\
 [policy]
 minimum_support = 4   # fewest participants behind any number that leaves; for real people 10
 # minimum_cohort = 10   # fewest usable participants to take part at all
-# orders = ["census", "train", "finetune", "evaluate"]
+# orders = ["census", "overlap", "train", "finetune", "evaluate"]
 """

@@ -193,7 +193,7 @@ column = "memory"
 
 [policy]
 # with "explain": a map that is a mean over test participants may leave
-orders = ["census", "settle", "train", "finetune", "judge", "explain", "evaluate"]
+orders = ["census", "overlap", "settle", "train", "finetune", "judge", "explain", "evaluate"]
 minimum_cohort = 1
 minimum_support = 1   # nobody is behind these numbers; for real people 10
 """

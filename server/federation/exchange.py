@@ -27,6 +27,7 @@ from common.network.plan import Plan
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Order, Report
 from common.protocol.signing import seal
+from common.protocol.tokens import BYTES_OF_SCAN
 from common.protocol.wire import (
     Stored,
     array_record,
@@ -312,6 +313,8 @@ class Exchange:
         sizes = [rule.nbytes for rule in self._plan.values() if rule.travels]
         if orders[0].kind == "linear":  # of as many measures as the sites have
             sizes = [_LARGE]
+        if orders[0].kind == "overlap":
+            sizes = [BYTES_OF_SCAN * self._study.sites.most_scans]
         return Allowance.of(sizes, longest_text(self._study, orders[0]))
 
     def _decide(

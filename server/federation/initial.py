@@ -37,7 +37,7 @@ from common.seeding import seed_of
 from common.settings import checked, read_toml
 from common.study import Study, load_study, parse_study, with_plugins
 from server.federation.report_validation import Sound
-from server.run import about_checkpoint
+from server.run import about_checkpoint, model_file, seen_by, told_of
 
 # (number of the pass, constants so far, what a site's sums must be) -> sums of each site
 Ask = Callable[[int, Arrays, Plan, Sound], Sequence[Mapping[str, NDArray[Any]]]]
@@ -70,7 +70,7 @@ def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[
 
 
 def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...]) -> str:
-    """The `[start]` table of the study in `file`, from a checkpoint that Callosum wrote.
+    """The `[start]` table of the study in `file`, from a checkpoint, finished run or release.
 
     Raises
     ------
@@ -78,6 +78,7 @@ def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...])
         If what the study's network would take and what the checkpoint holds do not match, array by
         array; or a held-out site of the study contributed.
     """
+    checkpoint = model_file(checkpoint)
     table = read_toml(file)
     table.pop("start", None)
     study = parse_study(table, file)
@@ -91,8 +92,7 @@ def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...])
             "take": take,
             "leave": leave,
             "arrays": "0" * 64,
-            "contributors": list(about.contributors),
-            "cohorts": list(about.cohorts),
+            **told_of(about.lineage, seen_by(checkpoint)),
         },
         file=checkpoint,
         at="start",

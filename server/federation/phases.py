@@ -1,7 +1,7 @@
 """The phases of a run, each of which resumes by itself.
 
-census -> settled constants -> federated rounds -> rival models -> fine-tuning -> what is asked of
-the tuned models -> out-of-site evaluation -> results.csv.
+census -> overlaps -> settled constants -> federated rounds -> rival models -> fine-tuning -> what
+is asked of the tuned models -> out-of-site evaluation -> results.csv.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from common.arrays import Arrays
 from common.errors import SENTENCES, DataError, LineageError, QuorumError
 from common.network.plan import Plan
 from common.protocol.orders import Order, Report
-from common.protocol.wire import Stored, open_arrays
+from common.protocol.tokens import salt_of
+from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.runtime.progress import say
 from common.sections import FineTuning
 from common.study import Study
@@ -29,17 +30,34 @@ from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import NOTHING, Parcel, parcel_of
 from server.federation.report_validation import Sound
 from server.federation.rounds import Rounds
+from server.lineage import Use, begun
+from server.overlap import (
+    Held,
+    Overlaps,
+    copies,
+    findings,
+    held_before,
+    held_now,
+    keep,
+    seen_with,
+    took_part,
+)
 from server.results import write_results
 from server.run import (
     Branch,
     Checkpoint,
     Run,
+    about_checkpoint,
     load_checkpoint,
     read_refused,
+    seen_by,
     start_arrays,
+    start_lineage,
+    start_seen,
     write_json,
 )
 
+OVERLAP: Final = "overlap"  # folder of sites' tokens
 REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
 
 
@@ -49,6 +67,11 @@ class Phases:
 
     run: Run
     exchange: Exchange
+    out: Path | None = None  # where judges' answers go; the run's own folder if nothing is said
+
+    @property
+    def _out(self) -> Path:
+        return self.out or self.run.folder
 
     def all(self) -> None:
         """Everything the study asks for; what is done already is not done again."""
@@ -78,14 +101,13 @@ class Phases:
             If a site, or its very scans under another name, took part in training.
         """
         study = self.run.study
-        for branch in self.run.branches():
-            if not branch.final.exists():
-                continue
+        finished = [branch for branch in self.run.branches() if branch.final.exists()]
+        for branch in finished:
+            self._none_took_part(branch, sites, census)
+        for branch in finished:
             final = load_checkpoint(branch.final, study)
-            for site in sites:
-                took_no_part(site, census[site], final.contributors, final.cohorts, branch.model)
             parcel = parcel_of(final.arrays, branch.plan(study))
-            self._judge_one(branch.model, parcel, final.contributors, sites)
+            self._judge_one(branch.model, parcel, final.lineage.contributors, sites)
         linear = self.run.linear / f"{POOLED}.safetensors"
         if linear.exists():
             with open_arrays(linear) as file:
@@ -112,6 +134,16 @@ class Phases:
     def _labels(self) -> Path:
         return self.run.folder / "labels"
 
+    def _none_took_part(
+        self, branch: Branch, sites: Sequence[str], census: Mapping[str, Report]
+    ) -> None:
+        lineage = about_checkpoint(branch.final, self.run.study).lineage
+        seen = held_before(lineage, seen_by(branch.final))
+        held = held_now(self.run.study, {site: census[site] for site in sites}, self._out / OVERLAP)
+        for judge in held.values():
+            if why := took_part(judge, lineage.contributors, seen):
+                raise LineageError(f"{judge.site} cannot judge {branch.model}: {why}")
+
     def _judge_one(
         self,
         model: str,
@@ -127,14 +159,44 @@ class Phases:
             model=model,
             against=() if model == "federated" else ("federated",),
         )
-        folder = self.run.folder / "evaluation" / model
+        folder = self._out / "evaluation" / model
         self._ask(orders, parcel, folder, {}, f"evaluating {model}: sites")
 
     def census_of(self, sites: Sequence[str]) -> Outcome:
-        """Ask `sites` what they hold."""
-        folder = self.run.folder / "census"
+        """Ask `sites` what they hold, in counts, and for tokens of their scans."""
         orders = self._orders("census", sites, NOTHING)
-        return self._ask(orders, NOTHING, folder, {}, "census: sites")
+        outcome = self._ask(orders, NOTHING, self._out / "census", {}, "census: sites")
+        self.exchange.census = outcome.reports
+        # all training data in one place are those of sites that are asked themselves
+        able = [site for site in sorted(outcome.reports) if site != POOLED]
+        orders = self._orders("overlap", able, NOTHING)
+        self._ask(orders, NOTHING, self._out / OVERLAP, {}, "overlap: sites")
+        return outcome
+
+    def overlaps(
+        self, census: Mapping[str, Report], before: Sequence[Held], refused: Sequence[str] = ()
+    ) -> None:
+        """What the sites of a census share with each other, kept and said.
+
+        `before` are those of the studies that led here, with whom it must be possible to compare;
+        `refused` says of judges why they are none.
+        """
+        study = self.run.study
+        held = held_now(study, census, self._out / OVERLAP)
+        trainers = [held[site] for site in study.sites.train if site in held]
+        judges = [held[site] for site in census if site in held and site not in study.sites.train]
+        codes, doubled = self._refusals(OVERLAP), copies(judges)
+        told = [
+            *refused,
+            *findings(trainers, judges, before, codes),
+            *(
+                f"{text}: {site} counts in no figure over all sites"
+                for site, text in doubled.items()
+            ),
+        ]
+        keep(self._out, Overlaps(findings=tuple(told), copies=doubled))
+        for text in told:
+            say(text)
 
     def _take_census(self) -> dict[str, Report]:
         """What every site holds; a site that cannot take part is named, not fatal."""
@@ -142,10 +204,13 @@ class Phases:
         names = [*study.sites.train, *study.sites.heldout]
         pooled = [POOLED] if self.exchange.knows(POOLED) else []
         outcome = self.census_of([*names, *pooled])
-        self._without_judges_that_took_part(outcome)
+        lineage = start_lineage(self.run)
+        before = held_before(lineage, start_seen(self.run)) if lineage is not None else []
+        refused = self._without_judges_that_took_part(outcome, before)
+        reports = {site: outcome.reports[site] for site in names if site in outcome.reports}
+        self.overlaps(reports, before, refused)
         summary = summarise(study, outcome.reports, outcome.refused)
         write_json(self.run.folder / "census.json", summary)
-        self.exchange.census = outcome.reports
         able = [site for site in study.sites.train if site in outcome.reports]
         if len(able) < study.quorum:
             codes = "; ".join(f"{site}: {code}" for site, code in sorted(outcome.refused.items()))
@@ -159,38 +224,37 @@ class Phases:
             say(text)
         return outcome.reports
 
-    def _without_judges_that_took_part(self, outcome: Outcome) -> None:
+    def _without_judges_that_took_part(self, outcome: Outcome, before: Sequence[Held]) -> list[str]:
         """Before any work: no held-out site is one that trains, or trained, under another name.
 
         It is left out and named. What a site says of its scans must not end everybody's run.
         """
         study, start = self.run.study, self.run.study.start
-        known = {
-            outcome.reports[site].cohort for site in study.sites.train if site in outcome.reports
-        }
-        known |= set(start.cohorts) if start is not None else set()
-        contributors = start.contributors if start is not None else ()
+        held = held_now(study, outcome.reports, self._out / OVERLAP)
+        known = [*(held[site] for site in study.sites.train if site in held), *before]
+        names, told = start.contributors if start is not None else (), list[str]()
         for site in study.sites.heldout:
-            if site not in outcome.reports:
-                continue
-            try:
-                took_no_part(site, outcome.reports[site], contributors, tuple(known), study.name)
-            except LineageError as error:
-                say(f"{site} does not judge: {error}")
+            if site in held and (why := took_part(held[site], names, known)):
+                told.append(f"{site} does not judge: {why}")
                 del outcome.reports[site]
                 outcome.refused[site] = "ROLE"
+        return told
 
     def _pretrain(
         self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
     ) -> None:
         study = self.run.study
         newest = branch.latest(study)  # first: a damaged final model is made again
+        members = study.sites.train if sites == (POOLED,) else sites
+        self._keep_seen(branch, {site: census[site] for site in members if site in census})
         if branch.final.exists():
             return
         reports = [census[site] for site in sites if site in census]
         names = [report.site for report in reports]
         if newest is None:
-            self._begin(branch, names, [report.cohort for report in reports], quorum)
+            self._begin(
+                branch, names, {site: census[site] for site in members if site in census}, quorum
+            )
         if branch.final.exists():  # all of it is settled
             return
         Rounds(
@@ -204,8 +268,17 @@ class Phases:
             | {site: code for site, code in self._refusals("census").items() if site in sites},
         ).train()
 
+    def _keep_seen(self, branch: Branch, census: Mapping[str, Report]) -> None:
+        """Tokens of what the model sees, beside it, for whoever begins from it or judges it."""
+        lineage, before = start_lineage(self.run), start_seen(self.run)
+        held = held_now(self.run.study, census, self.run.folder / OVERLAP)
+        stage = len(lineage.stages) if lineage is not None else 0
+        seen = seen_with(before, stage, held.values())
+        if seen and not branch.seen.exists():
+            write_arrays(branch.seen, seen, {})
+
     def _begin(
-        self, branch: Branch, sites: Sequence[str], cohorts: Sequence[str], quorum: int
+        self, branch: Branch, sites: Sequence[str], census: Mapping[str, Report], quorum: int
     ) -> None:
         """The checkpoint before the first round: drawn, taken over, settled; with its lineage.
 
@@ -213,9 +286,8 @@ class Phases:
         """
         from server.federation.initial import initial  # torch, for as long as it is needed
 
-        study, start = self.run.study, self.run.study.start
+        study, settled = self.run.study, set[str]()
         whole = not study.pretraining.rounds
-        gave: set[str] = set()
 
         def ask(number: int, so_far: Arrays, plan: Plan, sound: Sound) -> list[Stored]:
             found = self._sums(branch, sites, number, so_far, plan, sound)
@@ -224,19 +296,16 @@ class Phases:
                     f"{len(found)} of {len(sites)} sites gave sums for {branch.model}, the quorum "
                     f"is {quorum}; the same command asks the missing sites again"
                 )
-            gave.update(found)
-            return list(found.values())
+            settled.update(found)
+            return [found[site] for site in sorted(found)]
 
         arrays, plan = initial(study, start_arrays(self.run), ask)
-        behind = study.sites.train if POOLED in gave else sorted(gave)
-        before = start.contributors if start is not None else ()
-        first = Checkpoint(
-            round=0,
-            arrays=arrays,
-            state={},
-            contributors=tuple(sorted({*before, *behind})) if whole else before,
-            cohorts=tuple(sorted({*cohorts, *(start.cohorts if start is not None else ())})),
-        )
+        before = start_lineage(self.run)
+        lineage = begun(study, branch.model, before, census, salt_of(study))
+        # all training data in one place are its members'
+        behind = census if settled == {POOLED} else settled
+        use: Use = "weights" if whole else "constants"
+        first = Checkpoint(round=0, arrays=arrays, state={}, lineage=lineage.used(behind, use))
         branch.save(first, study, plan, last=whole)
 
     def _sums(
@@ -294,7 +363,7 @@ class Phases:
             if lacking:
                 say(f"fine-tuning {task.name}: no labels of {task.target} at {lacking}")
             for named in ways_of(task):
-                more = {**named, "task": task.name, "lineage": final.contributors}
+                more = {**named, "task": task.name, "lineage": final.lineage.contributors}
                 compared = {**more, "against": _before(task, named)}
                 self._tuned("finetune", able, parcel, compared)
                 for kind in task.then:
@@ -360,7 +429,7 @@ class Phases:
         return outcome
 
     def _refusals(self, phase: str) -> dict[str, str]:
-        path = self.run.folder / phase / REFUSED
+        path = self._out / phase / REFUSED
         return read_refused(path) if path.exists() else {}
 
     def _orders(
@@ -393,22 +462,6 @@ def _before(task: FineTuning, way: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _named(init: str, method: str) -> str:
     return "-".join(part for part in (init, method) if part)
-
-
-def took_no_part(
-    site: str,
-    report: Report,
-    contributors: Sequence[str],
-    cohorts: Sequence[str],
-    model: str,
-) -> None:
-    """Raise `LineageError` if a site contributed, by its name or by its very scans."""
-    if site in contributors:
-        raise LineageError(f"{site} contributed to {model} and cannot judge it")
-    if report.cohort in cohorts:
-        raise LineageError(
-            f"the scans of {site} are those of a training site of {model} under another name"
-        )
 
 
 def _targets_are_held(study: Study, reports: Sequence[Report]) -> None:

@@ -16,6 +16,7 @@ from common.errors import CallosumError, Refusal
 from common.network.plan import Plan
 from common.protocol.bounded_json import told
 from common.protocol.orders import Order, Report
+from common.protocol.tokens import fault_in
 from common.seams import SHARED
 from common.study import Study
 from server.federation.expectation import Most
@@ -81,6 +82,9 @@ def _check(
         _arrays_fit(plan, arrays)
         if order.kind == "settle":
             _sums_are_held(report, arrays, most)
+    elif order.kind == "overlap":
+        _are_tokens(arrays, most)
+        return
     elif order.kind == "linear":
         _models_fit(study, arrays)
     elif arrays:
@@ -97,6 +101,11 @@ def _sums_are_held(report: Report, arrays: Mapping[str, NDArray[Any]], most: Mos
             (array >= 0) & (array <= held) & (array == np.floor(array))
         ):
             raise Refusal("SUPPORT", f"{report.site} sums {name} over what is no part of {held}")
+
+
+def _are_tokens(arrays: Mapping[str, NDArray[Any]], most: Most) -> None:
+    if fault := fault_in(arrays, most.scans(SHARED), most.people(SHARED)):
+        raise Refusal("ARRAYS_MISNAMED", f"these are no tokens: {fault}")
 
 
 def _arrays_fit(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> None:

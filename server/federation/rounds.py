@@ -155,8 +155,7 @@ class Rounds:
             round=number,
             arrays=found.arrays,
             state=found.state,
-            contributors=tuple(sorted({*now.contributors, *behind})),
-            cohorts=now.cohorts,
+            lineage=now.lineage.used(behind, "weights"),
         )
         return following, found.moved
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from common.errors import SENTENCES
 from common.study import Study
-from server import site_findings
+from server import overlap, site_findings
 from server.report.tables import (
     FEDERATED,
     SMALL,
@@ -23,7 +23,7 @@ from server.report.tables import (
     shown,
 )
 from server.results import TOGETHER
-from server.run import Run
+from server.run import Run, lineage_told
 
 _MOST_NAMED: Final = 6  # rounds or sites spelt out in a sentence
 
@@ -150,7 +150,11 @@ def caveats(
         for row in task.cells.values()
         if row.n_participants < SMALL and row.cell.value is not None
     })  # fmt: skip
-    found = [f"{text}." for text in site_findings.kept(run.folder)]
+    found = [
+        f"{text}." for text in (*site_findings.kept(run.folder), *overlap.kept(run.folder).findings)
+    ]
+    if lineage := lineage_told(run):
+        found.append(f"What went into the model: {'; '.join(lineage)}.")
     if small:
         found.append(
             f"Fewer than {SMALL} participants stand behind: {'; '.join(small)}. "

@@ -177,7 +177,7 @@ def test_the_policys_consequences_are_said(run, hospital):
     assert "limit: 4 over all studies and runs (policy.most_exposures), 3 left" in text
     assert "after 3 the site refuses with PRIVACY_SPENT" in text
     assert "refused with REPORT_TOO_LARGE: train" in text
-    assert "refused with POLICY: finetune, settle (policy.orders)" in text
+    assert "refused with POLICY: finetune, overlap, settle (policy.orders)" in text
     assert "hours: Mon-Fri 19:00-07:00" in text
     assert "fewer than 9 participants" in text
 

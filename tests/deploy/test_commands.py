@@ -699,7 +699,7 @@ def a_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (other_format, "run of format 99, this version reads 2"),
+        (other_format, "run of format 99, this version reads 3"),
         (torn_provenance, "provenance.json cannot be read"),
         (foreign_files, "holds thesis.docx and is no run"),
         (a_file, "is a file"),
@@ -799,7 +799,8 @@ def test_training_scans_under_another_name_cannot_judge(callosum: Run, done: Any
     edit_table(folder, rename)
     ended = judge(callosum, done, folder / "site.toml")
     assert ended.code == 8
-    assert "those of a training site" in ended.text
+    assert "shares" in ended.text
+    assert "with alpha" in ended.text
     assert sha256(done.folder / "run" / "results.csv") == before
 
 

@@ -99,7 +99,7 @@ def test_films_lead_to_heads_to_scans_to_a_task(tmp_path: Path, callosum: Run) -
     assert begin is not None
     last = load_study(tmp_path / "demo.toml")
     trained = ("amber", "birch", "film-a", "film-b", "head-a", "head-b")
-    assert load_checkpoint(begin, last).contributors == trained
+    assert load_checkpoint(begin, last).lineage.contributors == trained
     rows = (tmp_path / "demo/results.csv").read_text()
     assert ",pretrained,full," in rows
     assert ",elm,heldout," in rows

@@ -27,6 +27,7 @@ from common.errors import CallosumError
 from common.network.plan import Rule
 from common.protocol.orders import EMPTY, Order, Report
 from common.protocol.wire import read_spooled, spool, write_arrays
+from server.lineage import Lineage
 from server.report import participation
 from server.report.live_view import row_of, table_of
 from server.run import (
@@ -48,6 +49,14 @@ ORDER = Order(kind="train", study=STUDY.digest, run="a" * 64, site="alpha", roun
 TUNE = ORDER.model_copy(
     update={"kind": "finetune", "task": "dementia", "method": "full", "init": "scratch"}
 )
+LINEAGE = Lineage.model_validate({
+    "salt": "5" * 64,
+    "stages": [{
+        "study": "tiny", "digest": "d" * 64, "model": "federated", "prepared": "e" * 64,
+        "parts": [{"site": "alpha", "uses": ["weights"], "participants": 9, "scans": 9,
+                   "cohort": "c" * 64}],
+    }],
+})  # fmt: skip
 PLAN = {"w": Rule(shape=(2, 3), dtype="float32", group="scans", role="parameter", kept=False)}
 ENTRY = {
     "round": 1, "model": "federated", "degraded": False, "refused": {"beta": "BUSY"},
@@ -61,8 +70,7 @@ ENTRY = {
 def _kinds(here: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     """A sound file of each kind that holds arrays, and how it is read."""
     branch = Branch(here, "federated")
-    done = Checkpoint(round=1, arrays={"w": ARRAYS["model/w"]}, state={}, contributors=("alpha",),
-                      cohorts=("c" * 64,))  # fmt: skip
+    done = Checkpoint(round=1, arrays={"w": ARRAYS["model/w"]}, state={}, lineage=LINEAGE)
     branch.save(done, STUDY, PLAN, last=False)
     report = Report(order=ORDER.id, site="alpha", kind="train", round=1, support={"scans": 9})
     cache, models, store = (

@@ -84,10 +84,10 @@ def test_the_last_of_three_names_every_contributor_of_the_first(
     file = chain("task", scans.federated.final, finetuning=TASK, **{"objective.targets": ["age"]})
     last = simulate(file, tmp_path / "sites", tmp_path / "task")
     final = load_checkpoint(last.federated.final, last.study)
-    assert final.contributors == ("amber", "birch", *FILMS)
+    assert final.lineage.contributors == ("amber", "birch", *FILMS)
     first = load_checkpoint(clips, load_study(tmp_path / "clips.toml"))
-    assert len(set(first.cohorts)) == 2
-    assert set(first.cohorts) < set(final.cohorts)
+    assert len(set(first.lineage.cohorts)) == 2
+    assert set(first.lineage.cohorts) < set(final.lineage.cohorts)
     rows = (last.folder / "results.csv").read_text()
     assert ",pretrained,full," in rows
     assert ",elm,heldout," in rows

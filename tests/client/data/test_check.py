@@ -181,3 +181,21 @@ def test_two_spellings_of_one_site_are_an_error_that_names_both(tmp_path: Path) 
     )  # fmt: skip
     with pytest.raises(SettingError, match='"NYU" and "nyu", which would both be the site "nyu"'):
         write_site_files(study, tmp_path / "pattern.toml", tmp_path, "site", tmp_path / "out")
+
+
+def test_a_scan_under_two_names_with_other_labels_is_named(tmp_path: Path) -> None:
+    """One of the two labels is wrong, and nobody but the site can say which."""
+    rows = [(f"p{n}", n / 7, 40 + n, "F") for n in range(20)]
+    rows += [("again", 3 / 7, 71, "M"), ("same", 4 / 7, 44, "F")]
+    text = "participant_id\ta\tage\tsex\n" + "".join(
+        "\t".join(map(str, row)) + "\n" for row in rows
+    )
+    here = table_site(tmp_path, text.encode())
+    assert not [one for one in check(ROWS, here).findings if "once more" in one.problem]
+    prepare(ROWS, here, workers=1)
+    found = {one.what: one.problem for one in check(ROWS, here).findings if one.left_out}
+    assert found["again"] == (
+        "it is the scan p3 once more, which is another person's; its labels contradict: age is "
+        "71 years here and 43 years there, sex is male here and female there"
+    )
+    assert found["same"] == "it is the scan p4 once more, which is another person's"

@@ -157,7 +157,9 @@ def test_folds_that_were_killed_go_on_and_each_begins_where_its_own_site_was_hel
         assert {("first", "federated", site), ("second", "federated", site)} <= judged
         assert ("first", "pooled-linear", site) in judged
         final = out / "folds" / site / "second" / "checkpoints" / "final.safetensors"
-        assert set(about_checkpoint(final).contributors) == {"alpha", "beta", "omega"} - {site}
+        assert set(about_checkpoint(final).lineage.contributors) == {"alpha", "beta", "omega"} - {
+            site
+        }
     (pair,) = csv.DictReader((out / "pairs.csv").open())
     assert (pair["first"], pair["second"], pair["sites"]) == ("first", "second", "3")
     assert "6 folds are finished, 0 failed" in done.stdout

@@ -50,7 +50,7 @@ def test_sums_of_sites_make_the_model_that_pooled_rows_make(federation: Any) -> 
     for name, array in ours.items():
         np.testing.assert_allclose(array, pooled[name], rtol=1e-6, atol=1e-8, err_msg=name)
     about = about_checkpoint(run.federated.final, run.study)
-    assert about.contributors == ("alpha", "beta", "gamma")
+    assert about.lineage.contributors == ("alpha", "beta", "gamma")
     assert about.round == 0
     found = {(row["site"], row["model"], row["metric"]): row for row in rows(run)}
     everyone = [made.agent(name).cohort for name in ("alpha", "beta", "gamma")]
