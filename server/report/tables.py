@@ -41,6 +41,12 @@ METRIC_NAMES: Final = {
     "auc": "AUC",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "slope": "slope of truth on prediction",
+    "bias_slope": "slope of error on truth",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
 }
 _SINGLE: Final = "single-"
 
