@@ -28,6 +28,10 @@ DELETED: Final = (1, 5, 20, 50)  # per cent of a sample's places
 AT_RANDOM: Final = "_at_random"
 AGREEMENT: Final = "agreement"  # of two kinds of maps, a rank correlation
 OVER_DRAWS: Final = "_over_draws"  # behind a metric: its mean over draws of people, and repeats
+VERDICT_PEOPLE: Final = 50  # whom a verdict on two models needs, and of each class the next
+VERDICT_OF_A_CLASS: Final = 10
+OVER_SITES: Final = "_over_sites"  # behind a metric: its mean over sites, each counting once
+FEWEST_SITES: Final = 5  # of that mean
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 OF_A_LINE: Final = ("r", "r2", "slope", "bias_slope")  # what a constant, or two people, have not
 _OF_ALL_LABELS: Final = (*OF_A_LINE, "f1", "ece")
@@ -79,16 +83,30 @@ def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> 
 
 
 def interval_together(
-    value: float, widths: Sequence[float], weights: Sequence[float]
+    metric: str,
+    values: Sequence[float],
+    bounds: Sequence[tuple[float, float]],
+    weights: Sequence[float],
 ) -> tuple[float, float]:
-    """Normal interval of a weighted mean over sites, from the widths of the sites' intervals.
+    """Interval of what `together` says, from the sites' own: as of people who are at one site each.
 
-    >>> interval_together(5.0, [2.0, 2.0, 2.0, 2.0], [1, 1, 1, 1])
+    By the method of variance estimates recovery (Zou and Donner 2008), which keeps ends that lie
+    unequally far and so stays on the metric's scale.
+
+    >>> interval_together("mae", [5.0] * 4, [(4.0, 6.0)] * 4, [1, 1, 1, 1])
     (4.5, 5.5)
     """
+    power = 2 if metric == "rmse" else 1
     shares = [weight / sum(weights) for weight in weights]
-    half = sum((share * width / 2) ** 2 for share, width in zip(shares, widths, strict=True)) ** 0.5
-    return value - half, value + half
+    value = sum(share * each**power for share, each in zip(shares, values, strict=True))
+    low, high = (
+        sum((share * (end[side] ** power - each**power)) ** 2
+            for share, each, end in zip(shares, values, bounds, strict=True)) ** 0.5
+        for side in (0, 1)
+    )  # fmt: skip
+    return max(value - low, 0.0) ** (1 / power) if power > 1 else value - low, (value + high) ** (
+        1 / power
+    )
 
 
 def exact(target: Target, label: Floats, prediction: Floats) -> dict[str, float]:

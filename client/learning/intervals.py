@@ -31,8 +31,6 @@ Floats = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 Bounds = tuple[float, float]
 
-VERDICT_PEOPLE: Final = 50  # whom a verdict on two models needs, and of each class the next
-VERDICT_OF_A_CLASS: Final = 10
 _MOST_GROUPS: Final = 1000  # people of larger sites are left out by groups of equal size
 _AT_ONCE: Final = 1 << 24  # weights of samples, 128 MiB
 _SURE: Final = (1e-3, 38.0)  # standard errors between which a p-value is sought

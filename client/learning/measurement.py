@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from client.answer import Measured
 from client.data.cohort import Cohort
 from client.learning.intervals import (
-    VERDICT_OF_A_CLASS,
-    VERDICT_PEOPLE,
     Judged,
     z_of,
 )
@@ -136,7 +134,7 @@ def difference(  # noqa: PLR0913, PLR0917
     if not np.isfinite(found.value(primary) - other.value(primary)):
         return []
     apart = between(found, other, primary, study.evaluation.confidence)
-    several = len(set(people)) >= VERDICT_PEOPLE and fewest >= VERDICT_OF_A_CLASS
+    several = len(set(people)) >= metrics.VERDICT_PEOPLE and fewest >= metrics.VERDICT_OF_A_CLASS
     told = row(
         site, order, people, task=task, target=name, model=order.model, value=apart.value,
         metric=f"{primary}_minus_{rival}", bounds=apart.bounds, p=apart.p if several else None,

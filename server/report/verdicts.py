@@ -7,10 +7,38 @@ stand behind it (`client/learning/intervals.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal
 
+from common.protocol.orders import Measurement
+from common.sections import Target
+
+Verdict = Literal[
+    "", "federated better", "federated worse", "not distinguishable", "too few people"
+]
 LEVEL: Final = 0.05
+
+
+def adjusted(rows: Iterable[Measurement]) -> Mapping[Measurement, float]:
+    """Every row of a run that has a p-value, with it as adjusted for all the others.
+
+    All models, targets, sites and tasks are one family: whoever reads a page for what is better
+    reads all of it.
+    """
+    tested = {row: row.p for row in rows if row.p is not None}
+    return dict(zip(tested, holm(list(tested.values())), strict=True))
+
+
+def verdict(target: Target, difference: float | None, p: float | None) -> Verdict:
+    """Of a model that is the rival's value less the federated one, by the adjusted `p`."""
+    if difference is None:
+        return ""
+    if p is None:
+        return "too few people"
+    if p >= LEVEL or difference == 0:
+        return "not distinguishable"
+    lower_is_better = target.kind == "regression"
+    return "federated better" if (difference > 0) == lower_is_better else "federated worse"
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -156,12 +156,23 @@ def test_the_interval_together_is_that_of_a_sum_of_independent_sites(
 ) -> None:
     """Variances of independent means add by their shares squared; SciPy's normal says the rest."""
     weights = np.random.default_rng(seed).integers(1, 300, len(widths)).tolist()
-    low, high = metrics.interval_together(value, widths, weights)
+    ends = [(value - width / 2, value + width / 2) for width in widths]
+    low, high = metrics.interval_together("mae", [value] * len(widths), ends, weights)
     spreads = np.array(widths) / (2 * stats.norm.ppf(0.975))
     shares = np.array(weights) / sum(weights)
     wanted = stats.norm(value, np.sqrt(((shares * spreads) ** 2).sum())).interval(0.95)
     assert (low, high) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
     assert high - low <= max(widths) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("metric", ["auc", "rmse"])
+def test_the_interval_together_stays_on_the_metrics_scale(metric: str) -> None:
+    """Two sites with .99 (.90 to 1.00) are not .99 (.93 to 1.05); one alone is itself."""
+    ends = (0.9, 1.0)
+    low, high = metrics.interval_together(metric, [0.99, 0.99], [ends, ends], [1, 1])
+    assert 0.9 < low < 0.93
+    assert 0.99 < high < 1.0
+    assert metrics.interval_together(metric, [0.99], [ends], [7]) == pytest.approx(ends)
 
 
 @given(value=st.floats(-1e300, 1e300), digits=st.integers(1, 6))
