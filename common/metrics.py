@@ -180,7 +180,7 @@ def _regressions(y: Floats, p: Floats, weights_RN: Floats) -> dict[str, Repeats]
 
 
 def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str, Repeats]:
-    """Ranking, decisions at one half, and probabilities; one class has only the last."""
+    """Ranking, decisions at one half, and probabilities; nothing of one class alone."""
     y, said = ill.astype(np.float64), (p >= 0.5).astype(np.float64)
     n, of_ill = weights_RN.sum(1), weights_RN @ y
     both = (of_ill > 0) & (of_ill < n)
@@ -193,8 +193,8 @@ def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str
             np.eye(2)[ill.astype(int)], (said == y).astype(np.float64), weights_RN
         ),
         "f1": np.where(both, 2 * hits / (of_ill + weights_RN @ said), np.nan),
-        "brier": weights_RN @ np.square(p - y) / n,
-        "ece": np.abs(apart).sum(1) / n,
+        "brier": np.where(both, weights_RN @ np.square(p - y) / n, np.nan),
+        "ece": np.where(both, np.abs(apart).sum(1) / n, np.nan),
     }
 
 

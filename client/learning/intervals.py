@@ -168,27 +168,31 @@ class Judged:
         return 2 * low / (1 + low), 2 * high / (1 + high)
 
 
-def difference(ours: Judged, theirs: Judged, metric: str, confidence: float) -> Difference:
-    """`ours` minus `theirs` in `metric`, of the same samples.
+def difference(
+    ours: Judged, theirs: Judged, metric: str, confidence: float, *, tested: bool = True
+) -> Difference:
+    """`ours` minus `theirs` in `metric`, of the same samples; without p unless it is `tested`.
 
     The p-value is that of the widest interval which leaves out zero, so that it is below 5 % where
     a 95 % interval does.
     """
     value = ours.value(metric) - theirs.value(metric)
     if metric in ("auc", "accuracy", "balanced_accuracy"):
-        return _recovered(ours, theirs, metric, value, confidence)
+        return _recovered(ours, theirs, metric, value, confidence, tested=tested)
     apart = ours.left_out[metric] - theirs.left_out[metric]
     error, z = jackknifed(apart), z_of(confidence)
-    if not np.isfinite(error):
+    if not np.isfinite(error) or len(apart) < metrics.FEWEST:
         return Difference(value=value, bounds=None, p=None)
     half = _student(z, len(apart)) * error
-    p = 1.0 if value == 0 else 2 * float(stats.t.sf(abs(value) / error, len(apart) - 1)) \
-        if error else 0.0  # fmt: skip
+    p = None
+    if tested:
+        p = float(value == 0) if not error or not value else \
+            2 * float(stats.t.sf(abs(value) / error, len(apart) - 1))  # fmt: skip
     return Difference(value=value, bounds=(value - half, value + half), p=p)
 
 
 def _recovered(
-    ours: Judged, theirs: Judged, metric: str, value: float, confidence: float
+    ours: Judged, theirs: Judged, metric: str, value: float, confidence: float, *, tested: bool
 ) -> Difference:
     """From each model's own interval, and how they vary together."""
     together = _correlation(ours, theirs, metric)
@@ -203,8 +207,8 @@ def _recovered(
         return value - below, value + above
 
     found = bounds(z_of(confidence))
-    if found is None:
-        return Difference(value=value, bounds=None, p=None)
+    if found is None or not tested:
+        return Difference(value=value, bounds=found, p=None)
 
     def nearest(z: float) -> float:
         low, high = bounds(z) or (0.0, 0.0)

@@ -133,11 +133,11 @@ def difference(  # noqa: PLR0913, PLR0917
     primary = metrics.primary(study.targets[name])
     if not np.isfinite(found.value(primary) - other.value(primary)):
         return []
-    apart = between(found, other, primary, study.evaluation.confidence)
     several = len(set(people)) >= metrics.VERDICT_PEOPLE and fewest >= metrics.VERDICT_OF_A_CLASS
+    apart = between(found, other, primary, study.evaluation.confidence, tested=several)
     told = row(
         site, order, people, task=task, target=name, model=order.model, value=apart.value,
-        metric=f"{primary}_minus_{rival}", bounds=apart.bounds, p=apart.p if several else None,
+        metric=f"{primary}_minus_{rival}", bounds=apart.bounds, p=apart.p,
     )  # fmt: skip
     return [Measured(told, fewest)]
 
