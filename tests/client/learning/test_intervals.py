@@ -14,6 +14,7 @@ from common import metrics
 from common.sections import Target
 from tests.bench.coverage import (
     AGE,
+    DIFFERENCE,
     OF_AGES,
     SEX,
     Found,
@@ -164,7 +165,7 @@ def check(found: list[Found]) -> None:
 def test_intervals_of_areas_and_shares_cover(area: float, prevalence: float, n: int) -> None:
     """Percentiles of the bootstrap held .52 to .87; the binomial error here is .006."""
     draw = binormal(area, prevalence)
-    check(list(coverage(SEX, draw, n, ("auc",), about="", repeats=1500, seed=1)))
+    check(list(coverage(SEX, draw, n, ("auc", DIFFERENCE), about="", repeats=1500, seed=1)))
 
 
 @pytest.mark.slow
