@@ -184,7 +184,7 @@ def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str
     y, said = ill.astype(np.float64), (p >= 0.5).astype(np.float64)
     n, of_ill = weights_RN.sum(1), weights_RN @ y
     both = (of_ill > 0) & (of_ill < n)
-    hits = weights_RN @ (y * said)
+    hits, nowhere = weights_RN @ (y * said), np.full(len(weights_RN), np.nan)
     bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)
     apart = weights_RN @ (np.eye(_BINS)[bin_of] * (p - y)[:, None])  # (R, bins)
     return {
@@ -193,8 +193,9 @@ def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str
             np.eye(2)[ill.astype(int)], (said == y).astype(np.float64), weights_RN
         ),
         "f1": np.where(both, 2 * hits / (of_ill + weights_RN @ said), np.nan),
-        "brier": np.where(both, weights_RN @ np.square(p - y) / n, np.nan),
-        "ece": np.where(both, np.abs(apart).sum(1) / n, np.nan),
+        # defined without the one ill person too, or leaving her out would leave no interval
+        "brier": weights_RN @ np.square(p - y) / n if 0 < y.sum() < len(y) else nowhere,
+        "ece": np.abs(apart).sum(1) / n if 0 < y.sum() < len(y) else nowhere,
     }
 
 

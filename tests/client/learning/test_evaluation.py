@@ -488,6 +488,33 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     assert alone.ci_high - alone.ci_low > 1
 
 
+def test_scores_that_saturate_are_ranked_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the sigmoid of 17 and more is 1: an AUC of .63 was told as .50 in such a place."""
+    cohort = cohort_of(60, scans=1)
+    ill = cohort.labels["sex"] > 0
+    logits = np.random.default_rng(0).normal(22 + ill, 1.5).astype(np.float32)
+    assert logits.min() > 17
+    truth = metrics.exact(STUDY.targets["sex"], cohort.labels["sex"], logits)["auc"]
+    assert 0.6 < truth < 0.8
+    network = build(STUDY, seed=1)
+    place = {row.tobytes(): number for number, row in enumerate(cohort.samples)}
+
+    def saturated(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        told = [logits[place[row.numpy().tobytes()]] for row in x]
+        return {"sex": torch.tensor(told)[:, None]}
+
+    monkeypatch.setattr(network, "forward", saturated)
+    answer = Judge(STUDY, site_of(), cohort, order_of(), tmp_path).network(network)
+    rows = [measured.row for measured in answer.measured]
+    told = one(rows, target="sex", model="federated", metric="auc")
+    assert told.value == pytest.approx(truth, abs=0.01)
+    same = Judge(STUDY, site_of(), cohort, order_of(against=("federated",)), tmp_path)
+    again = [measured.row for measured in same.network(network).measured]
+    assert one(again, target="sex", metric="auc_minus_federated").value == 0  # kept as it was
+
+
 def test_the_next_model_is_compared_with_what_the_first_predicted_here(tmp_path: Path) -> None:
     """Predictions never leave the site, so the comparison is made where they are."""
     cohort = cohort_of(40)

@@ -160,7 +160,8 @@ def check(found: list[Found]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("area", "prevalence", "n"), [(0.6, 0.5, 20), (0.9, 0.2, 20), (0.75, 0.1, 50), (0.97, 0.5, 20)]
+    ("area", "prevalence", "n"),
+    [(0.6, 0.1, 50), (0.6, 0.5, 20), (0.9, 0.2, 20), (0.75, 0.1, 50), (0.97, 0.5, 20)],
 )
 def test_intervals_of_areas_and_shares_cover(area: float, prevalence: float, n: int) -> None:
     """Percentiles of the bootstrap held .52 to .87; the binomial error here is .006."""
