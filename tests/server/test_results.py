@@ -15,7 +15,7 @@ from common.protocol.orders import Measurement, Report
 from common.protocol.wire import spool
 from common.sections import Target
 from server.federation.rounds import validation
-from server.results import TOGETHER, put_together, together
+from server.results import TOGETHER, put_together, students, together
 
 HEX = "0" * 64
 STUDY = SimpleNamespace(evaluation=SimpleNamespace(confidence=0.95))
@@ -99,6 +99,14 @@ def test_all_sites_together_need_as_many_people_as_one(
     rows = [apart(site, 0.1, 0.3, people, metric=metric, p=p) for site in ("elm", "oak")]
     [found] = together(run(*rows))
     assert (found.p is not None) == told
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 6, 9, 30, 199])
+@pytest.mark.parametrize("confidence", [0.6, 0.95, 0.999])
+def test_students_quantile_is_scipys(degrees: int, confidence: float) -> None:
+    """The server has no scipy; its interval must be the same."""
+    wanted = stats.t.ppf((1 + confidence) / 2, degrees)
+    assert students(degrees, confidence) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_from_five_sites_on_their_mean_stands_beside_it(run: Any) -> None:
