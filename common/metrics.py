@@ -1,8 +1,8 @@
 """Metrics: made where the labels are, rounded when they leave, put together by what they weigh.
 
 Losses add up as sums and counts. What a site measures leaves with three figures: a site is asked
-often, and each exact number would be an equation about its people. Intervals resample participants,
-never scans.
+often, and each exact number would be an equation about its people. How surely a metric is known is
+told at the site (`client/learning/intervals.py`), from the same sums without each participant.
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ Repeats = NDArray[np.float64]
 
 FIGURES: Final = 3  # of any metric that leaves a site
 _MOST_WEIGHTS: Final = 1 << 26  # of resamplings at once, 512 MiB
+_BINS: Final = 10  # of probabilities, for the calibration error
+CHOSEN: Final = "_chosen"  # behind a metric: at the threshold that validation participants chose
 SAID: Final = "said"  # the mean probability of the class that a network predicts
 DELETED: Final = (1, 5, 20, 50)  # per cent of a sample's places
 AT_RANDOM: Final = "_at_random"
 AGREEMENT: Final = "agreement"  # of two kinds of maps, a rank correlation
 OVER_DRAWS: Final = "_over_draws"  # behind a metric: its mean over draws of people, and repeats
+VERDICT_PEOPLE: Final = 50  # whom a verdict on two models needs, and of each class the next
+VERDICT_OF_A_CLASS: Final = 10
+OVER_SITES: Final = "_over_sites"  # behind a metric: its mean over sites, each counting once
+FEWEST_SITES: Final = 5  # of that mean
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
+OF_A_LINE: Final = ("r", "r2", "slope", "bias_slope")  # what a constant, or two people, have not
+_OF_ALL_LABELS: Final = (*OF_A_LINE, "f1", "ece")
 
 
 def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, Counts]:
@@ -60,13 +68,13 @@ def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> 
     """A metric over several sites at once, from each site's own and what it weighs.
 
     Means of errors and shares are then what one place would have found. An AUC, or a mean recall,
-    is the mean over sites: samples of two sites are never ranked against each other. A correlation
-    cannot be put together so.
+    is the mean over sites: samples of two sites are never ranked against each other. What needs
+    all labels at once, as a correlation does, cannot be put together so.
 
     >>> together("mae", [4.0, 6.0], [10, 30]), together("rmse", [1.0, 7.0], [1, 1])
     (5.5, 5.0)
     """
-    if metric == "r" or not sum(weights):
+    if metric in _OF_ALL_LABELS or not sum(weights):
         return None
     power = 2 if metric == "rmse" else 1
     total = sum(weight * value**power for value, weight in zip(values, weights, strict=True))
@@ -75,16 +83,30 @@ def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> 
 
 
 def interval_together(
-    value: float, widths: Sequence[float], weights: Sequence[float]
+    metric: str,
+    values: Sequence[float],
+    bounds: Sequence[tuple[float, float]],
+    weights: Sequence[float],
 ) -> tuple[float, float]:
-    """Normal interval of a weighted mean over sites, from the widths of the sites' intervals.
+    """Interval of what `together` says, from the sites' own: as of people who are at one site each.
 
-    >>> interval_together(5.0, [2.0, 2.0, 2.0, 2.0], [1, 1, 1, 1])
+    By the method of variance estimates recovery (Zou and Donner 2008), which keeps ends that lie
+    unequally far and so stays on the metric's scale.
+
+    >>> interval_together("mae", [5.0] * 4, [(4.0, 6.0)] * 4, [1, 1, 1, 1])
     (4.5, 5.5)
     """
+    power = 2 if metric == "rmse" else 1
     shares = [weight / sum(weights) for weight in weights]
-    half = sum((share * width / 2) ** 2 for share, width in zip(shares, widths, strict=True)) ** 0.5
-    return value - half, value + half
+    value = sum(share * each**power for share, each in zip(shares, values, strict=True))
+    low, high = (
+        sum((share * (end[side] ** power - each**power)) ** 2
+            for share, each, end in zip(shares, values, bounds, strict=True)) ** 0.5
+        for side in (0, 1)
+    )  # fmt: skip
+    return max(value - low, 0.0) ** (1 / power) if power > 1 else value - low, (value + high) ** (
+        1 / power
+    )
 
 
 def exact(target: Target, label: Floats, prediction: Floats) -> dict[str, float]:
@@ -121,9 +143,7 @@ def resampled(
         if target.kind == "regression":
             return _regressions(y, p, weights_RN)
         if target.kind == "binary":
-            right = ((p >= 0.5) == (y > 0.5)).astype(np.float64)
-            recalls = _recalls(np.eye(2)[(y > 0.5).astype(int)], right, weights_RN)
-            return {"auc": _auc(y, p, weights_RN), "balanced_accuracy": recalls}
+            return _binaries(y > 0.5, p, weights_RN)
         right = (p.argmax(1) == y).astype(np.float64)
         return {
             "accuracy": weights_RN @ right / weights_RN.sum(1),
@@ -134,17 +154,49 @@ def resampled(
 
 
 def _regressions(y: Floats, p: Floats, weights_RN: Floats) -> dict[str, Repeats]:
+    """Errors; and how far predictions follow the labels, which one label or three people tell.
+
+    r2: 1 less the squared errors by those of the mean label. slope: of the label on the prediction,
+    1 where errors do not depend on it. bias_slope: of the error on the label, below 0 where high
+    labels are told too low and low ones too high.
+    """
     e = p - y
     # centred first: a resampling's spread is otherwise the small difference of large sums
     u, v = y - y.mean(), p - p.mean()
     sums = weights_RN @ np.stack([np.ones_like(e), np.abs(e), e * e, u, u * u, v, v * v, u * v], 1)
     n, absolute, squared, y1, y2, p1, p2, yp = sums.T
+    of_y, of_p, of_both = n * y2 - y1 * y1, n * p2 - p1 * p1, n * yp - y1 * p1
     found = {"mae": absolute / n, "rmse": np.sqrt(squared / n)}
+    defined = (weights_RN > 0).sum(1) >= FEWEST
+    if y.std() > 1e-9 * max(float(np.abs(y).max()), 1e-300):
+        here = defined & (of_y > 0)
+        found["r2"] = np.where(here, 1 - squared * n / of_y, np.nan)
+        found["bias_slope"] = np.where(here, of_both / of_y - 1, np.nan)
     if p.std() > 1e-9 * max(float(np.abs(p).max()), 1e-300):  # a constant has no correlation
-        spread = (n * y2 - y1 * y1) * (n * p2 - p1 * p1)
-        defined = (spread > 0) & ((weights_RN > 0).sum(1) >= FEWEST)
-        found["r"] = np.where(defined, (n * yp - y1 * p1) / np.sqrt(spread), np.nan)
+        here = defined & (of_y * of_p > 0)
+        found["r"] = np.where(here, of_both / np.sqrt(of_y * of_p), np.nan)
+        found["slope"] = np.where(here, of_both / of_p, np.nan)
     return found
+
+
+def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str, Repeats]:
+    """Ranking, decisions at one half, and probabilities; nothing of one class alone."""
+    y, said = ill.astype(np.float64), (p >= 0.5).astype(np.float64)
+    n, of_ill = weights_RN.sum(1), weights_RN @ y
+    both = (of_ill > 0) & (of_ill < n)
+    hits, nowhere = weights_RN @ (y * said), np.full(len(weights_RN), np.nan)
+    bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)
+    apart = weights_RN @ (np.eye(_BINS)[bin_of] * (p - y)[:, None])  # (R, bins)
+    return {
+        "auc": _auc(y, p, weights_RN),
+        "balanced_accuracy": _recalls(
+            np.eye(2)[ill.astype(int)], (said == y).astype(np.float64), weights_RN
+        ),
+        "f1": np.where(both, 2 * hits / (of_ill + weights_RN @ said), np.nan),
+        # defined without the one ill person too, or leaving her out would leave no interval
+        "brier": weights_RN @ np.square(p - y) / n if 0 < y.sum() < len(y) else nowhere,
+        "ece": np.abs(apart).sum(1) / n if 0 < y.sum() < len(y) else nowhere,
+    }
 
 
 def _recalls(classes_NK: Floats, right: Floats, weights_RN: Floats) -> Repeats:
@@ -178,10 +230,35 @@ def primary(target: Target) -> str:
 def names(target: Target) -> tuple[str, ...]:
     """Every metric that there is for `target`."""
     return {
-        "regression": ("mae", "rmse", "r"),
-        "binary": ("auc", "balanced_accuracy"),
+        "regression": ("mae", "rmse", *OF_A_LINE),
+        "binary": ("auc", "balanced_accuracy", "f1", "brier", "ece"),
         "categorical": ("accuracy", "balanced_accuracy"),
     }[target.kind]
+
+
+def of_rounds(target: Target) -> tuple[str, ...]:
+    """Those that a site tells in every round of training; each is another equation about people."""
+    told = ("mae", "rmse", "r", "auc", "accuracy", "balanced_accuracy")
+    return tuple(name for name in names(target) if name in told)
+
+
+def threshold(label: Floats, probability: Floats) -> float | None:
+    """The probability from which to say "ill" so that recalls are best on average (Youden 1950).
+
+    Half-way between two that occur; of several as good, the one next to a half. None for one class.
+
+    >>> threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.9]))
+    0.25
+    """
+    ill, p = label > 0.5, probability.astype(np.float64)
+    if ill.all() or not ill.any():
+        return None
+    known = np.unique(p)
+    cuts = np.concatenate([[known[0]], (known[1:] + known[:-1]) / 2])
+    recall = 1 - np.searchsorted(np.sort(p[ill]), cuts) / ill.sum()
+    spared = np.searchsorted(np.sort(p[~ill]), cuts) / (~ill).sum()
+    best = cuts[np.isclose(recall + spared, (recall + spared).max())]
+    return float(best[np.argmin(np.abs(best - 0.5))])
 
 
 def without(share: int) -> str:
@@ -214,32 +291,6 @@ def better(target: Target, candidate: float, best: float) -> bool:
     if np.isnan(best) or np.isnan(candidate):
         return bool(np.isnan(best) and not np.isnan(candidate))
     return candidate < best if target.kind == "regression" else candidate > best
-
-
-def bootstrapped(
-    target: Target,
-    label: Floats,
-    prediction: Floats,
-    participants: Sequence[str],
-    generator: np.random.Generator,
-    repeats: int,
-) -> dict[str, Repeats]:
-    """Every metric for `repeats` resamplings of the participants, some at a time.
-
-    All weights at once would take 32 GB for 100,000 resamplings of 40,000 samples; a study asks for
-    the one number, and a site has the other.
-    """
-    at_once = max(1, min(repeats, _MOST_WEIGHTS // len(participants)))
-    parts = [
-        resampled(
-            target,
-            label,
-            prediction,
-            draws(participants, generator, min(at_once, repeats - done)),
-        )
-        for done in range(0, repeats, at_once)
-    ]
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def mean_by_person(

@@ -391,7 +391,9 @@ class Evaluation(Table):
     """How held-out sites judge."""
 
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
-        1000, description="Resamplings of participants for an interval."
+        1000,
+        description="Resamplings of participants for the interval of a mean over people, of how "
+        "faithful maps are; metrics have intervals in closed form.",
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="Coverage of intervals."

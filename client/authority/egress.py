@@ -126,5 +126,5 @@ def _withhold(one: Measured, minimum: int) -> Measurement:
     row = one.row
     if row.n_participants >= minimum and (one.people >= minimum or row.value is None):
         return row
-    withheld = {"value": None, "ci_low": None, "ci_high": None, "n_participants": 0, "n_scans": 0}
-    return row.model_copy(update=withheld)
+    numbers = dict.fromkeys(("value", "ci_low", "ci_high", "p"))
+    return row.model_copy(update={**numbers, "n_participants": 0, "n_scans": 0})

@@ -91,8 +91,8 @@ class Judge:
 
     def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Answer:
         """Measure predictions of all samples, alone and against rivals; keep them for the next."""
-        kept = {name: values.astype(np.float32) for name, values in predicted.items()}
-        write_arrays(self.folder / "predictions" / f"{self.order.model}.safetensors", kept, {})
+        path = self.folder / "predictions" / f"{self.order.model}.safetensors"
+        write_arrays(path, dict(predicted), {})
         rows: list[Measured] = []
         for name, values in predicted.items():
             labelled = np.flatnonzero(~np.isnan(self.cohort.labels[name]))

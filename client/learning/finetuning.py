@@ -7,7 +7,7 @@ validation chooses, the test split is looked at once. What was tuned is kept at 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
@@ -20,7 +20,13 @@ from client.answer import Measured
 from client.data.cohort import Cohort
 from client.data.loading import Loader, person_codes
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
-from client.learning.measurement import Floats, difference, mean_over_draws, measure
+from client.learning.measurement import (
+    Floats,
+    at_chosen_threshold,
+    difference,
+    mean_over_draws,
+    measure,
+)
 from client.learning.prediction import features_of, losses, predict
 from client.learning.pretraining import loader_of
 from client.learning.support import people_among
@@ -51,6 +57,15 @@ class Split:
     test: Indices
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What one model said of the test samples, and from which probability it would say yes."""
+
+    test: Indices
+    predicted: Floats
+    threshold: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """One order to fine-tune at one site.
@@ -74,32 +89,18 @@ class Tuning:
         Refusal
             ORDER_MALFORMED if the study asks for no such thing, NO_DATA if the site lacks labels.
         """
-        told: dict[int, Floats] = {}
-        test = np.empty(0, dtype=np.int64)
-        for repeat in range(self._repeats):
-            split = self._split(repeat)
-            if split is None:
-                continue
-            test = split.test  # the same people, whoever is drawn to learn from
-            told[repeat] = self.predicted(self._model(split, repeat), test, repeat)
+        told = self._told(self._model)
         if not told:
             name = self.task.target_name
             raise Refusal("NO_DATA", f"training participants hold one class of {name}")
-        return self._measured(test, told)
+        return self._measured(told)
 
     def judge(self) -> list[Measured]:
         """Measure the kept models anew, on the test participants that there are now."""
-        told: dict[int, Floats] = {}
-        test = np.empty(0, dtype=np.int64)
-        for repeat in range(self._repeats):
-            split = self._split(repeat)
-            model = self.models.find(self.order, repeat)
-            if split is not None and model is not None:
-                test = split.test
-                told[repeat] = self.predicted(model, test, repeat)
+        told = self._told(lambda _, repeat: self.models.find(self.order, repeat))
         if not told:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        return self._measured(test, told)
+        return self._measured(told)
 
     def learnt_from(self, repeat: int) -> int:
         """How many people a model was trained on."""
@@ -142,8 +143,29 @@ class Tuning:
         settings = self.task.settings
         return settings.draws * settings.repeats if self.order.k else settings.repeats
 
-    def _measured(self, test: Indices, told: Mapping[int, Floats]) -> list[Measured]:
+    def _told(self, model_of: Callable[[Split, int], TunedModel | None]) -> dict[int, _Told]:
+        """What each model says of the test participants: the same, whoever is drawn to learn."""
+        found = {}
+        for repeat in range(self._repeats):
+            split = self._split(repeat)
+            model = model_of(split, repeat) if split is not None else None
+            if split is not None and model is not None:
+                said = self.predicted(model, split.test, repeat)
+                chosen = self._threshold(model, split, repeat)
+                found[repeat] = _Told(test=split.test, predicted=said, threshold=chosen)
+        return found
+
+    def _threshold(self, model: TunedModel, split: Split, repeat: int) -> float | None:
+        """From which probability on validation participants would best have been called ill."""
+        if self.task.target.kind != "binary":
+            return None
+        label = self.cohort.labels[self.task.target_name][split.validation]
+        return metrics.threshold(label, self.predicted(model, split.validation, repeat))
+
+    def _measured(self, of: Mapping[int, _Told]) -> list[Measured]:
         """Each model's metrics, their mean over draws, and what is between it and each rival's."""
+        test = next(iter(of.values())).test
+        told = {repeat: one.predicted for repeat, one in of.items()}
         task, order = self.task, self.order
         self.models.keep_predictions(order, test, told)
         found = (self.study, self.site, self.cohort, order, task.target_name, test)
@@ -152,6 +174,13 @@ class Tuning:
             for repeat, predicted in told.items()
             for one in measure(*found, predicted, task.name)
         ]
+        for repeat, one in of.items():
+            if one.threshold is not None:
+                said = (one.predicted >= one.threshold).astype(np.float64)
+                rows += [
+                    Measured(each.row.model_copy(update={"repeat": repeat}), each.people)
+                    for each in at_chosen_threshold(*found, said, task.name)
+                ]
         if self._repeats > 1:
             rows += mean_over_draws(*found, list(told.values()), task.name)
         for rival in order.against:

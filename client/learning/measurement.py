@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,11 @@ from numpy.typing import NDArray
 
 from client.answer import Measured
 from client.data.cohort import Cohort
+from client.learning.intervals import (
+    Judged,
+    z_of,
+)
+from client.learning.intervals import difference as between
 from client.site import Site
 from common import metrics
 from common.protocol.orders import Measurement, Order
@@ -39,35 +43,48 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     A primary metric that is not defined, since all samples are of one class, has no value. Below
     three people nothing has an interval, nor a correlation a value.
     """
-    target, label = study.targets[name], cohort.labels[name][indices]
-    people = tuple(cohort.participants[i] for i in indices)
-    several = len(set(people)) >= metrics.FEWEST
-    drawn: dict[str, metrics.Repeats] = {}
-    if intervals and several:
-        drawn = _bootstrapped(study, site, name, people, label, predicted)
-    values = metrics.exact(target, label, predicted)
-    fewest = _fewest(target, label, people)
-    return [
-        Measured(
-            row(
-                site,
-                order,
-                people,
-                task=task,
-                target=name,
-                model=model or order.model,
-                metric=metric,
-                value=value if np.isfinite(value) else None,
-                bounds=metrics.percentiles(drawn[metric], study.evaluation.confidence)
-                if np.isfinite(value) and metric in drawn
-                else None,
-            ),
-            fewest,
-        )
-        for metric, value in values.items()
-        if (np.isfinite(value) or metric == metrics.primary(target))
-        and not (metric == "r" and (not several or (model or "").endswith("-mean")))
-    ]
+    judged, people, fewest = _judged(study, cohort, name, indices, [predicted])
+    of = model or order.model
+    asked = judged.metrics if intervals else metrics.of_rounds(study.targets[name])
+    rows = []
+    for metric in asked:
+        value = judged.value(metric)
+        if metric in metrics.OF_A_LINE and (
+            len(set(people)) < metrics.FEWEST or of.endswith("-mean")
+        ):
+            continue
+        if np.isfinite(value) or metric == metrics.primary(study.targets[name]):
+            bounds = judged.bounds(metric, z_of(study.evaluation.confidence)) if intervals else None
+            told = row(
+                site, order, people, task=task, target=name, model=of, metric=metric,
+                value=value if np.isfinite(value) else None, bounds=bounds,
+            )  # fmt: skip
+            rows.append(Measured(told, fewest))
+    return rows
+
+
+def at_chosen_threshold(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    said: Floats,
+    task: str,
+) -> list[Measured]:
+    """Balanced accuracy of what was `said`, 0 or 1, by a threshold that validation people chose."""
+    metric = "balanced_accuracy"
+    judged, people, fewest = _judged(study, cohort, name, indices, [said])
+    value = judged.value(metric)
+    if not np.isfinite(value):
+        return []
+    bounds = judged.bounds(metric, z_of(study.evaluation.confidence))
+    told = row(
+        site, order, people, task=task, target=name, model=order.model, value=value,
+        metric=metric + metrics.CHOSEN, bounds=bounds,
+    )  # fmt: skip
+    return [Measured(told, fewest)]
 
 
 def mean_over_draws(
@@ -81,9 +98,17 @@ def mean_over_draws(
     task: str,
 ) -> list[Measured]:
     """Primary metric of an order's models, one for each draw, with one interval for their mean."""
-    found = _Primary.of(study, site, cohort, name, indices, predicted)
-    metric = metrics.primary(study.targets[name]) + metrics.OVER_DRAWS
-    return found.rows(study, site, order, task=task, target=name, metric=metric)
+    judged, people, fewest = _judged(study, cohort, name, indices, predicted)
+    primary = metrics.primary(study.targets[name])
+    value = judged.value(primary)
+    if not np.isfinite(value):
+        return []
+    bounds = judged.bounds(primary, z_of(study.evaluation.confidence))
+    told = row(
+        site, order, people, task=task, target=name, model=order.model, value=value,
+        metric=primary + metrics.OVER_DRAWS, bounds=bounds,
+    )  # fmt: skip
+    return [Measured(told, fewest)]
 
 
 def difference(  # noqa: PLR0913, PLR0917
@@ -100,64 +125,34 @@ def difference(  # noqa: PLR0913, PLR0917
 ) -> list[Measured]:
     """Primary metric of this order's model minus `rival`'s, with a paired interval.
 
-    Of several models each, one for each draw, it is the difference of their means.
+    Of several models each, one for each draw, it is the difference of their means. A p-value, and
+    with it a verdict, needs 50 people and 10 of each class.
     """
-    found, other = (
-        _Primary.of(study, site, cohort, name, indices, predicted) for predicted in (ours, theirs)
-    )
-    apart = replace(found, value=found.value - other.value, drawn=found.drawn - other.drawn)
-    metric = f"{metrics.primary(study.targets[name])}_minus_{rival}"
-    return apart.rows(study, site, order, task=task, target=name, metric=metric)
+    found, people, fewest = _judged(study, cohort, name, indices, ours)
+    other, _, _ = _judged(study, cohort, name, indices, theirs)
+    primary = metrics.primary(study.targets[name])
+    if not np.isfinite(found.value(primary) - other.value(primary)):
+        return []
+    several = len(set(people)) >= metrics.VERDICT_PEOPLE and fewest >= metrics.VERDICT_OF_A_CLASS
+    apart = between(found, other, primary, study.evaluation.confidence, tested=several)
+    told = row(
+        site, order, people, task=task, target=name, model=order.model, value=apart.value,
+        metric=f"{primary}_minus_{rival}", bounds=apart.bounds, p=apart.p,
+    )  # fmt: skip
+    return [Measured(told, fewest)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Primary:
-    """The primary metric on some samples, its mean where several models predict them.
-
-    drawn: (R,) the same for every resampling of the people, who are resampled alike for all
-    models of a site; empty where they are too few. fewest: people of the rarest class.
-    """
-
-    value: float
-    drawn: metrics.Repeats
-    people: tuple[str, ...]
-    fewest: int
-
-    @staticmethod
-    def of(
-        study: Study,
-        site: Site,
-        cohort: Cohort,
-        name: str,
-        indices: NDArray[np.int64],
-        predicted: Sequence[Floats],
-    ) -> _Primary:
-        target, label = study.targets[name], cohort.labels[name][indices]
-        people = tuple(cohort.participants[i] for i in indices)
-        metric = metrics.primary(target)
-        values = [metrics.exact(target, label, one)[metric] for one in predicted]
-        drawn = np.empty(0)
-        if len(set(people)) >= metrics.FEWEST:
-            drawn = np.zeros(study.evaluation.bootstrap)
-            for one in predicted:  # a thousand draws of a hundred thousand would take 8 GB at once
-                drawn += _bootstrapped(study, site, name, people, label, one)[metric]
-            drawn /= len(predicted)
-        return _Primary(
-            value=float(np.mean(values)),
-            drawn=drawn,
-            people=people,
-            fewest=_fewest(target, label, people),
-        )
-
-    def rows(self, study: Study, site: Site, order: Order, **names: str) -> list[Measured]:
-        """The row of this value; none where it is not defined."""
-        if not np.isfinite(self.value):
-            return []
-        bounds = metrics.percentiles(self.drawn, study.evaluation.confidence)
-        found = row(
-            site, order, self.people, model=order.model, value=self.value, bounds=bounds, **names
-        )
-        return [Measured(found, self.fewest)]
+def _judged(
+    study: Study,
+    cohort: Cohort,
+    name: str,
+    indices: NDArray[np.int64],
+    predicted: Sequence[Floats],
+) -> tuple[Judged, tuple[str, ...], int]:
+    """What is judged, whose samples these are, and the people of the rarest class."""
+    target, label = study.targets[name], cohort.labels[name][indices]
+    people = tuple(cohort.participants[i] for i in indices)
+    return Judged.of(target, label, predicted, people), people, _fewest(target, label, people)
 
 
 def means(
@@ -199,6 +194,7 @@ def row(
     *,
     bounds: tuple[float, float] | None,
     value: float | None,
+    p: float | None = None,
     **names: str,
 ) -> Measurement:
     """One row of results.csv, in the figures that may leave."""
@@ -209,6 +205,7 @@ def row(
         value=None if value is None else metrics.figures(value),
         ci_low=metrics.figures(bounds[0]) if bounds else None,
         ci_high=metrics.figures(bounds[1]) if bounds else None,
+        p=None if p is None else metrics.figures(p),
         n_participants=len(set(people)),
         n_scans=len(people),
         **names,
@@ -221,18 +218,3 @@ def _fewest(target: Target, label: Floats, people: tuple[str, ...]) -> int:
         return len(set(people))
     whose = np.asarray(people)
     return min(len(set(whose[label == one].tolist())) for one in np.unique(label))
-
-
-def _bootstrapped(
-    study: Study,
-    site: Site,
-    name: str,
-    people: tuple[str, ...],
-    label: Floats,
-    predicted: Floats,
-) -> dict[str, metrics.Repeats]:
-    """Every model at a site is resampled alike, so that intervals differ by models alone."""
-    generator = np.random.default_rng(seed_of(study.seed, "bootstrap", site.name, name))
-    return metrics.bootstrapped(
-        study.targets[name], label, predicted, people, generator, study.evaluation.bootstrap
-    )

@@ -24,8 +24,8 @@ _AT_ONCE = 64  # samples
 
 def predict(
     network: Any, cohort: Cohort, indices: Indices, device: torch.device
-) -> dict[str, NDArray[np.float32]]:
-    """Predictions of every head for the samples `indices`, in that order."""
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Predictions of every head for the samples `indices`, in that order; float32, or float64."""
     if not len(indices):
         return {}
     lay_out(network, device)
@@ -36,7 +36,8 @@ def predict(
             with autocast(device):
                 output = network.predict(batch.x)
             for name, values in output.items():
-                found.setdefault(name, []).append(values.float().cpu().numpy())
+                exact = values if values.dtype == torch.float64 else values.float()
+                found.setdefault(name, []).append(exact.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

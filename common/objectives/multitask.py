@@ -98,7 +98,9 @@ class Multitask(nn.Module):
             return bins.expectation(output)
         if target.kind == "regression":
             return regression.value(target, output[:, 0])
-        return torch.sigmoid(output[:, 0]) if target.kind == "binary" else torch.softmax(output, 1)
+        if target.kind == "binary":  # in float32 everybody beyond a logit of 17 would tie
+            return torch.sigmoid(output[:, 0].double())
+        return torch.softmax(output, 1)
 
     def _terms(self, name: str, output: Tensor, label_B: Tensor) -> Terms:
         bins, target = self.settings.soft_labels.get(name), self.targets[name]

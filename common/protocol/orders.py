@@ -100,6 +100,9 @@ class Measurement(Table):
     value: float | None = Field(description="None where too few participants stand behind it.")
     ci_low: float | None = None
     ci_high: float | None = None
+    p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Of a difference: that two models are equal, where enough people say."
+    )
     n_participants: Count
     n_scans: Count
     repeat: Count = 0

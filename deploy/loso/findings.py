@@ -25,11 +25,11 @@ from common.protocol.orders import Measurement
 from common.runtime.durable import write_atomically
 from deploy.loso.folds import Design, Fold
 from server.report.tables import FEDERATED, cell_of, read_results
+from server.report.verdicts import LEVEL, holm
 from server.run import Run
 
 RIVALS: Final = ("pooled", "pooled-linear", "site-linear", "site-mean", "constant")
 _FEWEST: Final = 3  # sites of an interval
-_LEVEL: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Pair:
     @property
     def verdict(self) -> str:
         """What may be said of it at 5 %, all pairs of the target together."""
-        if self.adjusted >= _LEVEL:
+        if self.adjusted >= LEVEL:
             return "not distinguishable"
         gains = (self.difference.value > 0) != (self.metric == "mae")
         return f"{self.first if gains else self.second} better"
@@ -198,19 +198,6 @@ def _pair(target: str, metric: str, first: str, second: str, apart: Sequence[flo
         ahead=sum(sign * value > 0 for value in apart),
         behind=sum(sign * value < 0 for value in apart), p=p, adjusted=p,
     )  # fmt: skip
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values that may each be compared with a level that holds for all together (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    found, highest = [0.0] * len(p), 0.0
-    for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
-        found[place] = highest
-    return found
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

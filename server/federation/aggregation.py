@@ -4,7 +4,9 @@ Each array is averaged by its group's support (what entered a loss for the backb
 head; scans or people, as the study says), so a
 site without labels of a target leaves that target's head alone. Parameters then pass through the
 server optimiser; statistics of normalisation layers never do, since momentum makes variances
-negative. Formulas follow Reddi et al. 2021 as in Flower's strategies, which are the tests' oracles.
+negative: they become those of all sites' samples together, so that a variance is the mean of the
+sites' and that of their means besides. Formulas follow Reddi et al. 2021 as in Flower's strategies,
+which are the tests' oracles.
 """
 
 from __future__ import annotations
@@ -84,12 +86,30 @@ def aggregate(
             assert mean is not None  # every share is above zero
             if rule.role == "parameter":
                 mean = step.taken(now, mean, part, rule.shape)
+            elif (centre := _centre_of(plan, name)) is not None:
+                mean += _between([(share, read(centre)[part]) for share, read in terms])
             following[name][part] = mean
             moved = np.subtract(following[name][part], now, dtype=np.float64)
             squares += float(np.sum(np.square(moved)))
     for name in set(state) - set(moments):  # of arrays that nobody sent in this round
         moments[name] = np.array(state[name][...])
     return Aggregated(following, moments, math.sqrt(squares))
+
+
+def _centre_of(plan: Plan, name: str) -> str | None:
+    """The running mean that belongs to a running variance."""
+    layer, dot, kind = name.rpartition(".")
+    centre = f"{layer}{dot}running_mean"
+    return centre if kind == "running_var" and centre in plan else None
+
+
+def _between(terms: Sequence[tuple[float, NDArray[Any]]]) -> Float64:
+    """The variance of sites' means: 0 of one site, to the bit."""
+    centre = weighted_mean(terms)
+    assert centre is not None  # every share is above zero
+    between = weighted_mean((share, np.square(mean - centre)) for share, mean in terms)
+    assert between is not None
+    return between
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ _TEXT_OF_ROW: Final = 1 << 10
 # lowest values of what is at most 1
 _SHARES: Final = {
     "auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0, metrics.AGREEMENT: -1.0,
+    "f1": 0.0, "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
+    "balanced_accuracy" + metrics.CHOSEN: 0.0,
     metrics.SAID: 0.0,
     **{
         metrics.without(share) + way: 0.0
@@ -85,11 +87,15 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     if order.kind == "explain":
         task = _task(study, order)
         return metrics.of_maps(target, by_relevance=task is not None and task.maps == "relevance")
+    if order.kind == "train":
+        return metrics.of_rounds(target)
     told, first = metrics.names(target), metrics.primary(target)
     if model != order.model:
         return told
     if order.kind in TUNED:
         told = (*told, first + metrics.OVER_DRAWS)
+        if target.kind == "binary":
+            told = (*told, "balanced_accuracy" + metrics.CHOSEN)
     return (*told, *(f"{first}_minus_{rival}" for rival in order.against))
 
 
@@ -106,7 +112,7 @@ def bounds_of(target: Target, metric: str) -> tuple[float, float]:
     name, _, rival = metric.removesuffix(metrics.OVER_DRAWS).partition("_minus_")
     if name in _SHARES:
         return (-1.0 if rival else _SHARES[name]), 1.0
-    return (-LARGEST if rival else 0.0), LARGEST
+    return (-LARGEST if rival or name in metrics.OF_A_LINE else 0.0), LARGEST
 
 
 def most_rows(study: Study, order: Order) -> int:

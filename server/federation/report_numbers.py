@@ -140,6 +140,8 @@ def _is_possible(study: Study, row: Measurement, most: Most) -> bool:
         return False
     if (row.ci_low is None) != (row.ci_high is None):
         return False
+    if row.p is not None and ("_minus_" not in row.metric or row.value is None):
+        return False
     told_of = [value for value in (row.value, row.ci_low, row.ci_high) if value is not None]
     if told_of and (row.value is None or not people):
         return False

@@ -1,6 +1,7 @@
 """What a run's numbers allow to say in plain words: findings, what is missing, caveats.
 
-A verdict is given only by an interval of paired differences; where it holds zero, none is given.
+A verdict is given only by a paired difference whose p-value, adjusted for all others of the run, is
+below 5 %; where too few people stand behind it, none is given.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from server import overlap, site_findings
 from server.report.tables import (
     FEDERATED,
     SMALL,
+    Cell,
     Comparison,
     Line,
     TaskTable,
     digits_of,
     of_metric,
+    p_shown,
     sentence,
     shown,
 )
 from server.results import TOGETHER
 from server.run import Run, lineage_told
 
+_JOINED: Final = {"not distinguishable": "from", "not judged": "against"}
 _MOST_NAMED: Final = 6  # rounds or sites spelt out in a sentence
 
 Record = Mapping[str, Any]
@@ -102,6 +106,8 @@ def direction(line: Line, comparison: Comparison) -> str:
     """`lower (better)`: where the federated value lies from the line's, by the paired interval."""
     if line.verdict == "not distinguishable":
         return line.verdict
+    if line.verdict == "too few people":
+        return "not judged"
     lower = (line.verdict == "federated better") == (comparison.metric == "mae")
     good = "better" if line.verdict == "federated better" else "worse"
     return f"{'lower' if lower else 'higher'} ({good})"
@@ -160,12 +166,24 @@ def caveats(
             f"Fewer than {SMALL} participants stand behind: {'; '.join(small)}. "
             "There, one or two people can move a metric visibly."
         )
+    if compared and reestimates(run.study):
+        found.append(
+            "Held-out sites estimated normalisation statistics anew, on the very scans that they "
+            "then judged by, without labels: at a new hospital as many scans are needed first."
+        )
     if any(record["degraded"] for record in records):
         found.append(
             "Degraded rounds were averaged over fewer sites; the model leans towards those that "
             "answered."
         )
     return found
+
+
+def reestimates(study: Study) -> bool:
+    """Whether an unseen site changes a network before it judges it."""
+    policy = study.aggregation.normalisation
+    asked = study.evaluation.statistics == "reestimated" and policy != "groupnorm"
+    return asked or policy == "silobn"
 
 
 def said(code: str) -> str:
@@ -202,11 +220,17 @@ def _against(line: Line, comparison: Comparison, digits: int) -> str:
     apart = shown(-line.difference.value, digits, signed=True)
     between = f"{shown(-high, digits)} to {shown(-low, digits)}"
     word = direction(line, comparison)
-    joined = "from" if word == "not distinguishable" else "than"
+    joined = _JOINED.get(word, "than")
     return (
         f"On the same participants it is {word} {joined} the {line.title.removesuffix(' model')} "
-        f"model's (difference {apart}, interval {between})."
+        f"model's (difference {apart}, interval {between}{_p(line.difference)})."
     )
+
+
+def _p(difference: Cell) -> str:
+    if difference.p is None or difference.adjusted is None:
+        return "; too few people for a verdict"
+    return f", p = {p_shown(difference.p)}, adjusted {p_shown(difference.adjusted)}"
 
 
 def _against_singles(alone: Sequence[Line], comparison: Comparison) -> str:
@@ -214,7 +238,7 @@ def _against_singles(alone: Sequence[Line], comparison: Comparison) -> str:
     for line in alone:
         words.setdefault(direction(line, comparison), []).append(line.title.removesuffix(" alone"))
     parts = [
-        f"{word} {'from' if word == 'not distinguishable' else 'than'} {_listed(names)}"
+        f"{word} {_JOINED.get(word, 'than')} {_listed(names)}"
         for word, names in sorted(words.items())
     ]
     return f"Against models of one training site alone it is {'; '.join(parts)}."

@@ -31,6 +31,7 @@ from server.report.faithfulness import faithfulness
 from server.report.findings import Record
 from server.report.tables import (
     METRIC_NAMES,
+    OTHER_NAMES,
     SMALL,
     UNDEFINED,
     WITHHELD,
@@ -43,6 +44,7 @@ from server.report.tables import (
     comparisons,
     digits_of,
     of_metric,
+    p_shown,
     paired_tables,
     read_results,
     shown,
@@ -87,6 +89,7 @@ def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = _cell_html
+    environment.filters["p"] = p_shown
     source = (files("server.report") / "report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(_content(run, pictures))
     path = run.folder / "report.html"
@@ -110,7 +113,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "findings": _main_findings(study, compared, percent),
         "glance": [_glance(comparison) for comparison in _worth_a_glance(compared)],
         "missing": findings.missing(run, census, records, compared, tasks),
-        "compared": [_compared(i, comparison) for i, comparison in enumerate(compared)],
+        "compared": [_compared(i, comparison, study) for i, comparison in enumerate(compared)],
         "tasks": [_task(table, paired) for table in tasks],
         "loss": _loss(study, records, "loss"),
         "validation_loss": _loss(study, records, "validation_loss"),
@@ -151,7 +154,7 @@ def _glance(comparison: Comparison) -> dict[str, Any]:
     federated = comparison.federated or comparison.probe
     rivals = comparison.rivals()
     singles = [line.verdict for line in rivals if line.model.startswith("single-")]
-    order = ("federated better", "not distinguishable", "federated worse")
+    order = ("federated better", "not distinguishable", "federated worse", "too few people")
     counted = [(word.removeprefix("federated "), singles.count(word)) for word in order]  # type: ignore[arg-type]
     return {
         "comparison": comparison,
@@ -165,14 +168,17 @@ def _glance(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _compared(number: int, comparison: Comparison) -> dict[str, Any]:
+def _compared(number: int, comparison: Comparison, study: Study) -> dict[str, Any]:
     axis = of_metric(comparison)
+    groups = dict(_GROUPS)
+    if findings.reestimates(study):
+        groups["as it comes"] += ", its normalisation statistics estimated anew on the judged scans"
     return {
         "comparison": comparison,
         "metric": axis,
         "digits": _digits(comparison),
         "groups": [
-            (_GROUPS[name], list(lines))
+            (groups[name], list(lines))
             for name, lines in groupby(comparison.lines, key=lambda line: line.group)
         ],
         "figure": charts.forest(f"forest-{number}", comparison, axis) if comparison.lines else "",
@@ -186,7 +192,7 @@ def _digits(comparison: Comparison) -> int:
 
 def _other_metrics(comparison: Comparison) -> dict[str, Any]:
     """The metrics that are not the primary one, a column each."""
-    names = [name for name in METRIC_NAMES if any(r.metric == name for r in comparison.others)]
+    names = [name for name in OTHER_NAMES if any(r.metric == name for r in comparison.others)]
     by_model = {(row.model, row.metric): row for row in comparison.others}
     digits = {
         name: digits_of(name, *(row.value for row in comparison.others if row.metric == name))
@@ -194,7 +200,7 @@ def _other_metrics(comparison: Comparison) -> dict[str, Any]:
     }
     lines = [line for line in comparison.lines if not line.is_made_here]
     return {
-        "names": [METRIC_NAMES[name] for name in names],
+        "names": [OTHER_NAMES[name] for name in names],
         "lines": [
             (
                 line.title,

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -22,11 +22,11 @@ from common.printable import csv_text
 from common.protocol.orders import Measurement
 from common.sections import FineTuning, Target
 from common.study import Study
+from server.report.verdicts import Verdict, adjusted, verdict
 from server.results import TOGETHER
 from server.run import Run
 
 Group = Literal["as it comes", "scan unseen", "site's labels"]
-Verdict = Literal["", "federated better", "federated worse", "not distinguishable"]
 
 FEDERATED: Final = "federated"
 MEAN_OF_SINGLES: Final = "mean of single-site models"
@@ -41,8 +41,19 @@ METRIC_NAMES: Final = {
     "auc": "AUC",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "r2": "R\N{SUPERSCRIPT TWO}",
+    "slope": "slope of truth on prediction",
+    "bias_slope": "slope of error on truth",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+OTHER_NAMES: Final = METRIC_NAMES | {
+    name + metrics.OVER_SITES: f"{title}, mean over sites" for name, title in METRIC_NAMES.items()
 }
 _SINGLE: Final = "single-"
+
+Family = Mapping[Measurement, float]  # adjusted p-values of all differences of a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,8 @@ class Cell:
     low: float | None = None
     high: float | None = None
     undefined: bool = False  # there are people, but of one class alone
+    p: float | None = None  # of a difference: as it is, and adjusted for all of the run
+    adjusted: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +212,14 @@ def read_results(run: Run) -> list[Measurement]:
 def comparisons(study: Study, rows: Iterable[Measurement]) -> list[Comparison]:
     """A comparison for each held-out site and target, in the study's order of targets."""
     found: dict[tuple[str, str], list[Measurement]] = {}
-    for row in rows:
+    every = list(rows)
+    family = adjusted(every)
+    for row in every:
         if row.phase == "evaluate" and row.target in study.targets:
             found.setdefault((row.site, row.target), []).append(row)
     sites = _in_order(study.sites.heldout, {site for site, _ in found})
     return [
-        _comparison(site, name, study.targets[name], found[site, name])
+        _comparison(site, name, study.targets[name], found[site, name], family)
         for site in sites
         for name in study.targets
         if (site, name) in found
@@ -224,11 +239,14 @@ def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
 
 def paired_tables(study: Study, rows: Iterable[Measurement]) -> list[PairedTable]:
     """Differences of a task's methods, for each task that has any."""
-    apart = [row for row in rows if row.task and "_minus_" in row.metric]
+    every = list(rows)
+    family = adjusted(every)
+    apart = [row for row in every if row.task and "_minus_" in row.metric]
     asked = [(phase, task) for phase in ("finetune", "judge") for task in study.finetuning]
     found = [
         _paired_table(study, task, phase,
-                      [row for row in apart if (row.phase, row.task) == (phase, task.name)])
+                      [row for row in apart if (row.phase, row.task) == (phase, task.name)],
+                      family)
         for phase, task in asked
     ]  # fmt: skip
     return [table for table in found if table.lines]
@@ -256,9 +274,19 @@ def shown(value: float, digits: int, *, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def p_shown(p: float) -> str:
+    """Three digits, and never 0.
+
+    >>> p_shown(0.0312), p_shown(0.00002)
+    ('0.031', 'below 0.001')
+    """
+    return f"{p:.3f}" if p >= 0.001 else "below 0.001"
+
+
 def digits_of(metric: str, *values: float | None) -> int:
     """Shares and correlations show three digits; a metric with a unit shows three figures."""
-    return decimals(*values) if metric in ("mae", "rmse") else 3
+    with_unit = metric.removesuffix(metrics.OVER_SITES) in ("mae", "rmse")
+    return decimals(*values) if with_unit else 3
 
 
 def sentence(cell: Cell, digits: int, *, signed: bool = False) -> str:
@@ -284,11 +312,13 @@ def of_metric(comparison: Comparison | TaskTable | PairedTable) -> str:
     return f"{name} in {comparison.unit}" if comparison.unit else name
 
 
-def _comparison(site: str, name: str, target: Target, rows: Sequence[Measurement]) -> Comparison:
+def _comparison(
+    site: str, name: str, target: Target, rows: Sequence[Measurement], family: Family
+) -> Comparison:
     metric = metrics.primary(target)
     against = {row.model: row for row in rows if row.metric == f"{metric}_minus_{FEDERATED}"}
     lines = {
-        row.model: _line(row, site, target, against.get(row.model))
+        row.model: _line(row, site, target, against.get(row.model), family)
         for row in rows
         if row.metric == metric
     }
@@ -300,12 +330,14 @@ def _comparison(site: str, name: str, target: Target, rows: Sequence[Measurement
         unit=target.unit if metric == "mae" else "",
         metric=metric,
         lines=tuple(sorted([*lines.values(), *made], key=_place)),
-        others=tuple(row for row in rows if row.metric in METRIC_NAMES and row.metric != metric),
+        others=tuple(row for row in rows if row.metric in OTHER_NAMES and row.metric != metric),
     )
 
 
-def _line(row: Measurement, site: str, target: Target, paired: Measurement | None) -> Line:
-    difference = cell_of(paired) if paired else None
+def _line(
+    row: Measurement, site: str, target: Target, paired: Measurement | None, family: Family
+) -> Line:
+    difference = _tested(paired, family) if paired else None
     return Line(
         model=row.model,
         title=_title(row.model, site),
@@ -314,19 +346,13 @@ def _line(row: Measurement, site: str, target: Target, paired: Measurement | Non
         participants=row.n_participants,
         scans=row.n_scans,
         difference=difference,
-        verdict=_verdict(target, difference),
+        verdict=verdict(target, difference.value, difference.adjusted) if difference else "",
     )
 
 
-def _verdict(target: Target, difference: Cell | None) -> Verdict:
-    """What a paired interval allows to say; an interval that touches zero allows nothing."""
-    if difference is None or difference.low is None or difference.high is None:
-        return ""
-    if difference.low <= 0 <= difference.high:
-        return "not distinguishable"
-    rival_is_higher = difference.low > 0
-    lower_is_better = target.kind == "regression"
-    return "federated better" if rival_is_higher == lower_is_better else "federated worse"
+def _tested(row: Measurement, family: Family) -> Cell:
+    """A difference with its p-value, as it is and as adjusted."""
+    return replace(cell_of(row), p=row.p, adjusted=family.get(row))
 
 
 def _mean(singles: Sequence[Line]) -> Line:
@@ -426,7 +452,7 @@ def _task_table(
 
 
 def _paired_table(
-    study: Study, task: FineTuning, phase: str, rows: Sequence[Measurement]
+    study: Study, task: FineTuning, phase: str, rows: Sequence[Measurement], family: Family
 ) -> PairedTable:
     target = study.targets[task.target]
     metric = metrics.primary(target)
@@ -437,7 +463,8 @@ def _paired_table(
         rival = row.metric.partition("_minus_")[2]
         own = _method_of(row.init, row.method, 0)
         title = f"{own} minus {ways.get(rival, rival)}" + (f", k = {row.k}" if row.k else "")
-        lines.setdefault(title, {})[row.site] = _measured(row)
+        told = replace(_measured(row), cell=_tested(row, family))
+        lines.setdefault(title, {})[row.site] = told
     found = {site for cells in lines.values() for site in cells}
     return PairedTable(
         phase=phase,

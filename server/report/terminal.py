@@ -19,6 +19,7 @@ from server.report.tables import (
     comparisons,
     digits_of,
     of_metric,
+    p_shown,
     paired_tables,
     read_results,
     sentence,
@@ -108,7 +109,7 @@ def _comparison(comparison: Comparison, percent: str) -> Table:
         numbers = [sentence(line.cell, digits), "", "", ""]
         if line.cell.value is not None:
             apart = sentence(line.difference, digits, signed=True) if line.difference else ""
-            verdict = "" if line.is_made_here else line.verdict
+            verdict = "" if line.is_made_here else _verdict(line)
             numbers[1:] = [str(line.participants), apart, verdict]
         table.add_row(_shown(line.title), *map(_shown, numbers))
     return table
@@ -151,6 +152,11 @@ def _paired(paired: PairedTable, percent: str) -> Table:
         ]
         table.add_row(*map(_shown, (title, *texts)))
     return table
+
+
+def _verdict(line: Line) -> str:
+    adjusted = line.difference.adjusted if line.difference else None
+    return line.verdict + (f", p {p_shown(adjusted)}" if adjusted is not None else "")
 
 
 def _headline(lines: Iterable[Line]) -> list[Line]:

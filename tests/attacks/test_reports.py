@@ -364,6 +364,8 @@ ROWS: dict[str, Change] = {
     "a value below zero": rows(metric="mae", value=-1.0, ci_low=-2.0, ci_high=0.0),
     "an interval upside down": rows(ci_low=3.0, ci_high=2.0),
     "half an interval": rows(ci_high=None),
+    "a p of no difference": rows(p=0.001),
+    "a p of 7": rows(p=7.0),
     "an interval of nothing": rows(value=None),
     "more people than scans": rows(n_participants=41),
     "more scans than there are": rows(n_scans=10**9),

@@ -16,6 +16,7 @@ def main() -> None:
     from tests.bench import (
         averaging,
         checking,
+        coverage,
         deployment,
         families,
         federation,
@@ -33,6 +34,7 @@ def main() -> None:
         "synthesis": synthesis.table,
         "averaging": averaging.table,
         "checking": checking.table,
+        "coverage": coverage.table,
         "registration": registration.table,
         "sites": sites.table,
         "wire": wire.table,

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from common import metrics
 from common.protocol.orders import Measurement, Report
 from common.protocol.wire import spool
 from common.sections import Target
 from server.federation.rounds import validation
-from server.results import TOGETHER, together
+from server.results import TOGETHER, put_together, students, together
 
 HEX = "0" * 64
+STUDY = SimpleNamespace(evaluation=SimpleNamespace(confidence=0.95))
 
 
 def row(site: str, value: float | None, scans: int = 40, **more: Any) -> Measurement:
@@ -34,7 +36,7 @@ def run(tmp_path: Path) -> Any:
             theirs = tuple(each for each in rows if each.site == site)
             report = Report(order=HEX, site=site, kind="evaluate", measurements=theirs)
             spool(tmp_path / "evaluation" / rows[0].model / f"{site}.safetensors", report, {})
-        return SimpleNamespace(folder=tmp_path)
+        return SimpleNamespace(folder=tmp_path, study=STUDY)
 
     return write
 
@@ -63,6 +65,62 @@ def test_its_interval_is_made_of_theirs(run: Any) -> None:
     assert (found.ci_low, found.ci_high) == pytest.approx((5 - 2**-0.5, 5 + 2**-0.5))
     [found] = together(run(row("elm", 5.0, **bounds), row("oak", 5.0)))
     assert (found.value, found.ci_low, found.ci_high) == (5.0, None, None)
+
+
+def apart(site: str, value: float, half: float, people: int, **more: Any) -> Measurement:
+    """What lies between two models at a site."""
+    known = {"metric": "auc_minus_federated", "ci_low": value - half, "ci_high": value + half}
+    return row(site, value, people + 10, **{**known, **more})
+
+
+def test_p_together_is_that_of_the_interval_together(run: Any) -> None:
+    """Two sites that each nearly tell two models apart do so together."""
+    [found] = together(run(*(apart(site, 0.1, 0.11, 60, p=0.075) for site in ("elm", "oak"))))
+    wanted = 2 * stats.norm.sf(0.1 / (0.11 / 2**0.5 / stats.norm.ppf(0.975)))
+    assert found.p == pytest.approx(wanted, rel=1e-6)
+    assert found.p < 0.05
+    assert found.ci_low > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "people", "p", "told"),
+    [
+        ("auc_minus_federated", 60, 0.2, True),
+        ("auc_minus_federated", 60, None, False),  # no site has ten of each class
+        ("auc_minus_federated", 20, 0.2, False),
+        ("mae_minus_federated", 30, None, True),  # an error has no classes
+        ("auc", 60, 0.2, False),  # no difference
+    ],
+)
+def test_all_sites_together_need_as_many_people_as_one(
+    run: Any, metric: str, people: int, p: float | None, *, told: bool
+) -> None:
+    """Of the classes the coordinator knows only that some site found ten of each."""
+    rows = [apart(site, 0.1, 0.3, people, metric=metric, p=p) for site in ("elm", "oak")]
+    [found] = together(run(*rows))
+    assert (found.p is not None) == told
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 6, 9, 30, 199])
+@pytest.mark.parametrize("confidence", [0.6, 0.95, 0.999])
+def test_students_quantile_is_scipys(degrees: int, confidence: float) -> None:
+    """The server has no scipy; its interval must be the same."""
+    wanted = stats.t.ppf((1 + confidence) / 2, degrees)
+    assert students(degrees, confidence) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_from_five_sites_on_their_mean_stands_beside_it(run: Any) -> None:
+    """SciPy's interval of a mean, a site being the unit, however many scans it has."""
+    values = [4.0, 5.0, 5.5, 4.5, 9.0]
+    rows = [row(f"s{n}", value, 40 + 50 * n) for n, value in enumerate(values)]
+    found = {each.metric: each for each in together(run(*rows))}
+    assert found.keys() == {"mae", "mae_over_sites"}
+    mean = found["mae_over_sites"]
+    wanted = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (mean.value, mean.ci_low, mean.ci_high) == pytest.approx((np.mean(values), *wanted))
+    assert found["mae"].value != mean.value
+    assert together(run(*rows[:4])) != []
+    assert [each.metric for each in put_together([[one] for one in rows[:4]])] == ["mae"]
 
 
 def test_a_site_that_withheld_its_number_counts_for_nothing(run: Any) -> None:
@@ -102,7 +160,7 @@ def tuned(tmp_path: Path) -> Any:
             theirs = tuple(each for each in rows if each.site == site)
             report = Report(order=HEX, site=site, kind="finetune", measurements=theirs)
             spool(tmp_path / f"finetuning/memory/linear/{site}.safetensors", report, {})
-        return SimpleNamespace(folder=tmp_path)
+        return SimpleNamespace(folder=tmp_path, study=STUDY)
 
     return write
 

@@ -236,9 +236,10 @@ def test_count_that_is_not_finite_stays(let_out):
 
 def test_measurement_of_too_few_people_loses_its_value(let_out):
     """The mean error of two people is nearly their ages, and even "two" is a small cell."""
-    report = let_out("evaluate", measured=(row(9), row(10)))
+    report = let_out("evaluate", measured=(row(9, p=0.5), row(10, p=0.5)))
     few, enough = report.measurements
-    assert (few.value, few.ci_low, few.ci_high) == (None, None, None)
+    assert (few.value, few.ci_low, few.ci_high, few.p) == (None, None, None, None)
+    assert enough.p == 0.5
     assert (few.n_participants, few.n_scans, few.metric) == (0, 0, "mae")
     assert (enough.value, enough.ci_low, enough.ci_high) == (4.5, 4.0, 5.0)
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from client.answer import Measured
 from client.learning import finetuning
 from client.learning.finetuning import Tuning
+from client.learning.intervals import Judged, difference, z_of
 from client.learning.prediction import losses
 from client.learning.tuned_models import TunedModel, TunedModels
 from common import metrics
@@ -149,7 +150,8 @@ def test_a_network_that_stopped_is_told_of_the_epoch_it_went_back_to(
     cell = kept(one).cell
     assert cell is not None
     trained = [(epoch, 60) for epoch in range(len(cell.history))]
-    assert told == [*trained, (cell.epochs, 60), (cell.epochs, 60)]  # validated, measured
+    # validated, measured, and asked for a threshold
+    assert told == [*trained, *[(cell.epochs, 60)] * 3]
 
 
 def test_validation_chooses_among_the_settings(tuning: Make) -> None:
@@ -260,7 +262,7 @@ DRAWN = {"k": 20, "participants": [20], "draws": 3, "methods": ["scratch/full", 
 
 
 def test_methods_are_compared_person_by_person_over_all_draws(tuning: Make) -> None:
-    """A naive loop over resampled people gives the same mean, difference and intervals."""
+    """The mean over draws, and the mean of what lies between two models of the same draw."""
     one = tuning("scratch/full", **DRAWN)
     ours = one.finetune()
     other = rival_of(one, "linear", "scratch-full")
@@ -268,38 +270,45 @@ def test_methods_are_compared_person_by_person_over_all_draws(tuning: Make) -> N
     test = one._split(0).test  # type: ignore[union-attr]
     label = one.cohort.labels["diagnosis"][test]
     people = [one.cohort.participants[i] for i in test]
-    seed = seed_of(one.study.seed, "bootstrap", "alpha", "diagnosis")
-    times = one.study.evaluation.bootstrap
-    weights = metrics.draws(people, np.random.default_rng(seed), times)
     said = {
         which: [tuned.predicted(kept(tuned, n), test, n) for n in range(3)]
         for which, tuned in (("scratch", one), ("linear", other))
     }
-
-    def mean_auc(which: str, weight: Any) -> float:
-        held = weight > 0
-        if len(set(label[held])) < 2:
-            return float("nan")
-        return float(np.mean([
-            roc_auc_score(label[held], told[held], sample_weight=weight[held])
-            for told in said[which]
-        ]))  # fmt: skip
-
-    once = np.ones(len(test))
-    drawn = {which: np.array([mean_auc(which, w) for w in weights]) for which in said}
+    target = one.study.targets["diagnosis"]
+    linear, scratch = (Judged.of(target, label, said[which], people)
+                       for which in ("linear", "scratch"))  # fmt: skip
+    area = {which: np.mean([roc_auc_score(label, told) for told in said[which]]) for which in said}
     wanted = {
-        "auc_over_draws": (mean_auc("linear", once), drawn["linear"]),
-        "auc_minus_scratch-full": (mean_auc("linear", once) - mean_auc("scratch", once),
-                                   drawn["linear"] - drawn["scratch"]),
+        "auc_over_draws": (area["linear"], linear.bounds("auc", z_of(0.95))),
+        "auc_minus_scratch-full": (area["linear"] - area["scratch"],
+                                   difference(linear, scratch, "auc", 0.95).bounds),
     }  # fmt: skip
-    for metric, (value, resamplings) in wanted.items():
+    for metric, (value, bounds) in wanted.items():
         row = told_of(rows, metric)
-        low, high = np.nanquantile(resamplings, [0.025, 0.975])
-        assert (row.value, row.ci_low, row.ci_high) == pytest.approx((value, low, high), abs=1e-3)
+        assert (row.value, row.ci_low, row.ci_high) == pytest.approx((value, *bounds), abs=1e-3)
         assert (row.method, row.k, row.repeat, row.task) == ("linear", 20, 0, "dementia")
         assert row.n_participants == len(set(people))
     assert told_of(ours, "auc_over_draws").method == "full"
     assert not [one for one in ours if "_minus_" in one.row.metric]  # nothing came before it
+
+
+def test_validation_people_choose_the_threshold_and_test_people_are_judged_by_it(
+    tuning: Make,
+) -> None:
+    """A threshold chosen on those whom it is judged by would flatter every model."""
+    one = tuning("linear")
+    rows = one.finetune()
+    split = one._split(0)
+    assert split is not None
+    label = one.cohort.labels["diagnosis"]
+    model = kept(one)
+    chosen = metrics.threshold(label[split.validation], one.predicted(model, split.validation, 0))
+    said = one.predicted(model, split.test, 0) >= chosen
+    wanted = balanced_accuracy_score(label[split.test], said)
+    row = told_of(rows, "balanced_accuracy_chosen")
+    assert row.value == pytest.approx(wanted, abs=1e-3)
+    assert row.ci_low < row.value < row.ci_high
+    assert wanted != roc_auc_score(label[split.test], one.predicted(model, split.test, 0))
 
 
 def test_a_difference_has_the_people_of_the_rarest_class_behind_it(tuning: Make) -> None:

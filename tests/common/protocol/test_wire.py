@@ -112,6 +112,7 @@ measurements = st.builds(
     metric=labels,
     value=st.none() | numbers,
     ci_low=st.none() | numbers,
+    p=st.none() | st.floats(0, 1),
     n_participants=st.integers(0, 2**53),
     n_scans=st.integers(0, 2**53),
     repeat=st.integers(0, 2**53),

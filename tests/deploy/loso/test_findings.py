@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from deploy.loso.findings import Row, contestants, holm, mean, pairs
+from deploy.loso.findings import Row, contestants, mean, pairs
+from server.report.verdicts import holm
 
 SITES = ("a", "b", "c", "d", "e", "f")
 FIRST = (0.71, 0.64, 0.80, 0.59, 0.77, 0.69)

@@ -209,6 +209,35 @@ def test_order_of_contributions_does_not_change_a_bit(order, name):
     assert same_bits(moments, wanted_moments)
 
 
+def test_averaged_statistics_are_those_of_all_samples_together():
+    """Sites two deviations apart would otherwise lend unseen sites too small a variance."""
+    random = np.random.default_rng(4)
+    sizes = {"a": 30, "b": 50, "c": 120}
+    samples = {
+        site: random.normal(2 * n, 1 + n, (size, 3)) for n, (site, size) in enumerate(sizes.items())
+    }
+    names = ("bn.running_mean", "bn.running_var")
+    plan = {name: rule((3,), role="statistic") for name in names}
+    plan["other.running_var"] = rule((3,), role="statistic")  # of no mean that anybody sends
+    contributions = [
+        contribution(site, {"shared": len(of)}, {
+            "bn.running_mean": of.mean(0), "bn.running_var": of.var(0),
+            "other.running_var": of.var(0),
+        })
+        for site, of in samples.items()
+    ]  # fmt: skip
+    now = {name: np.zeros(3, np.float32) for name in plan}
+    found, _ = averaged(plan, now, contributions, settings(), {}, 1)
+    everyone = np.concatenate(list(samples.values()))
+    np.testing.assert_allclose(found["bn.running_mean"], everyone.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found["bn.running_var"], everyone.var(0), rtol=1e-6)
+    within = sum(len(of) * of.var(0) for of in samples.values()) / len(everyone)
+    np.testing.assert_allclose(found["other.running_var"], within, rtol=1e-6)
+    assert (found["bn.running_var"] > 1.2 * within).all()
+    alone, _ = averaged(plan, now, contributions[:1], settings(), {}, 1)
+    assert alone["bn.running_var"].tobytes() == samples["a"].var(0).astype(np.float32).tobytes()
+
+
 @pytest.mark.parametrize("name", FLOWER)
 def test_statistics_never_meet_the_server_optimiser(name):
     """Momentum on a running variance can make it negative, and every prediction NaN."""

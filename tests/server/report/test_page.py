@@ -127,7 +127,8 @@ def rows() -> list[Measurement]:
     found += [row("federated+head", 4.5), row("federated", 0.9, metric="r")]
     for model in ("pooled", "single-amber", "single-birch", "single-cedar"):
         apart = values[model] - values["federated"]
-        found.append(row(model, apart, metric="mae_minus_federated"))
+        p = 0.4 if model == "pooled" else 0.0004
+        found.append(row(model, apart, metric="mae_minus_federated", p=p))
     found += [row("federated", 0.75, target="sex", metric="auc", n_participants=41)]
     for site in TRAIN:
         for init, value in (("pretrained", 0.8), ("scratch", 0.7)):
@@ -361,30 +362,71 @@ def test_a_missing_single_site_leaves_the_mean_without_a_value(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("target", "metric", "low", "high", "verdict"),
+    ("target", "metric", "apart", "p", "verdict"),
     [
-        ("age", "mae", 0.1, 2.0, "federated better"),
-        ("age", "mae", -2.0, -0.1, "federated worse"),
-        ("age", "mae", -0.1, 0.2, "not distinguishable"),
-        ("age", "mae", 0.0, 0.2, "not distinguishable"),
-        ("sex", "auc", 0.1, 0.2, "federated worse"),
-        ("sex", "auc", -0.2, -0.1, "federated better"),
+        ("age", "mae", 1.0, 0.01, "federated better"),
+        ("age", "mae", -1.0, 0.01, "federated worse"),
+        ("age", "mae", 0.1, 0.05, "not distinguishable"),
+        ("age", "mae", 1.0, None, "too few people"),
+        ("sex", "auc", 0.1, 0.01, "federated worse"),
+        ("sex", "auc", -0.1, 0.01, "federated better"),
     ],
 )
-def test_a_verdict_needs_a_paired_interval_without_zero(
-    tmp_path: Path, target: str, metric: str, low: float, high: float, verdict: str
+def test_a_verdict_needs_a_p_value_below_one_in_twenty(
+    tmp_path: Path, target: str, metric: str, apart: float, p: float | None, verdict: str
 ) -> None:
-    """The direction of better turns with the metric; touching zero is no finding."""
+    """The direction of better turns with the metric; where a site told no p there is none."""
     run = start(tmp_path / "run")
     names = {"target": target}
     found = [
         row("federated", 0.8, metric=metric, **names),
         row("pooled", 0.9, metric=metric, **names),
-        row("pooled", 0.1, metric=f"{metric}_minus_federated", **names),
+        row("pooled", apart, metric=f"{metric}_minus_federated", p=p, **names),
     ]
-    found[2] = found[2].model_copy(update={"ci_low": low, "ci_high": high})
     [comparison] = comparisons(run.study, found)
     assert [line.verdict for line in comparison.lines] == ["", verdict]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('[evaluation]\nstatistics = "reestimated"', True),
+        ('[aggregation]\nnormalisation = "silobn"', True),
+        ('[evaluation]\nstatistics = "reestimated"\n[aggregation]\nnormalisation = "groupnorm"',
+         False),
+        ("", False),
+    ],
+    ids=["reestimated", "silobn", "groupnorm", "shared"],
+)  # fmt: skip
+def test_statistics_of_the_judged_scans_are_admitted(
+    tmp_path: Path, change: str, *, said: bool
+) -> None:
+    """A model `as it comes` that has looked at all scans of its judge is not quite as it came."""
+    run = start(tmp_path / "run", STUDY + change)
+    write_results(run, rows())
+    text = write_report(run).read_text()
+    assert ("statistics estimated anew on the judged scans" in text) == said
+    assert ("estimated normalisation statistics anew, on the very scans" in text) == said
+
+
+def test_verdicts_are_adjusted_for_all_differences_of_the_run(tmp_path: Path) -> None:
+    """One p of .02 is a finding; as one of three it is none, and one of .001 still is."""
+    run = start(tmp_path / "run")
+
+    def verdicts(*ps: float) -> list[str]:
+        found = [row("federated", 8.0)]
+        for site, p in zip(TRAIN, ps, strict=False):
+            found += [row(f"single-{site}", 9.0),
+                      row(f"single-{site}", 1.0, metric="mae_minus_federated", p=p)]  # fmt: skip
+        [age] = comparisons(run.study, found)
+        return [line.verdict for line in age.lines if line.difference and not line.is_made_here]
+
+    assert verdicts(0.02) == ["federated better"]
+    assert verdicts(0.02, 0.9, 0.9) == ["not distinguishable"] * 3
+    assert verdicts(0.02, 0.001, 0.9) == [
+        "federated better", "federated better", "not distinguishable"
+    ]  # fmt: skip
+    assert verdicts(0.03, 0.001, 0.9)[:2] == ["not distinguishable", "federated better"]
 
 
 def test_the_summary_tells_the_finding_and_the_degraded_rounds(page: Page) -> None:
@@ -440,7 +482,7 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
     write_json(run.folder / "census.json", {**census(amber=HOSTILE), HOSTILE: census()["birch"]})
     with (run.folder / "results.csv").open("a") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        numbers = [1, 0, 2, 60, 60, 0]
+        numbers = [1, 0, 2, 0.5, 60, 60, 0]
         table.writerow(
             ["evaluate", "", "age", HOSTILE, "", "", 0, "elm", "heldout", "mae", *numbers]
         )
