@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from common import catalogue
@@ -28,9 +29,11 @@ _CORE: Final = (
     "common.protocol.tokens",
     "common.protocol.wire",
     "common.network.building",
+    "common.label_sums",
     "common.metrics",
     "common.study",
 )
+_PARSING: Final = Lock()  # Python's parser loses count where two threads are in it (gh-106905)
 # lists what is installed, and grows with it: what a study names is hashed itself
 _LIST: Final = "common.catalogue"
 
@@ -122,7 +125,9 @@ def _file_of(module: str) -> Path | None:
 
 
 def _imported(file: Path, module: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    with _PARSING:
+        tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):

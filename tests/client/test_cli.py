@@ -207,7 +207,7 @@ def test_a_judge_is_told_what_it_lets_out(hospital):
     assert "judges the result and never contributes" in lines
     assert "no arrays" in lines
     assert "in three figures" in lines
-    assert "limit: each of 3 models in 3 runs, 9 orders at most (policy.most_judgements)" in lines
+    assert "limit: each of 5 models in 3 runs, 15 orders at most (policy.most_judgements)" in lines
     assert "settle" not in lines
     assert "training orders" not in lines
     free = judge.model_copy(
