@@ -137,7 +137,7 @@ class Climb(nn.Module):
         kind = "cuda" if seen_BZF.is_cuda else "cpu"
         with torch.autocast(kind, enabled=False):
             # not the last output: there the way back has seen one slice only
-            _, (last, _) = self.lstm(seen_BZF.to(self.lstm.weight_ih_l0.dtype))
+            _, (last, _) = self.lstm(seen_BZF.to(next(self.lstm.parameters()).dtype))
         return last.transpose(0, 1).flatten(1)  # type: ignore[no-any-return]
 
 
