@@ -59,6 +59,7 @@ def demo(
             spacing_mm=study.data.spacing_mm,  # type: ignore[attr-defined]
             strength=1.0,
             seed=study.seed,
+            threads=1,  # so small a network gains nothing by two, and loses tenfold on busy cores
         )
         _simulate(study_file, out / "hospitals", out / "run")
 

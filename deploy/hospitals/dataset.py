@@ -66,6 +66,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     pool: float = 0.5,
     shared_modes: bool = True,
     shuffle_labels: bool = False,
+    threads: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Write one BIDS folder and one site file a hospital; finish what an earlier call began.
@@ -78,6 +79,8 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
         Names some whose participants are all in the clinical sample (diagnosis known).
     pool
         Share of each other hospital's participants in its clinical sample.
+    threads
+        What the site files say of `device.threads`; 0 leaves it to the machine.
     advance
         Called once a participant, also for participants that were there already.
 
@@ -117,7 +120,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
         for hospital in hospitals:
             steps: Iterable[object] = range(participants)
             if not complete[hospital.name]:
-                steps = _write(out / hospital.name, hospital, anatomy)
+                steps = _write(out / hospital.name, hospital, anatomy, threads)
             for _ in steps:
                 if advance is not None:
                     advance()
@@ -145,7 +148,7 @@ def _settings(hospital: Hospital, anatomy: Anatomy) -> dict[str, object]:
     return as_written({**asdict(hospital), **own})
 
 
-def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]:
+def _write(folder: Path, hospital: Hospital, anatomy: Anatomy, threads: int) -> Iterator[None]:
     """Write one hospital, yielding after each participant; its marker comes last."""
     people, bids = draw_people(hospital, anatomy.modes), folder / "bids"
     settings = _settings(hospital, anatomy)
@@ -168,7 +171,7 @@ def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]
             if not file.exists():
                 _write_scan(file, scan(anatomy, hospital, people, person, session), anatomy.affine)
         yield
-    _write_text(folder / "site.toml", _site_file(hospital, labels))
+    _write_text(folder / "site.toml", _site_file(hospital, labels, threads))
     _write_json(folder / MARKER, {"HospitalSettings": settings})
 
 
@@ -246,7 +249,7 @@ phenotypes and a disease; each hospital has a drawn scanner of its own. Images a
 """
 
 
-def _site_file(hospital: Hospital, labels: Mapping[str, object]) -> str:
+def _site_file(hospital: Hospital, labels: Mapping[str, object], threads: int) -> str:
     lines = [
         f'name = "{hospital.name}"',
         f'role = "{hospital.role}"',
@@ -264,14 +267,16 @@ def _site_file(hospital: Hospital, labels: Mapping[str, object]) -> str:
         if name == "sex":
             lines += ['codes = {F = "female", M = "male"}']
         lines += [""]
-    return "\n".join([*lines, _SITE_FILE_END])
+    device = f"[device]\nthreads = {threads}\n" if threads else _DEVICE
+    return "\n".join([*lines, device, _SITE_FILE_END])
 
 
-_SITE_FILE_END: Final = """\
+_DEVICE: Final = """\
 # [device]
 # kind = "auto"  # or "cpu", "cuda"
 # threads = 0    # 0 takes the machine's cores
-
+"""
+_SITE_FILE_END: Final = """\
 [policy]
 minimum_support = 4   # fewest participants behind any number that leaves; for real people 10
 # minimum_cohort = 10   # fewest usable participants to take part at all
