@@ -48,7 +48,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the hospitals and the run.")] = Path("demo"),
-    participants: Annotated[int, typer.Option(help="Participants in each hospital.", min=20)] = 150,
+    participants: Annotated[int, typer.Option(help="Participants in each hospital.", min=20)] = 200,
 ) -> None:
     """Five synthetic hospitals: four train together, each fine-tunes, the fifth judges."""
     from common.study import load_study
@@ -64,6 +64,7 @@ def demo(
             spacing_mm=study.data.spacing_mm,  # type: ignore[attr-defined]
             strength=1.0,
             seed=study.seed,
+            threads=1,  # so small a network gains nothing by two, and loses tenfold on busy cores
         )
         _simulate(study_file, out / "hospitals", out / "run")
 
@@ -278,7 +279,7 @@ def show_catalogue(
 
 
 @app.command()
-def hospitals(
+def hospitals(  # noqa: PLR0913, PLR0917  an option each
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     names: Annotated[str, typer.Option(help="Names, separated by commas.")] = (
         "amber,birch,cedar,delta,elm"
@@ -295,6 +296,21 @@ def hospitals(
         typer.Option(help="Scanner differences: 0 none, 1 usual, 2 hard.", min=0, max=5),
     ] = None,
     seed: Annotated[int, typer.Option(help="All chance comes from it.", min=0)] = 0,
+    clinics: Annotated[
+        str | None,
+        typer.Option(
+            help="T1w: which of them are clinics, where everyone is examined for the disease, "
+            "and nobody at the others; by default half of each hospital's people are."
+        ),
+    ] = None,
+    unrelated: Annotated[
+        bool,
+        typer.Option(
+            "--unrelated",
+            help="T1w: the negative control, a disease that shares nothing with age, sex or any "
+            "other phenotype; pretraining on these cannot help with it.",
+        ),
+    ] = False,
     kind: Annotated[
         str,
         typer.Option(
@@ -306,12 +322,16 @@ def hospitals(
     """Write synthetic hospitals: BIDS folders of scans or series, or sources without any."""
     from deploy.hospitals.sources import KINDS, write_sources
 
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    apart = [name.strip() for name in heldout.split(",") if name.strip()]
+    chosen, apart = _listed(names), _listed(heldout)
+    if kind != "t1w" and (clinics is not None or unrelated):
+        raise click.UsageError(f"--clinics and --unrelated are for kind t1w; --kind is {kind}")
     if kind in _ON_DISK:
         if kind == "connectome" and spacing_mm is not None:
             raise click.UsageError("connectomes have no voxels; leave --spacing-mm away")
         grid = {} if kind == "connectome" else {"spacing_mm": spacing_mm or 8.0}
+        disease: dict[str, object] = {"shared_modes": False} if unrelated else {}
+        if clinics is not None:
+            disease |= {"clinics": _listed(clinics), "pool": 0.0}
         _write_hospitals(
             out,
             kind=kind,
@@ -321,6 +341,7 @@ def hospitals(
             strength=1.0 if strength is None else strength,
             seed=seed,
             **grid,
+            **disease,
         )
     elif kind not in KINDS:
         there = ", ".join((*_ON_DISK, *KINDS))
@@ -351,6 +372,11 @@ def sites(
 def main() -> None:
     """Entry point of `callosum`."""
     command.run(app, "callosum")
+
+
+def _listed(names: str) -> list[str]:
+    """Names that commas part."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _write_hospitals(

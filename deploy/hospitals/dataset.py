@@ -17,13 +17,9 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 
-from client.data.synthesis.anatomy import (
-    Anatomy,
-    Floats,
-    Volume,
-    build_anatomy,
-)
+from client.data.synthesis.anatomy import Anatomy, Volume, build_anatomy
 from client.data.synthesis.people import Hospital, People, draw_labels, draw_people, scan
+from client.data.synthesis.regions import PAIRS, Floats, both_sides
 from common.errors import SettingError, StorageError
 from deploy.hospitals.folders import (
     DESCRIPTION,
@@ -35,6 +31,12 @@ from deploy.hospitals.folders import (
     is_complete,
 )
 
+VOLUMES: Final = (*(f"{pair}_volume" for pair in PAIRS), "tiv")  # of both sides, and the head
+_VOLUME: Final[dict[str, object]] = {
+    "Description": "Volume of both sides, adjusted for head size; tiv: of the whole head",
+    "Units": "ml",
+}
+_GENERATOR: Final = 2  # raised when the same settings come to mean other people or other scans
 _INTENSITY: Final = 1000  # scanner units of a rendered intensity of 1
 _COLUMNS: Final[dict[str, dict[str, object]]] = {
     "age": {"Description": "Age at the first scan", "Units": "years"},
@@ -47,6 +49,7 @@ _COLUMNS: Final[dict[str, dict[str, object]]] = {
         "Description": "Diagnosis; n/a for people outside the clinical sample",
         "Levels": {"control": "no dementia", "ad": "Alzheimer's disease"},
     },
+    **dict.fromkeys(VOLUMES, _VOLUME),
 }
 
 
@@ -59,9 +62,11 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     strength: float = 1.0,
     seed: int = 0,
     heldout: Sequence[str] = (),
+    clinics: Sequence[str] = (),
     pool: float = 0.5,
     shared_modes: bool = True,
     shuffle_labels: bool = False,
+    threads: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Write one BIDS folder and one site file a hospital; finish what an earlier call began.
@@ -70,8 +75,12 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
     ----------
     names
         All hospitals, in the order of the result; `heldout` names some of them.
+    clinics
+        Names some whose participants are all in the clinical sample (diagnosis known).
     pool
-        Share of each hospital's participants in its clinical sample (diagnosis known).
+        Share of each other hospital's participants in its clinical sample.
+    threads
+        What the site files say of `device.threads`; 0 leaves it to the machine.
     advance
         Called once a participant, also for participants that were there already.
 
@@ -90,6 +99,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
         Where the disk is full or cannot be written.
     """
     check_names(names, heldout)
+    check_names(names, clinics, "clinics")
     _check(participants, strength, pool)
     hospitals = [
         Hospital(
@@ -98,7 +108,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
             seed=seed,
             role="heldout" if name in heldout else "train",
             strength=strength,
-            pool=pool,
+            pool=1.0 if name in clinics else pool,
             shared_modes=shared_modes,
             shuffle_labels=shuffle_labels,
         )
@@ -110,7 +120,7 @@ def write_hospitals(  # noqa: PLR0913 - keywords of one experiment; a value woul
         for hospital in hospitals:
             steps: Iterable[object] = range(participants)
             if not complete[hospital.name]:
-                steps = _write(out / hospital.name, hospital, anatomy)
+                steps = _write(out / hospital.name, hospital, anatomy, threads)
             for _ in steps:
                 if advance is not None:
                     advance()
@@ -130,14 +140,23 @@ def _check(participants: int, strength: float, pool: float) -> None:
 
 def _settings(hospital: Hospital, anatomy: Anatomy) -> dict[str, object]:
     """All that the hospital's files depend on, as JSON gives it back."""
-    own = {"spacing_mm": anatomy.spacing_mm, "shape": anatomy.shape}
+    own = {
+        "generator": _GENERATOR,
+        "spacing_mm": anatomy.spacing_mm,
+        "shape": anatomy.shape,
+    }
     return as_written({**asdict(hospital), **own})
 
 
-def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]:
+def _write(folder: Path, hospital: Hospital, anatomy: Anatomy, threads: int) -> Iterator[None]:
     """Write one hospital, yielding after each participant; its marker comes last."""
     people, bids = draw_people(hospital, anatomy.modes), folder / "bids"
-    labels, settings = draw_labels(hospital, people), _settings(hospital, anatomy)
+    settings = _settings(hospital, anatomy)
+    first = _volumes(anatomy, people)[:, 0].T
+    labels = {
+        **draw_labels(hospital, people),
+        **{name: _in_ml(ml) for name, ml in zip(VOLUMES, first, strict=True)},
+    }
     # First of all, so that what a killed write leaves can be told from somebody's own data.
     _write_json(bids / DESCRIPTION, description(hospital.name, "raw", settings))
     _write_text(bids / "README", _README.format(name=hospital.name))
@@ -152,25 +171,32 @@ def _write(folder: Path, hospital: Hospital, anatomy: Anatomy) -> Iterator[None]
             if not file.exists():
                 _write_scan(file, scan(anatomy, hospital, people, person, session), anatomy.affine)
         yield
-    _write_text(folder / "site.toml", _site_file(hospital, labels))
+    _write_text(folder / "site.toml", _site_file(hospital, labels, threads))
     _write_json(folder / MARKER, {"HospitalSettings": settings})
 
 
 def _write_regions(folder: Path, hospital: Hospital, anatomy: Anatomy, people: People) -> None:
     _write_json(folder / DESCRIPTION, description(hospital.name, "derivative"))
-    names = [*anatomy.regions.names, "tiv"]
-    unit = {"Description": "Volume, adjusted for head size", "Units": "mm^3"}
-    whole = {"Description": "Total intracranial volume", "Units": "mm^3"}
-    _write_json(folder / "regions.json", {**dict.fromkeys(names, unit), "tiv": whole})
-    head_mm3 = anatomy.brain.sum() * anatomy.spacing_mm**3
+    _write_json(folder / "regions.json", dict.fromkeys(VOLUMES, _VOLUME))
+    volumes = _volumes(anatomy, people)
     rows = []
     for person, scans in enumerate(people.scans):
         for session in range(scans):
-            parts = anatomy.regions.volumes_mm3 * np.exp(people.log_volumes[person, session])
-            total = head_mm3 * np.exp(people.log_size[person, session])
             label = _session(session) if scans > 1 else "n/a"
-            rows.append([identity(person), label, *(f"{v:.1f}" for v in (*parts, total))])
-    _write_table(folder / "regions.tsv", ["participant_id", "session", *names], rows)
+            rows.append([identity(person), label, *_in_ml(volumes[person, session])])
+    _write_table(folder / "regions.tsv", ["participant_id", "session", *VOLUMES], rows)
+
+
+def _volumes(anatomy: Anatomy, people: People) -> Floats:
+    """Millilitres (N, 2, P + 1): of each pair of regions, adjusted for head size, and the head."""
+    head_mm3 = anatomy.brain.sum() * anatomy.spacing_mm**3
+    template = [*(2 * both_sides(anatomy.regions.volumes_mm3)), head_mm3]
+    measured = np.concatenate([people.log_volumes, people.log_size[..., None]], axis=2)
+    return np.asarray(template * np.exp(measured) / 1000)
+
+
+def _in_ml(volumes: Floats) -> list[str]:
+    return [f"{volume:.3f}" for volume in volumes]
 
 
 def _session(session: int) -> str:
@@ -223,7 +249,7 @@ phenotypes and a disease; each hospital has a drawn scanner of its own. Images a
 """
 
 
-def _site_file(hospital: Hospital, labels: Mapping[str, object]) -> str:
+def _site_file(hospital: Hospital, labels: Mapping[str, object], threads: int) -> str:
     lines = [
         f'name = "{hospital.name}"',
         f'role = "{hospital.role}"',
@@ -235,19 +261,22 @@ def _site_file(hospital: Hospital, labels: Mapping[str, object]) -> str:
         'regions = "bids/derivatives/regions/regions.tsv"',
         "",
     ]
-    for name in labels:
+    lines += ["[targets]", *(f'{name} = {{column = "{name}"}}' for name in VOLUMES), ""]
+    for name in (name for name in labels if name not in VOLUMES):
         lines += [f"[targets.{name}]", f'column = "{name}"']
         if name == "sex":
             lines += ['codes = {F = "female", M = "male"}']
         lines += [""]
-    return "\n".join([*lines, _SITE_FILE_END])
+    device = f"[device]\nthreads = {threads}\n" if threads else _DEVICE
+    return "\n".join([*lines, device, _SITE_FILE_END])
 
 
-_SITE_FILE_END: Final = """\
+_DEVICE: Final = """\
 # [device]
 # kind = "auto"  # or "cpu", "cuda"
 # threads = 0    # 0 takes the machine's cores
-
+"""
+_SITE_FILE_END: Final = """\
 [policy]
 minimum_support = 4   # fewest participants behind any number that leaves; for real people 10
 # minimum_cohort = 10   # fewest usable participants to take part at all

@@ -15,17 +15,17 @@ DESCRIPTION: Final = "dataset_description.json"  # written first
 _SITE_FOLDER: Final = ".callosum"  # what a site keeps beside its file is not ours to judge
 
 
-def check_names(names: Sequence[str], heldout: Sequence[str]) -> None:
-    """Refuse names that no site may have, that stand twice, or that are held out and not there.
+def check_names(names: Sequence[str], some: Sequence[str], what: str = "heldout") -> None:
+    """Refuse names that no site may have, that stand twice, or that only `what` has.
 
     Raises
     ------
     SettingError
         Naming them.
     """
-    strangers = sorted(set(heldout) - set(names))
+    strangers = sorted(set(some) - set(names))
     if strangers:
-        raise SettingError(f"heldout names {', '.join(strangers)}; each must also be in names")
+        raise SettingError(f"{what} names {', '.join(strangers)}; each must also be in names")
     if len(set(names)) < len(names):
         raise SettingError(f"names lists a hospital twice: {', '.join(names)}")
     for name in names:

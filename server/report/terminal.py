@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.printable import printable
+from server.report.gains import gains
 from server.report.tables import (
     Comparison,
     Line,
@@ -34,20 +36,25 @@ _WIDTH: Final = 100
 
 
 def format_tables(run: Run) -> str:
-    """The out-of-site comparison and the fine-tuning tables; heads on rival models are left out."""
+    """What is gained, the out-of-site comparison, the fine-tuning tables.
+
+    Heads on rival models are left out.
+    """
     rows = read_results(run)
     percent = f"{100 * run.study.evaluation.confidence:g} %"
-    compared = comparisons(run.study, rows)
+    compared, paired = comparisons(run.study, rows), paired_tables(run.study, rows)
+    told = gains(run.study, compared, paired, percent)
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
-    tables += [_paired(table, percent) for table in paired_tables(run.study, rows)]
+    tables += [_paired(table, percent) for table in paired]
     missing = [] if compared else ["out of site: no held-out site has judged this run"]
     missing += [
         f"fine-tuning {table.task}: no site has reported a result"
         for table in task_tables(run.study, rows)
         if not table.cells
     ]
-    return "\n\n".join([*(_plain(table) for table in tables), *map(printable, missing)])
+    lines = [fill(printable(line), _WIDTH) for line in told]
+    return "\n\n".join([*lines, *(_plain(table) for table in tables), *map(printable, missing)])
 
 
 def format_catalogue(entries: Iterable[Entry]) -> list[Table]:

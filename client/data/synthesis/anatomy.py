@@ -1,10 +1,9 @@
-"""Synthetic heads: MNI tissue maps, regions and modes of variation, and the warp that renders one.
+"""Synthetic heads: MNI tissue maps, and the warp and brightness that render one of them.
 
-The generator follows one rule: a low-rank dictionary of modes drives age, sex and the other
-phenotypes *and* the disease, so that what a network learns from the former can help with the
-latter; part of the disease is a change of contrast that no regional volume sees.
+What varies between heads are regional volumes, by a warp, and the brightness of grey matter, which
+no regional volume sees (`modes`).
 
-Letters in shapes: R regions, J modes, M voxels near the brain, X Y Z the grid (RAS). Sums over
+Letters in shapes: R regions, M voxels near the brain, X Y Z the grid (RAS). Sums over
 regions and voxels are einsum, not @: BLAS rounds differently with another number of threads, and
 a seed promises the same bits.
 """
@@ -18,62 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from nilearn import datasets
 from scipy import ndimage
-from scipy.cluster.vq import kmeans2
 
+from client.data.synthesis.modes import Modes, draw_modes
+from client.data.synthesis.regions import Floats, Regions, find_regions, kernels_of, world_of
 from common.errors import SettingError
 from common.kinds.synthetic_t1w import FIELD_OF_VIEW_MM, check_grid
 
-Floats = npt.NDArray[np.float64]
 Volume = npt.NDArray[np.float32]
-
-MODES: Final = 10
-LOG_SCALE: Final = 0.055  # turns a mode's unit into a region's log-scale
-DISEASE_COSINE: Final = 0.45  # how much of the disease is the direction of ageing
-_CORTICAL_PAIRS: Final = 18
-_CORTICAL_WIDTH_MM: Final = 17.0
-_DICTIONARY_SEED: Final = 20_250_101  # anatomy is the same for every site and every study seed
-
-# Centres of the left member of each special pair (mm, MNI, as +-x) and its kernel width (mm).
-_SPECIAL: Final[dict[str, tuple[tuple[float, float, float], float]]] = {
-    "hippocampus": ((-26.0, -20.0, -15.0), 11.0),
-    "frontal_ventricle": ((-10.0, -5.0, 22.0), 13.0),
-    "posterior_ventricle": ((-14.0, -38.0, 16.0), 12.0),
-}
-# Where the disease darkens grey matter without changing its volume: hippocampus, temporal lobe.
-_TEXTURE_CENTRES: Final = ((-26.0, -20.0, -15.0), (-46.0, -10.0, -26.0))
-_TEXTURE_WIDTH_MM: Final = 14.0
 
 _BRAIN_CENTRE_MM: Final = (0.0, -17.0, 5.0)  # middle of the bounding box of the MNI brain mask
 _MARGIN_MM: Final = 9.0  # the largest heads reach about this far beyond the template
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Regions:
-    """Centres and Gaussian widths of R regions; left and right members are mirror images."""
-
-    names: tuple[str, ...]
-    centres_mm: Floats  # (R, 3), MNI world
-    widths_mm: Floats  # (R,)
-    volumes_mm3: Floats  # (R,), template tissue under the kernel: fluid in ventricles, else grey
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Modes:
-    """Directions in the space of region log-scales, in units of `LOG_SCALE`.
-
-    `dictionary` is (R, J); all others are (R,). `disease` shares the dictionary and the direction
-    of ageing with the phenotypes; `disease_apart` has the same norm and shares neither.
-    """
-
-    dictionary: Floats
-    age: Floats
-    sex: Floats
-    bmi: Floats
-    fluid_intelligence: Floats
-    neuroticism: Floats
-    handedness: Floats
-    disease: Floats
-    disease_apart: Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +49,8 @@ class Anatomy:
         (R, 3 M) float32, displacement in voxels for a log-scale of 1, flattened (axis, voxel).
     spread
         (3, M) float32, displacement in voxels for a change of head size of 1.
-    texture
-        (M,) float32, where the disease darkens grey matter, at most 1.
+    brightness
+        (R, M) float32, what one region's brightness adds to its surroundings' grey matter.
     polynomial
         (6, M) float32 smooth fields that make up a receive bias.
     """
@@ -110,7 +63,7 @@ class Anatomy:
     voxels: Volume
     warp: Volume
     spread: Volume
-    texture: Volume
+    brightness: Volume
     polynomial: Volume
     regions: Regions
     modes: Modes
@@ -130,7 +83,7 @@ class Head:
     size: float  # relative deviation of the head's diameter
     age_z: float  # (age - 50) / 18
     thinning: float  # share of grey matter that is lost to fluid
-    texture: float  # darkening of grey matter where the texture kernel is 1
+    brightness: Floats  # (R,) of grey matter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,12 +125,13 @@ def build_anatomy(spacing_mm: float, shape: tuple[int, int, int] | None = None) 
     affine = _grid(spacing_mm, shape)
     fine, fine_affine = fine_tissues()
     tissues = averaged(fine, fine_affine, affine, shape)
-    regions = _find_regions(fine, fine_affine)
+    regions = find_regions(fine, fine_affine)
     brain = tissues.sum(0) >= 0.5
     near = ndimage.binary_dilation(brain, iterations=max(1, round(_MARGIN_MM / spacing_mm)))
     voxels = np.argwhere(near)  # (M, 3)
-    world = _world(affine, voxels)
+    world = world_of(affine, voxels)
     warp = _warp(regions, world) / spacing_mm  # (R, 3, M)
+    brightness = _brightness(regions, world, tissues[0][near])
     return Anatomy(
         spacing_mm=spacing_mm,
         affine=affine,
@@ -187,10 +141,10 @@ def build_anatomy(spacing_mm: float, shape: tuple[int, int, int] | None = None) 
         voxels=np.ascontiguousarray(voxels.T, dtype=np.float32),
         warp=warp.reshape(len(warp), -1).astype(np.float32),
         spread=((world - _BRAIN_CENTRE_MM).T / spacing_mm).astype(np.float32),
-        texture=_texture(world),
+        brightness=brightness.astype(np.float32),
         polynomial=_polynomial(world),
         regions=regions,
-        modes=_draw_modes(_sensitivity(tissues, near, warp)),
+        modes=draw_modes(_sensitivity(tissues, near, warp), brightness * tissues[0][near]),
     )
 
 
@@ -201,7 +155,8 @@ def render(anatomy: Anatomy, head: Head, scanner: Scanner, random: np.random.Gen
     """
     grey, white, fluid = _tissues_of(anatomy, head, scanner, random)
     brain = grey + white + fluid >= 0.5
-    image = grey * (0.58 + scanner.grey_shift - 0.012 * head.age_z - head.texture * anatomy.texture)
+    bright = np.einsum("r,rm->m", head.brightness.astype(np.float32), anatomy.brightness)
+    image = grey * (0.58 + scanner.grey_shift - 0.012 * head.age_z + bright)
     image += white * (0.90 + scanner.white_shift - 0.02 * head.age_z)
     image += 0.18 * fluid
     np.maximum(image, 0.0, out=image)
@@ -257,11 +212,6 @@ def _grid(spacing_mm: float, shape: tuple[int, int, int]) -> Floats:
     return affine
 
 
-def _world(affine: Floats, voxels: npt.NDArray[np.int64]) -> Floats:
-    """Millimetres (M, 3) of coordinates (M, 3) on a RAS grid."""
-    return np.asarray(voxels * np.diag(affine)[:3] + affine[:3, 3])
-
-
 def fine_tissues() -> tuple[Volume, Floats]:
     """Grey matter, white matter and fluid of the bundled template at 1 mm."""
     image = datasets.load_mni152_gm_template(resolution=1)
@@ -289,48 +239,18 @@ def averaged(
     return np.ascontiguousarray(fine)
 
 
-def _find_regions(fine: Volume, affine: Floats) -> Regions:
-    """Cluster the left cortex into 18 parts, mirror them, and add the special centres."""
-    every = 6  # mm, of the 1 mm maps: the grid that will be rendered plays no part
-    grey, fluid = (fine[tissue, ::every, ::every, ::every] for tissue in (0, 2))
-    world = _world(affine, every * np.argwhere(grey + fluid > 0))
-    cortex = world[grey[grey + fluid > 0] > 0.5]
-    left = kmeans2(cortex[cortex[:, 0] < -2], _CORTICAL_PAIRS, minit="++", iter=50, seed=0)[0]
-    left = left[np.lexsort(left.round().T)]  # from below to above
-    pairs = np.concatenate([left, [centre for centre, _ in _SPECIAL.values()]])
-    widths = [_CORTICAL_WIDTH_MM] * _CORTICAL_PAIRS + [mm for _, mm in _SPECIAL.values()]
-    names = [f"cortex_{n + 1:02d}" for n in range(_CORTICAL_PAIRS)] + list(_SPECIAL)
-    centres_mm, widths_mm = np.concatenate([pairs, pairs * (-1, 1, 1)]), np.array(widths * 2)
-    kernels = _kernels(world, centres_mm, widths_mm)
-    in_grey, in_fluid = (
-        np.einsum("rm,m->r", kernels, tissue[grey + fluid > 0]) for tissue in (grey, fluid)
-    )
-    return Regions(
-        names=tuple(f"{side}_{name}" for side in ("left", "right") for name in names),
-        centres_mm=centres_mm,
-        widths_mm=widths_mm,
-        volumes_mm3=every**3 * np.where(_special("ventricle") > 0, in_fluid, in_grey),
-    )
-
-
-def _kernels(world: Floats, centres_mm: Floats, widths_mm: Floats) -> Floats:
-    """Gaussians of shape (R, M) around (R, 3) centres at (M, 3) points."""
-    squared = ((world - centres_mm[:, None]) ** 2).sum(-1)
-    return np.asarray(np.exp(-squared / (2 * widths_mm[:, None] ** 2)))
-
-
 def _warp(regions: Regions, world: Floats) -> Floats:
     """Displacement (R, 3, M) in mm for a log-scale of 1: away from each region's centre."""
     away = world - regions.centres_mm[:, None]  # (R, M, 3)
-    kernels = _kernels(world, regions.centres_mm, regions.widths_mm)
+    kernels = kernels_of(world, regions.centres_mm, regions.widths_mm)
     return np.moveaxis(away * kernels[..., None], -1, 1)
 
 
-def _texture(world: Floats) -> Volume:
-    centres = np.array(_TEXTURE_CENTRES)
-    both = np.concatenate([centres, centres * (-1, 1, 1)])
-    kernels = _kernels(world, both, np.full(len(both), _TEXTURE_WIDTH_MM))
-    return np.asarray(kernels.max(0), np.float32)
+def _brightness(regions: Regions, world: Floats, grey: Volume) -> Floats:
+    """Kernels (R, M), of one factor such that random brightness of sd 1 has sd 1 in grey matter."""
+    kernels = kernels_of(world, regions.centres_mm, regions.widths_mm)
+    square = np.einsum("rm,m->", kernels**2, grey) / grey.sum(dtype=np.float64)
+    return np.asarray(kernels / np.sqrt(square))
 
 
 def _polynomial(world: Floats) -> Volume:
@@ -344,52 +264,3 @@ def _sensitivity(tissues: Volume, near: npt.NDArray[np.bool_], warp: Floats) -> 
     image = np.einsum("c,cxyz->xyz", np.array([0.58, 0.90, 0.18]), tissues)
     gradient = np.stack([slope[near] for slope in np.gradient(image)])  # (3, M) per voxel
     return np.asarray((warp * gradient).sum(1))
-
-
-def _draw_modes(sensitivity: Floats) -> Modes:
-    random = np.random.default_rng(_DICTIONARY_SEED)
-    pairs = _CORTICAL_PAIRS + len(_SPECIAL)
-    even, odd = 0.85 * random.normal(size=(pairs, MODES)), 0.5 * random.normal(size=(pairs, MODES))
-    dictionary = np.concatenate([even + odd, even - odd])
-    dictionary /= dictionary.std(0)
-    weights = random.normal(size=(MODES, 7))
-    age, sex, bmi, fluid, neuroticism, handedness, disease = np.einsum(
-        "rj,jt->tr", dictionary, weights / np.linalg.norm(weights, axis=0)
-    )
-    hippocampus, ventricles = _special("hippocampus"), _special("ventricle")
-    age = -0.8 * np.abs(age) * (1 - hippocampus - ventricles) - 1.6 * hippocampus + 2.2 * ventricles
-    own = _unit(0.7 * disease - 2 * hippocampus + ventricles)
-    disease = DISEASE_COSINE * _unit(age) + np.sqrt(1 - DISEASE_COSINE**2) * own
-    apart = _apart(random.normal(size=2 * pairs), np.column_stack([dictionary, age]), sensitivity)
-    norm = np.sqrt(2 * pairs)
-    return Modes(
-        dictionary=dictionary,
-        age=age,
-        sex=sex,
-        bmi=bmi,
-        fluid_intelligence=fluid,
-        neuroticism=neuroticism,
-        handedness=handedness,
-        disease=norm * _unit(disease),
-        disease_apart=norm * _unit(apart),
-    )
-
-
-def _apart(direction: Floats, shared: Floats, sensitivity: Floats) -> Floats:
-    """Remove from `direction` (R,) what it has in common with `shared` (R, K).
-
-    Orthogonal twice: as log-scales, and as changes of the image, where kernels of neighbouring
-    regions overlap and orthogonal log-scales can look alike.
-    """
-    metric = np.einsum("rm,sm->rs", sensitivity, sensitivity)
-    basis = np.linalg.qr(np.column_stack([shared, metric @ shared]))[0]
-    return np.asarray(direction - basis @ (basis.T @ direction))
-
-
-def _special(name: str) -> Floats:
-    one_side = [0.0] * _CORTICAL_PAIRS + [float(name in special) for special in _SPECIAL]
-    return np.array(one_side * 2)
-
-
-def _unit(vector: Floats) -> Floats:
-    return np.asarray(vector / np.linalg.norm(vector))

@@ -12,20 +12,15 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from client.data.synthesis.anatomy import (
-    LOG_SCALE,
-    MODES,
-    Anatomy,
-    Floats,
-    Head,
-    Modes,
-    Scanner,
-    Volume,
-    render,
-)
+from client.data.synthesis.anatomy import Anatomy, Head, Scanner, Volume, render
+from client.data.synthesis.modes import MODES, Directions, Modes
+from client.data.synthesis.regions import Floats, both_sides
 
 Flags = npt.NDArray[np.bool_]
 
+LOG_SCALE: Final = 0.055  # turns a direction's unit into a region's log-scale
+BRIGHTNESS: Final = 0.06  # and into brightness of grey matter, which is 0.58
+_VOLUME_NOISE: Final = 0.12  # sd of a measured log volume of both sides together
 _AGES: Final = (18.0, 95.0)
 _WHOLLY_MISSING: Final = {  # probability that a site never asked
     "handedness": 0.3,
@@ -98,8 +93,9 @@ class Hospital:
 class People:
     """The participants of one hospital, as they are, not as the hospital knows them.
 
-    All arrays have N participants first. `log_scales` (N, R) and `texture` (N,) are what an oracle
-    would see; `log_volumes` (N, 2, R) and `log_size` (N, 2) are measured, once a session.
+    All arrays have N participants first. `log_scales` and `brightness` (N, R) are what an oracle
+    would see; `log_volumes` (N, 2, P), of pairs of regions, and `log_size` (N, 2) are measured,
+    once a session.
     """
 
     age: Floats
@@ -113,7 +109,7 @@ class People:
     log_scales: Floats
     size: Floats
     thinning: Floats
-    texture: Floats
+    brightness: Floats
     log_volumes: Floats
     log_size: Floats
     scans: npt.NDArray[np.int64]
@@ -125,7 +121,7 @@ class People:
             size=float(self.size[person]),
             age_z=float(_centred_age(self.age[person])),
             thinning=float(self.thinning[person]),
-            texture=float(self.texture[person]),
+            brightness=self.brightness[person],
         )
 
 
@@ -156,23 +152,31 @@ def draw_people(hospital: Hospital, modes: Modes) -> People:
     neuroticism = -0.4 * male + random.normal(size=n)
     diseased = _draw_patients(hospital, in_pool, age, random)
     severity = diseased * hospital.severity * np.exp(0.45 * random.normal(size=n))
-    direction = modes.disease if hospital.shared_modes else modes.disease_apart
-    log_scales = LOG_SCALE * (
-        np.outer(z + 0.25 * np.maximum(z, 0) ** 2, modes.age)
-        + 0.95 * np.outer(male - 0.5, modes.sex)
-        + 0.35 * np.outer((bmi - 26) / 4, modes.bmi)
-        + 0.12 * np.outer(fluid_intelligence, modes.fluid_intelligence)
-        + 0.12 * np.outer(neuroticism, modes.neuroticism)
-        + 0.8 * np.outer(left_handed, modes.handedness)
-        + np.outer(severity, direction)
-        + 0.28 * np.einsum("nj,rj->nr", random.normal(size=(n, MODES)), modes.dictionary)
-        + 0.6 * random.normal(size=(n, len(modes.age)))
+    scores = np.column_stack(
+        [
+            z + 0.25 * np.maximum(z, 0) ** 2,
+            male - 0.5,
+            (bmi - 26) / 4,
+            fluid_intelligence,
+            neuroticism,
+            left_handed,
+        ]
     )
+
+    def changes(directions: Directions) -> Floats:
+        apart = directions.disease if hospital.shared_modes else directions.disease_apart
+        return np.asarray(
+            np.einsum("np,pr->nr", scores, directions.phenotypes)
+            + np.outer(severity, apart)
+            + 0.28 * np.einsum("nj,rj->nr", random.normal(size=(n, MODES)), modes.dictionary)
+            + 0.6 * random.normal(size=(n, len(apart)))
+        )
+
+    log_scales = LOG_SCALE * changes(modes.shape)
     size = 0.04 * (male - 0.5) + 0.03 * random.normal(size=n)
-    # Age thins the cortex too: one more link between disease and phenotypes, so it goes as well.
-    thins = 0.05 * severity if hospital.shared_modes else 0.0
-    thinning = np.clip(0.10 + 0.05 * z + thins + 0.02 * random.normal(size=n), 0, 0.5)
-    measured = 3 * log_scales[:, None] + 0.15 * random.normal(size=(n, 2, len(modes.age)))
+    thinning = np.clip(0.10 + 0.05 * z + 0.02 * random.normal(size=n), 0, 0.5)
+    volumes = 3 * both_sides(log_scales)
+    measured = volumes[:, None] + _VOLUME_NOISE * random.normal(size=(n, 2, volumes.shape[1]))
     return People(
         age=age,
         male=male,
@@ -185,7 +189,7 @@ def draw_people(hospital: Hospital, modes: Modes) -> People:
         log_scales=log_scales,
         size=size,
         thinning=thinning,
-        texture=np.asarray(0.10 * severity),
+        brightness=BRIGHTNESS * changes(modes.contrast),
         log_volumes=measured,
         log_size=3 * size[:, None] + 0.01 * random.normal(size=(n, 2)),
         scans=1 + _exactly(hospital.repeats, n, random).astype(np.int64),

@@ -16,7 +16,6 @@ from scipy import ndimage
 from client.data.synthesis.anatomy import (
     Anatomy,
     Head,
-    Modes,
     Scanner,
     Volume,
     averaged,
@@ -24,6 +23,7 @@ from client.data.synthesis.anatomy import (
     fine_tissues,
     origins,
 )
+from client.data.synthesis.modes import Modes
 
 # against 2.5 mm, brains of 12 heads deviate by 0.1 % (at most 0.2), ventricles by 0.8 (at most 1.9)
 _SPACING_MM: Final = 6.0

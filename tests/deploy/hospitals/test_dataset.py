@@ -13,8 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from client.site import load_site
 from common.errors import FolderError, SettingError, StorageError
-from deploy.hospitals.dataset import write_hospitals
+from deploy.hospitals.dataset import VOLUMES, write_hospitals
 from deploy.hospitals.folders import MARKER
 
 NAMES = ("alpha", "beta", "gamma")
@@ -101,8 +102,28 @@ def test_each_scan_has_its_row_of_region_volumes(written: Path) -> None:
         for row in rows
     }
     assert named == {path.name.removesuffix("_T1w.nii.gz") for path in bids.rglob("*_T1w.nii.gz")}
-    assert len(rows[0]) == 2 + 42 + 1
-    assert all(1.0e6 < float(row["tiv"]) < 2.8e6 for row in rows), "mm^3 of a human head"
+    assert len(rows[0]) == 2 + 21 + 1
+    assert all(1000 < float(row["tiv"]) < 2800 for row in rows), "ml of a human head"
+
+
+def test_volumes_are_columns_of_the_people_too(written: Path) -> None:
+    """A study may learn them in pretraining, and then they are those of the first scan."""
+    bids = written / "gamma/bids"
+    first = {
+        row["participant_id"]: row
+        for row in reversed(table(bids / "derivatives/regions/regions.tsv"))
+    }
+    for person in table(bids / "participants.tsv"):
+        measured = first[person["participant_id"]]
+        assert {name: person[name] for name in VOLUMES} == {n: measured[n] for n in VOLUMES}
+
+
+def test_clinics_examine_everyone_and_the_others_nobody(tmp_path: Path) -> None:
+    """Pretraining where nobody is ill, then a disease at clinics: the paper's two kinds of cohort."""
+    write(tmp_path, clinics=["beta"], pool=0.0, participants=6)
+    rows = {name: table(tmp_path / name / "bids/participants.tsv") for name in NAMES}
+    assert {row["diagnosis"] for row in rows["beta"]} == {"control", "ad"}
+    assert not any("diagnosis" in row for name in ("alpha", "gamma") for row in rows[name])
 
 
 def test_the_site_file_names_what_the_table_has(written: Path) -> None:
@@ -115,6 +136,12 @@ def test_the_site_file_names_what_the_table_has(written: Path) -> None:
         assert (written / name / site["data"]["root"]).is_dir()
         assert (written / name / site["data"]["regions"]).is_file()
         assert site["targets"]["sex"]["codes"] == {"F": "female", "M": "male"}
+
+
+def test_a_site_file_says_how_many_threads_to_take(tmp_path: Path) -> None:
+    """Threads that wait for a busy core made a round of the demo take 170 s in place of 21."""
+    [file] = write(tmp_path, names=["alpha"], heldout=[], participants=4, threads=1)
+    assert load_site(file).device.threads == 1
 
 
 def test_each_participant_advances_the_progress_once(tmp_path: Path) -> None:
@@ -203,12 +230,22 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path, killed: bool) -
         write(tmp_path, names=["alpha"], heldout=[], strength=2.0)
 
 
+def test_a_folder_of_an_older_generator_is_refused(tmp_path: Path) -> None:
+    """Its people and scans are others under the same settings, and results would not compare."""
+    write(tmp_path, names=["alpha"], heldout=[])
+    for file in (tmp_path / "alpha" / MARKER, tmp_path / "alpha/bids/dataset_description.json"):
+        file.write_text(file.read_text().replace('"generator": 2', '"generator": 1'))
+    with pytest.raises(FolderError, match="generator = 1, but generator = 2"):
+        write(tmp_path, names=["alpha"], heldout=[])
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("names", ["alpha", "alpha", "gamma"]),
         ("names", ["../alpha", "gamma"]),
         ("heldout", ["omega"]),
+        ("clinics", ["omega"]),
         ("participants", 0),
         ("strength", -1.0),
         ("pool", 1.5),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from client.data.synthesis.anatomy import Anatomy, Floats, Head, Scanner, build_anatomy, render
-from client.data.synthesis.people import Hospital, draw_people, scan
+from client.data.synthesis.anatomy import Anatomy, Head, Scanner, build_anatomy, render
+from client.data.synthesis.people import BRIGHTNESS, Hospital, draw_people, scan
+from client.data.synthesis.regions import Floats
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def test_the_grid_plays_no_part_in_the_anatomy(anatomy: Anatomy, spacing_mm: flo
     """A person must be the same person at every resolution, and the brain of one size."""
     other = build_anatomy(spacing_mm)
     np.testing.assert_array_equal(other.regions.centres_mm, anatomy.regions.centres_mm)
-    np.testing.assert_array_equal(other.modes.disease, anatomy.modes.disease)
+    np.testing.assert_array_equal(other.modes.shape.disease, anatomy.modes.shape.disease)
+    np.testing.assert_array_equal(other.modes.contrast.disease, anatomy.modes.contrast.disease)
     litres = [a.brain.sum() * a.spacing_mm**3 / 1e6 for a in (anatomy, other)]
     np.testing.assert_allclose(litres, 1.88, rtol=0.01)
 
@@ -39,10 +41,12 @@ def test_the_warp_is_the_published_sum_over_regions(anatomy: Anatomy) -> None:
         np.testing.assert_allclose(fast[:, voxel] * anatomy.spacing_mm, slow, atol=1e-3)
 
 
-def plain_head(anatomy: Anatomy, region: str = "", scale: float = 0.0, **other: float) -> Head:
+def plain_head(
+    anatomy: Anatomy, region: str = "", scale: float = 0.0, brightness: Floats | float = 0.0
+) -> Head:
     scales = np.array([scale * (region in name) for name in anatomy.regions.names])
-    usual = {"size": 0.0, "age_z": 0.0, "thinning": 0.1, "texture": 0.0}
-    return Head(log_scales=scales, **{**usual, **other})
+    bright = np.broadcast_to(brightness, scales.shape)
+    return Head(log_scales=scales, brightness=bright, size=0.0, age_z=0.0, thinning=0.1)
 
 
 def photograph(anatomy: Anatomy, head: Head) -> Floats:
@@ -67,13 +71,18 @@ def test_a_larger_ventricle_holds_more_fluid() -> None:
 
 def test_part_of_the_disease_moves_nothing(anatomy: Anatomy) -> None:
     """Region volumes must not see it, else the linear model wins at every sample size."""
-    well, ill = (photograph(anatomy, plain_head(anatomy, texture=t)) for t in (0.0, 0.1))
-    np.testing.assert_array_equal(well > 0, ill > 0)
-    darker = well - ill
-    assert darker.min() >= 0
-    hippocampus = anatomy.regions.centres_mm[anatomy.regions.names.index("left_hippocampus")]
-    voxel = np.rint(np.linalg.inv(anatomy.affine)[:3] @ [*hippocampus, 1]).astype(int)
-    assert darker[tuple(voxel)] > 0.02
+    ill = BRIGHTNESS * anatomy.modes.contrast.disease
+    images = [photograph(anatomy, plain_head(anatomy, brightness=b)) for b in (0.0, ill)]
+    np.testing.assert_array_equal(images[0] > 0, images[1] > 0)
+    assert (images[1] - images[0])[anatomy.brain].std() > 0.02
+
+
+def test_brightness_has_the_promised_amplitude_in_grey_matter(anatomy: Anatomy) -> None:
+    """Its constant is of an image's scale: random regions of sd 1 are a field of sd 1."""
+    fields = np.random.default_rng(0).normal(size=(200, len(anatomy.brightness)))
+    grey = anatomy.tissues[0][anatomy.near]
+    square = ((fields @ anatomy.brightness) ** 2).mean(0)
+    assert np.sqrt(np.average(square, weights=grey)) == pytest.approx(1, abs=0.1)
 
 
 def test_bits_of_a_scan_do_not_depend_on_other_scans(anatomy: Anatomy) -> None:

@@ -125,7 +125,9 @@ def test_volumes_are_those_that_the_image_shows() -> None:
     told, seen = [], []
     for scale, size in ((-0.1, 0.0), (0.0, 0.0), (0.1, 0.0), (0.0, 0.05)):
         scales = np.array([scale * ("ventricle" in name) for name in anatomy.regions.names])
-        head = Head(log_scales=scales, size=size, age_z=0.0, thinning=0.0, texture=0.0)
+        head = Head(
+            log_scales=scales, size=size, age_z=0.0, thinning=0.0, brightness=np.zeros(len(scales))
+        )
         image = render(anatomy, head, PLAIN, np.random.default_rng(0))
         pieces, _ = ndimage.label((image > 0) & (image < 0.45))
         dark = np.isin(pieces, [pieces[horn] for horn in horns])
