@@ -21,7 +21,7 @@ from server.results import TOGETHER
 
 _ALONE: Final = "single-"
 _PRETRAINED: Final = "pretrained"
-_OTHERS: Final = ("pooled-linear", "constant")  # told beside, whoever is ahead
+_OTHERS: Final = ("pooled-linear", "training-median")  # told beside, whoever is ahead
 
 
 def gains(
@@ -84,7 +84,7 @@ def _verdicts(judged: Sequence[Comparison]) -> str:
     )
     return (
         f"Over {len(judged)} targets, together is better than a site alone in {better} of "
-        f"{len(rivals)} comparisons, worse in {worse}, not distinguishable in the others."
+        f"{len(rivals)} comparisons, worse in {worse}, not distinguishable in the others (p adjusted)."
     )
 
 

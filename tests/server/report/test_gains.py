@@ -43,7 +43,8 @@ def judged(*apart: float, **more: Any) -> Sequence[Measurement]:
     rows = [row("mae", 5.0, **more)]
     for site, difference in zip(("amber", "birch"), apart, strict=True):
         rows.append(row("mae", 5.0 + difference, model=f"single-{site}", **more))
-        rows.append(row("mae_minus_federated", difference, model=f"single-{site}", **more))
+        p = 0.001 if abs(difference) > 0.75 else 0.4
+        rows.append(row("mae_minus_federated", difference, model=f"single-{site}", p=p, **more))
     return rows
 
 
