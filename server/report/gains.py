@@ -84,7 +84,7 @@ def _verdicts(judged: Sequence[Comparison]) -> str:
     )
     return (
         f"Over {len(judged)} targets, together is better than a site alone in {better} of "
-        f"{len(rivals)} comparisons, worse in {worse}, not distinguishable in the others (p adjusted)."
+        f"{len(rivals)} comparisons, worse in {worse}, and in the others not distinguishable."
     )
 
 
