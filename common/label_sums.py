@@ -106,6 +106,12 @@ def constants_of(
     return found
 
 
+def plan_of_constants(study: Study) -> Plan:
+    """The arrays of a constant model."""
+    rule = Rule(shape=(), dtype="float64", group=SHARED, role="statistic", kept=False)
+    return {_key(name): rule for name in numbers(study)}
+
+
 def told_by(arrays: Mapping[str, NDArray[Any]], study: Study) -> dict[str, float]:
     """The value by target of a constant model that came with an order; it may be anybody's."""
     known = {_key(name): name for name in numbers(study)}

@@ -52,7 +52,7 @@ from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.plan import Plan, rules_of
-from common.network.settling import constants
+from common.network.settling import sent_to_settle
 from common.network.starting import taken
 from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
@@ -234,11 +234,9 @@ class Agent:
 
     def _check_origin(self, order: Order, arrays: Arrays) -> None:
         """Refuse arrays that the study, or the rounds before, cannot have led to."""
-        start, first = self.study.start, order.kind == "train" and order.round == 1
+        first = order.kind == "train" and order.round == 1
         if first:
-            if start is not None and digest_of(taken(start, arrays)) != start.arrays:
-                raise Refusal("ORDER_MALFORMED", "the first arrays are not the study's start")
-            check_first(self.study, arrays)
+            self._check_first(arrays)
             return
         before = order.round if order.kind == "train" else self.study.pretraining.rounds + 1
         trained = self._cache(order).trained(order.model, before)
@@ -249,6 +247,13 @@ class Agent:
         # what was tuned from it would go back whole
         elif order.kind == "send" and self.keeps_training:
             raise Refusal("ORDER_MALFORMED", "this site never trained what it was tuned from")
+
+    def _check_first(self, arrays: Arrays) -> None:
+        """Refuse arrays from before any training that are not the seed's, or the study's start."""
+        start = self.study.start
+        if start is not None and digest_of(taken(start, arrays)) != start.arrays:
+            raise Refusal("ORDER_MALFORMED", "the first arrays are not the study's start")
+        check_first(self.study, arrays)
 
     def _held(self, order: Order) -> tuple[str, ...]:
         """Which of the order's sets need not come again; what else is held is not told."""
@@ -322,9 +327,11 @@ class Agent:
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         if order.model == BASELINES:
             return sum_labels(self.study, self.site, self.cohort)
-        network, _ = _network(self.study)
-        if set(arrays) != constants(network):
-            raise Refusal("ORDER_MALFORMED", "the arrays are not the network's constants")
+        network, plan = _network(self.study)
+        if set(arrays) != sent_to_settle(network, plan):
+            raise Refusal("ORDER_MALFORMED", "the arrays are not those that constants are made by")
+        if set(arrays) == set(plan):
+            self._check_first(arrays)
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
         return settle(self.study, self.site, self.cohort, network, order.round, device)

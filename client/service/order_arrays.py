@@ -20,9 +20,10 @@ from client.data.cohort import Cohort
 from client.learning.linear import features_width
 from client.link.frames import Sizes
 from common.errors import Refusal
+from common.label_sums import CONSTANTS, plan_of_constants
 from common.network.building import plan_of
 from common.network.plan import Plan, Rule
-from common.network.settling import constants
+from common.network.settling import sent_to_settle
 from common.network.size import outline
 from common.protocol.orders import Order
 from common.protocol.wire import view_npy
@@ -38,13 +39,15 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
     """The arrays that may come with `order`; some may be held here and need not come."""
     if order.kind == "evaluate" and order.model.endswith(LINEAR):
         return _linear(study, features_width(cohort))
+    if order.kind == "evaluate" and order.model in CONSTANTS:
+        return plan_of_constants(study)
     if order.kind in ("train", "evaluate") or (
         order.kind in _OF_TUNING and order.init == "pretrained"
     ):
         return _plan(study)[0]
     if order.kind == "settle":
-        plan, settled = _plan(study)
-        return {name: plan[name] for name in settled}
+        plan, sent = _plan(study)
+        return {name: plan[name] for name in sent}
     return {}
 
 
@@ -81,9 +84,10 @@ def viewed(name: str, data: bytes, rule: Rule) -> NDArray[Any]:
 
 @lru_cache(maxsize=8)
 def _plan(study: Study) -> tuple[Plan, frozenset[str]]:
-    """The rules of the network's arrays, and which of them are settled; nothing is allocated."""
+    """The rules of the network's arrays, and which it is settled by; nothing is allocated."""
     network = outline(study, most=sys.maxsize)  # it was measured when it was approved
-    return plan_of(network, study.aggregation.normalisation), frozenset(constants(network))
+    plan = plan_of(network, study.aggregation.normalisation)
+    return plan, frozenset(sent_to_settle(network, plan))
 
 
 def _npy_size(rule: Rule) -> int:

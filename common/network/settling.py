@@ -37,9 +37,11 @@ class Settles(Protocol):
     finite buffers too: `ValueError` for any that no samples can give, so that nobody spoils it for
     everyone. A sum called ``n`` or ``n_...`` is a number of samples.
 
-    Two things may be left out. `settle_by_site` is then called in place of `settle`, with the sums
-    of each site, which are read as they are looked at. `labelled(key)` names the target without
-    whose label a sample is in no sum of that name; without it all samples are.
+    Three things may be left out. With `sees_network` true, sums depend on more of the network than
+    its constants, and all of its arrays go to the sites with each order. `settle_by_site` is called
+    in place of `settle`, with the sums of each site, which are read as they are looked at.
+    `labelled(key)` names the target without whose label a sample is in no sum of that name; without
+    it all samples are.
     """
 
     passes: int
@@ -66,6 +68,12 @@ def constants(network: nn.Module) -> set[str]:
         for place, module in settling(network).items()
         for name, _ in module.named_buffers(recurse=False)
     }
+
+
+def sent_to_settle(network: nn.Module, names: Iterable[str]) -> set[str]:
+    """Which of a network's arrays `names` sites must be sent to add up what it settles on."""
+    whole = any(getattr(module, "sees_network", False) for module in settling(network).values())
+    return set(names) if whole else constants(network)
 
 
 def passes(modules: Mapping[str, Any]) -> int:

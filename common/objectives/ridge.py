@@ -128,10 +128,14 @@ class RandomFeatures(nn.Module):
 class Heads(nn.Module):
     """The settled part: for each target a standardisation, coefficients and intercepts.
 
+    Sums are of what the whole network makes of a sample, so all its arrays come with the order.
+
     Buffers of target t: `centre_t`, `deviation_t` (F,), `coefficients_t` (F, K), `intercepts_t`
     (K,), `chosen_t` (penalty, exponent); while Newton steps go on, `point_t` (F + 1, K) is where
     the next sums are taken and `loss_t` the best loss so far. All float64.
     """
+
+    sees_network: ClassVar[bool] = True
 
     def __init__(self, network: Ridge, features: int) -> None:
         super().__init__()

@@ -28,7 +28,10 @@ from server.report.tables import FEDERATED, cell_of, read_results
 from server.report.verdicts import LEVEL, holm
 from server.run import Run
 
-RIVALS: Final = ("pooled", "pooled-linear", "site-linear", "site-mean", "constant")
+RIVALS: Final = (
+    "pooled", "pooled-linear", "site-linear", "site-mean", "training-median", "training-mean",
+    "constant",
+)  # fmt: skip
 _FEWEST: Final = 3  # sites of an interval
 
 

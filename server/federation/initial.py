@@ -19,9 +19,9 @@ from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.merging import merged
 from common.network.plan import Plan, Rule
 from common.network.settling import (
-    constants,
     passes,
     refuse_unsound,
+    sent_to_settle,
     settle,
     settling,
     sums_plan,
@@ -61,7 +61,7 @@ def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[
     number = 0
     while number < passes(modules):  # fewer may be left than there seemed to be
         now = arrays_of(network)
-        so_far = {name: now[name] for name in sorted(constants(network))}
+        so_far = {name: now[name] for name in sorted(sent_to_settle(network, now))}
         sound = partial(refuse_unsound, modules, number=number)
         found = ask(number, so_far, sums_plan(whole, modules, number), sound)
         settle(modules, found, number)

@@ -409,7 +409,7 @@ def test_consent_says_how_often_models_can_be_judged(federation: Write) -> None:
     """Whoever approves should know how many questions that allows."""
     made = federation(JUDGED)
     own = load_site(made.sites / "omega" / "site.toml")
-    assert any("1 models in 3 runs, 3 orders" in line for line in consent(own, made.study).lines)
+    assert any("3 models in 3 runs, 9 orders" in line for line in consent(own, made.study).lines)
 
 
 def test_digests_name_what_was_asked(site: Any) -> None:

@@ -578,7 +578,8 @@ def test_arrays_that_a_site_holds_are_not_sent_to_it_again(four, stage, monkeypa
     for site in EVERYBODY:
         assert carried(stage, site, "train") == [whole, moving, moving]
         assert carried(stage, site, "finetune") == [moving, (), ()]  # frozen ones are there
-    assert carried(stage, "omega", "evaluate") == [whole]
+    constants = [("constant/age",), ("constant/age",)]  # the training labels' mean and median
+    assert carried(stage, "omega", "evaluate") == [whole, *constants]
     # every order names all of its arrays, sent or held: that is what the site checks them by
     trained = [asking.order for asking in stage.asked if asking.order.kind == "train"]
     assert len({order.base for order in trained}) == 1

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from client.learning.census import settle
 from common.errors import QuorumError, SettingError
+from common.network import settling
 from common.network.buildable import check_networks
+from common.network.building import build, load_arrays
 from common.protocol.wire import open_arrays
 from server.run import about_checkpoint
 
@@ -99,3 +103,22 @@ def test_rounds_in_which_nothing_is_learnt_are_refused(
     made = federation(changes)
     with pytest.raises(SettingError, match=words):
         check_networks(made.study)
+
+
+@pytest.mark.whole
+def test_sums_are_of_what_the_coordinators_own_network_makes_of_samples(federation: Any) -> None:
+    """Random features, or a frozen network, drawn otherwise at the sites would fit other heads."""
+    changes = {**RIDGE, "comparisons.pooled": False, "sites.heldout": ["omega"]}
+    made = federation({**changes, "objective.random_features": 20}, site=OPEN)
+    run = made.simulate()
+    final = arrays(run.federated.final)
+    parts = []
+    for name in ("alpha", "beta", "gamma"):
+        agent = made.agent(name)
+        network = build(agent.study, seed=0)
+        load_arrays(network, final)
+        device = torch.device("cpu")
+        parts.append(settle(agent.study, agent.site, agent.cohort, network, 1, device).arrays)
+    settling.settle({"heads": network.heads}, parts, 1)
+    found = network.heads.coefficients_age.numpy()
+    np.testing.assert_allclose(found, final["heads.coefficients_age"], rtol=1e-6, atol=1e-9)

@@ -303,7 +303,12 @@ HOSTILE: dict[str, tuple[Tamper, str]] = {
 def three(module_federation):
     """Three sites of which two suffice; gamma is the largest, so its weight would show."""
     return module_federation(
-        {"sites.quorum": 2, "sites.time_limit_s": 0.2, "pretraining.rounds": 1},
+        {
+            "sites.quorum": 2,
+            "sites.time_limit_s": 0.2,
+            "pretraining.rounds": 1,
+            "evaluation.baselines": False,
+        },
         participants={"alpha": 30, "beta": 40, "gamma": 90},
     )
 
@@ -314,8 +319,12 @@ def arrays_in(path: Path) -> dict[str, np.ndarray]:
 
 
 def mean_of(folder: Path, sites: Sequence[str]) -> dict[str, np.ndarray]:
-    """The naive weighted mean of spooled replies, weighted as their JSON says."""
+    """The naive weighted mean of spooled replies, weighted as their JSON says.
+
+    A variance is that of all their samples together: E[x^2] - E[x]^2.
+    """
     wanted: dict[str, np.ndarray] = {}
+    squares: dict[str, np.ndarray] = {}
     weight: Counter[str] = Counter()
     for site in sites:
         with open_arrays(folder / f"{site}.safetensors") as file:
@@ -325,7 +334,22 @@ def mean_of(folder: Path, sites: Sequence[str]) -> dict[str, np.ndarray]:
                 term = file[name].astype(np.float64) * support[group]
                 wanted[name] = wanted[name] + term if name in wanted else term
                 weight[name] += support[group]
-    return {name: (total / weight[name]).astype(np.float32) for name, total in wanted.items()}
+                if name.endswith("running_mean"):
+                    square = np.square(file[name].astype(np.float64)) * support[group]
+                    squares[name] = squares.get(name, 0) + square
+    means = {name: total / weight[name] for name, total in wanted.items()}
+    for name, total in squares.items():
+        of = name.replace("running_mean", "running_var")
+        means[of] += total / weight[name] - np.square(means[name])
+    return {name: mean.astype(np.float32) for name, mean in means.items()}
+
+
+def assert_is(found: np.ndarray, wanted: np.ndarray, name: str) -> None:
+    """To the bit; a variance to the last one, since there are two ways to add it up."""
+    if name.endswith("running_var"):
+        np.testing.assert_array_max_ulp(found, wanted, maxulp=1)
+    else:
+        np.testing.assert_array_equal(found, wanted, err_msg=name)
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -346,7 +370,7 @@ def test_bad_reply_is_refused_by_its_code_and_the_others_go_on(three, tampered, 
     ]
     found = arrays_in(run.federated.final)
     for name, array in mean_of(replies, ["alpha", "beta"]).items():
-        np.testing.assert_array_equal(found[f"model/{name}"], array, err_msg=name)
+        assert_is(found[f"model/{name}"], array, name)
     with open_arrays(run.federated.final) as file:
         about = json.loads(file.text("checkpoint"))
     [stage] = about["lineage"]["stages"]
@@ -419,7 +443,7 @@ def test_report_of_another_round_is_stale(module_federation, tampered):
     replies = run.federated.round(2) / "replies"
     found = arrays_in(run.federated.final)
     for name, array in mean_of(replies, ["alpha", "beta"]).items():
-        np.testing.assert_array_equal(found[f"model/{name}"], array, err_msg=name)
+        assert_is(found[f"model/{name}"], array, name)
 
 
 Change = Callable[[dict[str, Any], dict[str, Array]], None]
@@ -565,7 +589,9 @@ def test_without_anybodys_sums_the_run_stops_and_says_so(three, tampered):
 
 def test_round_below_the_quorum_stops_and_loses_nothing(module_federation, tampered, monkeypatch):
     """After the outage only the missing site works; the result is that of a calm run."""
-    made = module_federation({"pretraining.rounds": 3, "sites.time_limit_s": 0.2})
+    made = module_federation(
+        {"pretraining.rounds": 3, "sites.time_limit_s": 0.2, "evaluation.baselines": False}
+    )
     calm, _ = tampered(made, "calm", untouched)
     trained: Counter[str] = Counter()
     plain = pretraining.train
@@ -698,6 +724,10 @@ def test_one_volunteer_with_many_scans_weighs_one_person_where_people_count(few,
         share = aged if name.startswith("heads.age.") else shared
         whole = sum(share.values())
         wanted = sum(share[site] * sent[site][name].astype(np.float64) for site in share) / whole
+        if name.endswith("running_var"):  # and what lies between the sites' means
+            means = {site: sent[site][name.replace("_var", "_mean")] for site in share}
+            centre = sum(share[site] * means[site].astype(np.float64) for site in share) / whole
+            wanted += sum(share[site] * np.square(means[site] - centre) for site in share) / whole
         np.testing.assert_array_max_ulp(found[f"model/{name}"], wanted.astype(np.float32), maxulp=1)
         moved[name] = np.abs(wanted - sent["gamma"][name]).max()
     # the control: hers differ from everyone's, or any weight would have done
