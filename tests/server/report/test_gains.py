@@ -63,7 +63,10 @@ def test_the_first_line_turns_differences_to_together_minus_alone() -> None:
     assert "alone 6.12 on average" in line
     assert "amber \N{MINUS SIGN}2.00 (\N{MINUS SIGN}2.75 to \N{MINUS SIGN}1.50)" in line
     assert "birch \N{MINUS SIGN}0.25 (\N{MINUS SIGN}1.00 to 0.25)" in line
-    assert "better than a site alone in 1 of 2 comparisons, worse in 0, and in the others not dist" in count
+    assert (
+        "better than a site alone in 1 of 2 comparisons, worse in 0, and in the others not dist"
+        in count
+    )
 
 
 def test_a_consortium_that_loses_is_told_so() -> None:
