@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import Refusal
+from common.metrics import figures
 from common.network.plan import Plan, Rule
 from common.seams import SHARED
 from common.sections import Target
@@ -67,7 +68,9 @@ def sums_of(
     for first, last in _runs(places, people, minimum):
         inside = (places >= first) & (places <= last)
         cells[first : last + 1] = inside.sum() / (last + 1 - first)
-    total = np.asarray(labels, dtype=np.float64).sum()
+    # rounded as all that leaves: of two targets whose bounds differ by one person, the sums would
+    # differ by her label
+    total = figures(float(np.asarray(labels, dtype=np.float64).sum()))
     return {
         f"n_{name}": np.array(float(len(labels))),
         f"sum_{name}": np.array(total),

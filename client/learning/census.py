@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from client.data.cohort import Cohort
 from client.data.identifiers import identifiers
 from client.data.loading import batches, person_codes, split_evenly
 from client.learning.support import (
+    alike_or_far_apart,
     labelled_among,
     learnt_from,
     people_among,
@@ -26,7 +28,7 @@ from client.learning.support import (
     without_rare_labels,
 )
 from client.learning.training import lay_out
-from client.site import Site
+from client.site import Policy, Site
 from common import label_sums
 from common.arrays import Arrays
 from common.column_units import Columns, among_all, figures, in_words, named
@@ -100,12 +102,15 @@ def settle(
 ) -> Answer:
     """Sums over the training samples for the network's modules that settle, in float64.
 
-    Labels that too few people have, or a class of too few, are in no sum.
+    Labels that too few people have, or a class of too few, are in no sum; and no two sums are of
+    people who differ by a few.
     """
     modules, training = settling(network), cohort.indices("train", study.splits)
-    plan = sums_plan(study, modules, number)
-    known = without_rare_labels(cohort, training, site.policy.minimum_support)
-    known = without_rare_classes(study, known, training, site.policy.minimum_support)
+    plan, policy = sums_plan(study, modules, number), site.policy
+    known = without_rare_labels(cohort, training, policy.minimum_support)
+    known = without_rare_classes(study, known, training, policy.minimum_support)
+    if not policy.sums_of_few:
+        known, training = _without_differences(study, known, training, modules, policy)
     total = _sums(known, training, network, modules, number, device)
     reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
     return Answer(
@@ -113,8 +118,35 @@ def settle(
         expected=plan,
         behind={name: people_among(known, _behind(name, modules, known, training))
                 for name in total},
-        reveals=1 if site.policy.sums_of_few else max(1, reveals),
+        reveals=1 if policy.sums_of_few else max(1, reveals),
     )  # fmt: skip
+
+
+def _without_differences(
+    study: Study,
+    cohort: Cohort,
+    training: NDArray[np.int64],
+    modules: Mapping[str, Any],
+    policy: Policy,
+) -> tuple[Cohort, NDArray[np.int64]]:
+    """Samples and labels such that the difference of no two sums, of any passes, is of a few.
+
+    It must come to the same in every pass: it depends on labels and study alone.
+    """
+    names = list(study.pretraining_targets)
+    if not any(hasattr(module, "labelled") for module in modules.values()):
+        return cohort, training
+    last = max(getattr(module, "passes", 1) for module in modules.values())
+    sizes = (math.prod(r.shape) for number in range(last)
+             for r in sums_plan(study, modules, number).values())  # fmt: skip
+    needed = policy.minimum_support * max(1, max(sizes) // math.prod(study.shape))
+    groups = {name: labelled_among(cohort, training, name) for name in names}
+    kept = alike_or_far_apart(cohort, {**groups, "": training}, needed)  # "" names no target
+    labels = dict(cohort.labels)
+    for name in names:
+        labels[name] = np.full_like(cohort.labels[name], np.nan)
+        labels[name][kept[name]] = cohort.labels[name][kept[name]]
+    return replace(cohort, labels=labels), kept[""]
 
 
 def sum_labels(study: Study, site: Site, cohort: Cohort) -> Answer:

@@ -75,16 +75,8 @@ def at_chosen_threshold(
 ) -> list[Measured]:
     """Balanced accuracy of what was `said`, 0 or 1, by a threshold that validation people chose."""
     metric = "balanced_accuracy"
-    judged, people, fewest = _judged(study, cohort, name, indices, [said])
-    value = judged.value(metric)
-    if not np.isfinite(value):
-        return []
-    bounds = judged.bounds(metric, z_of(study.evaluation.confidence))
-    told = row(
-        site, order, people, task=task, target=name, model=order.model, value=value,
-        metric=metric + metrics.CHOSEN, bounds=bounds,
-    )  # fmt: skip
-    return [Measured(told, fewest)]
+    found = (study, site, cohort, order, name, indices)
+    return _one(*found, [said], task, metric=metric, called=metric + metrics.CHOSEN)
 
 
 def mean_over_draws(
@@ -98,15 +90,33 @@ def mean_over_draws(
     task: str,
 ) -> list[Measured]:
     """Primary metric of an order's models, one for each draw, with one interval for their mean."""
-    judged, people, fewest = _judged(study, cohort, name, indices, predicted)
     primary = metrics.primary(study.targets[name])
-    value = judged.value(primary)
+    found = (study, site, cohort, order, name, indices)
+    return _one(*found, predicted, task, metric=primary, called=primary + metrics.OVER_DRAWS)
+
+
+def _one(  # noqa: PLR0913
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    indices: NDArray[np.int64],
+    predicted: Sequence[Floats],
+    task: str,
+    *,
+    metric: str,
+    called: str,
+) -> list[Measured]:
+    """The row of one metric under a name of its own; none where it is not defined."""
+    judged, people, fewest = _judged(study, cohort, name, indices, predicted)
+    value = judged.value(metric)
     if not np.isfinite(value):
         return []
-    bounds = judged.bounds(primary, z_of(study.evaluation.confidence))
+    bounds = judged.bounds(metric, z_of(study.evaluation.confidence))
     told = row(
         site, order, people, task=task, target=name, model=order.model, value=value,
-        metric=primary + metrics.OVER_DRAWS, bounds=bounds,
+        metric=called, bounds=bounds,
     )  # fmt: skip
     return [Measured(told, fewest)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,29 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
         for name, values in cohort.labels.items()
     }
     return replace(cohort, labels=labels)
+
+
+def alike_or_far_apart(
+    cohort: Cohort, groups: dict[str, Indices], needed: int
+) -> dict[str, Indices]:
+    """The same groups of samples, where any two differ by nobody or by at least `needed` people.
+
+    Sums over all people less sums over those with a label are about those without; if that is one
+    person, they are hers. Two groups that differ by fewer are both cut to what they share.
+    """
+    found = dict(groups)
+    changed = True
+    while changed:
+        changed = False
+        for one, other in combinations(sorted(found), 2):
+            apart = np.setxor1d(found[one], found[other])
+            # a target that nobody has here takes part in no difference
+            if not len(found[one]) or not len(found[other]) or not len(apart):
+                continue
+            if people_among(cohort, apart) < needed:
+                found[one] = found[other] = np.intersect1d(found[one], found[other])
+                changed = True
+    return found
 
 
 def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum: int) -> Cohort:

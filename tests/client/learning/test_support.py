@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from client.learning.census import settle, sum_labels
-from client.learning.support import learnt_from
+from client.learning.support import alike_or_far_apart, learnt_from
 from common.network.building import build
 
 JOINT = {
@@ -68,3 +68,39 @@ def test_labels_of_few_people_are_not_added_up(federation: Any) -> None:
     found = sum_labels(agent.study, agent.site, cohort)
     assert not any(array.any() for array in found.arrays.values())
     assert set(found.behind.values()) == {0}
+
+
+@pytest.mark.parametrize("without", [0, 1, 9])
+def test_no_two_sums_differ_by_a_few_people(federation: Any, without: int) -> None:
+    """Everyone's columns less those of people with an age are the columns of who has none."""
+    ridge = {
+        "backbone": {"name": "linear"},
+        "objective": {"name": "ridge", "targets": ["age", "sex"]},
+        "pretraining": {"rounds": 0},
+        "sites": {"train": ["alpha"]},
+    }
+    agent = federation(ridge, participants={"alpha": 200}).agent("alpha")
+    training = agent.cohort.indices("train", agent.study.splits)
+    age = agent.cohort.labels["age"].copy()
+    age[training[:without]] = np.nan
+    cohort = replace(agent.cohort, labels={**agent.cohort.labels, "age": age})
+    network = build(agent.study, seed=1)
+    first, second = (
+        settle(agent.study, agent.site, cohort, network, number, torch.device("cpu")).arrays
+        for number in (0, 1)
+    )
+    counts = {float(first["backbone.standardise/n"][0])}
+    counts |= {float(second[f"heads/n_{name}"]) for name in ("age", "sex")}
+    assert counts == {float(len(training) - without)}
+
+
+def test_groups_far_apart_or_of_nobody_stay_as_they_are(federation: Any) -> None:
+    """A hospital where half have a diagnosis keeps the ages of all."""
+    cohort = federation({"sites": {"train": ["alpha"]}}).agent("alpha").cohort
+    everyone = np.arange(len(cohort))
+    groups = {"": everyone, "age": everyone[:20], "sex": everyone[:0]}
+    kept = alike_or_far_apart(cohort, groups, needed=20)
+    assert all(np.array_equal(kept[name], groups[name]) for name in groups)
+    closer = alike_or_far_apart(cohort, groups, needed=21)
+    assert np.array_equal(closer[""], everyone[:20])
+    assert len(closer["sex"]) == 0
