@@ -75,11 +75,20 @@ def test_leaving_sites_out_finds_what_leaving_rows_out_would_miss() -> None:
     assert chosen(alike, PENALTIES, (0.0,))[0] == 0.01
 
 
-def test_a_site_alone_chooses_by_generalised_cross_validation() -> None:
-    """With noise alone the strongest penalty, with signal alone the weakest; no site is left out."""
-    noise = products(torch.randn(40, 5).double(), torch.randn(40, 1).double())
-    assert chosen([noise], PENALTIES, (0.0, 0.5)) == (10.0, 0.0)
-    assert chosen([products(*site(40, 1, noise=0.01))], PENALTIES, (0.5,)) == (0.01, 0.0)
+@pytest.mark.parametrize("noise", [0.01, 1.0, 3.0, 10.0, 100.0])
+def test_a_site_alone_chooses_by_generalised_cross_validation(noise: float) -> None:
+    """No site is left out: the score is that of the rows' own hat matrix (Golub et al. 1979)."""
+    u, z = site(40, 1, noise=noise)
+    scaled = torch.cat([torch.ones(40, 1), (u - u.mean(0)) / u.std(0, correction=0)], 1)
+    scores = []
+    for penalty in PENALTIES:
+        ridge = 40 * penalty * torch.diag(torch.tensor([0.0] + [1.0] * 5)).double()
+        hat = scaled @ torch.linalg.solve(scaled.T @ scaled + ridge, scaled.T)
+        scores.append(float((z - hat @ z).square().sum() / (40 - hat.trace()) ** 2))
+    oracle = PENALTIES[int(np.argmin(scores))]
+    assert chosen([products(u, z)], PENALTIES, (0.5,)) == (oracle, 0.0)
+    assert noise > 0.01 or oracle == PENALTIES[0]
+    assert noise < 100.0 or oracle == PENALTIES[-1]
 
 
 def test_what_does_not_vary_has_no_weight() -> None:
