@@ -400,7 +400,7 @@ def _simulate(study: Path, sites: Path, out: Path) -> None:
     from deploy.pictures import learnt, scans
     from server.report.page import format_tables, write_report
 
-    run = simulate(study, sites, out)
+    run = simulate(study, sites, out, workers=None)
     write_maps(run)
     page = write_report(run, [*scans(load_study(study), sites), *learnt(run, sites)])
     tell(format_tables(run))

@@ -1,28 +1,24 @@
-"""The whole federation in one process: Flower's ServerApp over a Grid that calls agents directly.
+"""The whole federation on one machine: Flower's ServerApp over a Grid that calls agents directly.
 
 For demos, simulations, tests and leave-one-site-out studies, wherever one person may read all data.
 ServerApp, strategy, orders, checks and agents are those of a real deployment; only the network is
-missing. Message contents are copied, so no site can reach another's arrays.
+missing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort, Samples
@@ -31,82 +27,14 @@ from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
 from common.errors import SettingError
 from common.network.buildable import check_buildable
-from common.protocol.wire import array_record, pack_report, unpack_order
 from common.study import Study, load_study
+from deploy.local_grid import SERVER_NODE, LocalGrid
+from deploy.local_workers import WorkersGrid, workers_for
 from server.app import app
 from server.federation.census import POOLED
 from server.run import Run, open_run, read_run
 
 _log = getLogger("callosum.local")
-_SERVER_NODE: Final = 1
-
-
-class LocalGrid(Grid):
-    """A Flower Grid whose nodes are agents in this process; one works at each pull."""
-
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        self.nodes = {agent.site.name: 100 + i for i, agent in enumerate(agents)}
-        self._agents = {self.nodes[agent.site.name]: agent for agent in agents}
-        self._waiting: dict[str, Message] = {}
-        self._sent = 0
-        # Flower's Message asks who is speaking; outside its own processes nobody has said
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
-
-    def set_run(self, run: FlowerRun) -> None:
-        """A local grid belongs to no SuperLink run."""
-
-    @property
-    def run(self) -> FlowerRun:
-        """A local grid belongs to no SuperLink run."""
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Flower's older way to make a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """One node for each agent."""
-        return list(self._agents)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; nothing works until it is pulled."""
-        pushed = []
-        for message in messages:
-            self._sent += 1
-            message_id = f"local-{self._sent}"
-            message.metadata.__dict__["_message_id"] = message_id
-            self._waiting[message_id] = message
-            pushed.append(message_id)
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the next asked agent work, and return its reply."""
-        wanted = message_ids if isinstance(message_ids, AbstractSet) else set(message_ids)
-        due = next((message_id for message_id in self._waiting if message_id in wanted), None)
-        return [] if due is None else [self._answer(self._waiting.pop(due))]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push all, pull all."""
-        pushed = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while arrived := list(self.pull_messages(pushed)):
-            replies += arrived
-        return replies
-
-    def _answer(self, message: Message) -> Message:
-        agent = self._agents[message.metadata.dst_node_id]
-        order, arrays = unpack_order(message.content)
-        report, sent = agent.answer(order, arrays)
-        return Message(pack_report(report, array_record(sent)), reply_to=message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +66,12 @@ class Stacked:
         return found
 
 
-def simulate(study_file: Path, sites: Path, out: Path, *, recast: bool = False) -> Run:
+def simulate(
+    study_file: Path, sites: Path, out: Path, *, recast: bool = False, workers: int | None = 1
+) -> Run:
     """Run a study over every site file below `sites`; the same call resumes.
 
+    `workers` processes at most answer for the sites, None as many as can (`deploy.local_workers`).
     `recast` gives each site the role that the study has for it, whatever its own file says: where
     one person holds all data, and each site in turn is to be the one that judges.
 
@@ -150,24 +81,31 @@ def simulate(study_file: Path, sites: Path, out: Path, *, recast: bool = False) 
         Whatever keeps the run from going on; nothing done so far is lost.
     """
     study = load_study(study_file)
-    check_buildable(study, study_file)
     found = find_sites(study, sites, recast=recast)
+    pin_threads(found)  # first: threads that torch has begun are no more in a forked process
+    check_buildable(study, study_file)
     with open_run(out, study, study_file):
         pass  # refuse a foreign folder before hours of preparing
     agents = [open_agent(study, site, keeps_training=False) for site in found]
     if study.comparisons.pooled:
         agents += _pooled_agent(study, agents, out)
-    run_phases(agents, out)
+    run_phases(agents, out, workers)
     return read_run(out)
 
 
-def run_phases(agents: Sequence[Agent], folder: Path) -> None:
+def run_phases(agents: Sequence[Agent], folder: Path, workers: int | None = 1) -> None:
     """Drive an opened run folder's phases over `agents`, through Flower's ServerApp."""
-    pin_threads(agents)
-    grid = LocalGrid(agents)
+    pin_threads([agent.site for agent in agents])
+    most = workers_for(agents)
+    number = most if workers is None else min(workers, most)
+    with LocalGrid(agents) if number == 1 else WorkersGrid(agents, number) as grid:
+        _drive(grid, folder)
+
+
+def _drive(grid: LocalGrid, folder: Path) -> None:
     context = Context(
         run_id=1,
-        node_id=_SERVER_NODE,
+        node_id=SERVER_NODE,
         node_config={},
         state=RecordDict(),
         run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""},
@@ -265,7 +203,7 @@ def _stacked_measures(cohorts: Sequence[Cohort]) -> NDArray[np.floating[Any]] | 
     return np.concatenate(parts) if alike else None
 
 
-def pin_threads(agents: Sequence[Agent]) -> None:
+def pin_threads(sites: Sequence[Site]) -> None:
     """One thread count for the process: more threads than cores doubles the time of a step."""
-    asked = {agent.site.device.threads for agent in agents} - {0}
+    asked = {site.device.threads for site in sites} - {0}
     torch.set_num_threads(min(asked) if asked else os.cpu_count() or 1)

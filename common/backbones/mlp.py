@@ -32,11 +32,15 @@ class Mlp(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
             0.1, description="Dropout after each layer.", examples=[0.1]
         )
+        input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+            0.0, description="Dropout of the standardised columns."
+        )
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         columns = columns_in(shape, "mlp")
         self.standardise = Standardise(columns, matrix=len(shape) == 2)
+        self.spared = nn.Dropout(settings.input_dropout)
         widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
@@ -50,4 +54,4 @@ class Mlp(nn.Module):
         self.features = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(self.standardise(x))  # type: ignore[no-any-return]
+        return self.layers(self.spared(self.standardise(x)))  # type: ignore[no-any-return]

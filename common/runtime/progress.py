@@ -32,6 +32,7 @@ _WORTH_A_LINE_S: Final = 2.0
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _lock = threading.Lock()
 _open = 0
+_drawn_elsewhere = False
 _bars = Progress(
     TextColumn("{task.description}", markup=False),
     BarColumn(),
@@ -48,6 +49,9 @@ _bars = Progress(
 def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """Show a task of `total` steps (None: not known yet); call what comes back once a step."""
     title = printable(title)
+    if _drawn_elsewhere:
+        yield lambda: None
+        return
     if not console.is_terminal:
         with _lines(title, total) as advance:
             yield advance
@@ -67,6 +71,12 @@ def say(text: str) -> None:
 def tell(text: str) -> None:
     """A command's own answer, on standard output; likewise."""
     print(printable(text, lines=True))
+
+
+def draw_nothing() -> None:
+    """Leave a terminal to the process that this one was forked from."""
+    global _drawn_elsewhere  # noqa: PLW0603
+    _drawn_elsewhere = console.is_terminal
 
 
 def _start(title: str, total: int | None) -> TaskID:

@@ -179,7 +179,9 @@ class Folds:
     def _run(self, fold: Fold) -> None:
         if self.finished(fold) is None:
             write_atomically(self.study_file(fold), self._text(fold).encode())
-            simulate(self.study_file(fold), self.places, self.folder(fold), recast=True)
+            simulate(
+                self.study_file(fold), self.places, self.folder(fold), recast=True, workers=None
+            )
 
     def _text(self, fold: Fold) -> str:
         """The study file of a fold, as it is now."""

@@ -253,7 +253,7 @@ class Cells:
         if self.finished(cell) is None:
             write_atomically(self.study_file(cell), self._text(cell).encode())
             sites = self.out / "hospitals" / group_of(cell)
-            simulate(self.study_file(cell), sites, self.folder(cell))
+            simulate(self.study_file(cell), sites, self.folder(cell), workers=None)
 
     def _text(self, cell: Cell) -> str:
         """The study file of a cell, as it is now."""

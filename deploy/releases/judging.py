@@ -25,7 +25,8 @@ from client.site import Site, load_site
 from common.errors import SENTENCES, DataError, FolderError, LineageError, SettingError
 from common.sections import RESERVED
 from common.study import check_name, with_plugins
-from deploy.local import LocalGrid, pin_threads, site_files
+from deploy.local import pin_threads, site_files
+from deploy.local_grid import LocalGrid
 from deploy.releases.certificate import STUDY, certify
 from deploy.releases.documents import coordinator_key, digest_of_file
 from server.federation.exchange import Exchange
@@ -165,7 +166,7 @@ def _judged(run: Run) -> set[str]:
 def _asked(run: Run, folder: Path, sites: Sequence[Site]) -> None:
     study, names = run.study, [site.name for site in sites]
     agents = [open_agent(with_plugins(study), site) for site in sites]
-    pin_threads(agents)
+    pin_threads([agent.site for agent in agents])
     grid = LocalGrid(agents)
     phases = Phases(run, Exchange(grid, grid.nodes, study), folder)
     outcome = phases.census_of(names)

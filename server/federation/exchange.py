@@ -135,6 +135,24 @@ class Exchange:
         self.receive(self.replies(missing, title), orders, folder, outcome)
         return outcome
 
+    @property
+    def at_once(self) -> int:
+        """How many exchanges may go on at the same time, each by an `another` of this one."""
+        return int(getattr(self._grid, "at_once", 1))
+
+    def another(self) -> Exchange:
+        """One more over the same grid, for sites that this one asks nothing meanwhile."""
+        made = Exchange(
+            self._grid,
+            self._nodes,
+            self._study,
+            key=self._key,
+            progress=self._progress,
+            books=self._books,
+        )
+        made.census = self.census
+        return made
+
     def knows(self, site: str) -> bool:
         """Whether a site can be asked at all."""
         return site in self._nodes

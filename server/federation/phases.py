@@ -7,8 +7,10 @@ is asked of the tuned models -> out-of-site evaluation -> results.csv.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -78,12 +80,10 @@ class Phases:
         study = self.run.study
         census = self._take_census()
         able = [site for site in study.sites.train if site in census]
-        self._pretrain(self.run.federated, study.sites.train, study.quorum, census)
-        for branch, sites in self._comparisons(census, able):
-            try:
-                self._pretrain(branch, sites, len(sites), census)
-            except QuorumError as error:  # a rival that fails must not end the run
-                say(f"{branch.model} is left out: {error}")
+        rounds = self._settled(self.run.federated, study.sites.train, study.quorum, census)
+        if rounds is not None:
+            rounds.train()
+        self._train_rivals(self._comparisons(census, able), census)
         if POOLED in census:
             orders = self._orders("linear", [POOLED], NOTHING)
             self._ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
@@ -240,15 +240,49 @@ class Phases:
                 outcome.refused[site] = "ROLE"
         return told
 
-    def _pretrain(
-        self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
+    def _train_rivals(
+        self, rivals: Sequence[tuple[Branch, Sequence[str]]], census: Mapping[str, Report]
     ) -> None:
+        """Train rival models, several at a time where the grid works on several orders at once.
+
+        No two have a site in common. One that fails must not end the run.
+        """
+
+        def trained(branch: Branch, sites: Sequence[str], exchange: Exchange) -> None:
+            try:
+                # what draws a network's first weights goes by the whole process's chance
+                with drawing:
+                    phases = replace(self, exchange=exchange)
+                    rounds = phases._settled(branch, sites, len(sites), census)  # noqa: SLF001
+                if rounds is not None:
+                    rounds.train()
+            except QuorumError as error:
+                say(f"{branch.model} is left out: {error}")
+
+        drawing, at_once = Lock(), self.exchange.at_once
+        if at_once == 1:
+            for branch, sites in rivals:
+                trained(branch, sites, self.exchange)
+            return
+        longest_first = sorted(rivals, key=lambda one: one[1] != (POOLED,))
+        with ThreadPoolExecutor(at_once, thread_name_prefix="rival") as pool:
+            every = [
+                pool.submit(trained, branch, sites, self.exchange.another())
+                for branch, sites in longest_first
+            ]
+            for one in every:
+                one.result()
+
+    def _settled(
+        self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
+    ) -> Rounds | None:
+        """A model's rounds, once its first checkpoint is there; None if no rounds are left."""
         study = self.run.study
         newest = branch.latest(study)  # first: a damaged final model is made again
         members = study.sites.train if sites == (POOLED,) else sites
         self._keep_seen(branch, {site: census[site] for site in members if site in census})
         if branch.final.exists():
-            return
+            return None
         reports = [census[site] for site in sites if site in census]
         names = [report.site for report in reports]
         if newest is None:
@@ -256,8 +290,8 @@ class Phases:
                 branch, names, {site: census[site] for site in members if site in census}, quorum
             )
         if branch.final.exists():  # all of it is settled
-            return
-        Rounds(
+            return None
+        return Rounds(
             self.run,
             branch,
             self.exchange,
@@ -266,7 +300,7 @@ class Phases:
             members={POOLED: study.sites.train},
             absent={site: "NO_ANSWER" for site in sites if site not in census}
             | {site: code for site, code in self._refusals("census").items() if site in sites},
-        ).train()
+        )
 
     def _keep_seen(self, branch: Branch, census: Mapping[str, Report]) -> None:
         """Tokens of what the model sees, beside it, for whoever begins from it or judges it."""

@@ -30,7 +30,7 @@ from common.protocol.code import agreed_digest
 from common.protocol.orders import Report
 from common.protocol.signing import read_envelope, seal
 from common.protocol.wire import forward, unpack_sealed
-from deploy.local import LocalGrid
+from deploy.local_grid import LocalGrid
 from server import cli as server_cli
 from server.federation.books import SiteBooks
 from server.federation.exchange import Exchange

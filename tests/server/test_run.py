@@ -14,7 +14,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from common.errors import CallosumError, FolderError, RunBusyError
-from deploy.local import LocalGrid
+from deploy.local_grid import LocalGrid
 from server import app as room
 from server import run as run_module
 from server.run import alone, create_run, open_run, read_run
