@@ -133,7 +133,9 @@ class Judged:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             error = jackknifed(there(self.left_out[metric]))
             half = _student(z, len(self.left_out[metric])) * error
-            found = float(back(there(value) - half)), float(back(there(value) + half))
+            low, high = float(back(there(value) - half)), float(back(there(value) + half))
+        # of few people the logarithm goes beyond the largest error that a probability can have
+        found = low, min(high, 1.0) if metric == "brier" else high
         return found if np.isfinite(found).all() else None
 
     def _of_shares(self, metric: str, z: float) -> Bounds:

@@ -12,6 +12,7 @@ from client.learning import intervals
 from client.learning.intervals import Judged, difference, wilson, z_of
 from common import metrics
 from common.sections import Target
+from server.federation.expectation import bounds_of
 from tests.bench.coverage import (
     AGE,
     DIFFERENCE,
@@ -56,6 +57,22 @@ def test_every_interval_holds_its_value_and_copies_of_scans_do_not_narrow_it(
         assert low < once.value(metric) < high, metric
         # r2 and slopes correct nothing by n, so that copies change nothing at all
         assert tenfold.bounds(metric, Z) == pytest.approx((low, high), rel=1e-6), metric
+
+
+@TARGETS
+def test_no_interval_goes_beyond_what_the_metric_can_be(target: Target) -> None:
+    """The coordinator refuses a report with such a row, and with it everything of the site."""
+    for seed in range(40):
+        of_few = judged(target, 6 + seed % 9, seed, worse=3.0)
+        for metric in of_few.metrics:
+            least, largest = bounds_of(target, metric)
+            found = of_few.bounds(metric, Z)
+            assert found is None or least <= found[0] <= found[1] <= largest, (metric, found)
+        other = judged(target, 6 + seed % 9, seed, worse=0.1)
+        primary = metrics.primary(target)
+        least, largest = bounds_of(target, f"{primary}_minus_scratch-full")
+        apart = difference(of_few, other, primary, 0.95).bounds
+        assert apart is None or least <= apart[0] <= apart[1] <= largest
 
 
 def test_the_calibration_error_has_no_interval() -> None:
