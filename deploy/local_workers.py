@@ -24,6 +24,7 @@ from flwr.app import Message, RecordDict
 
 from client.learning.training import choose_device
 from client.service.agent import Agent
+from common.errors import CallosumError
 from common.protocol.bounded_json import parsed
 from common.protocol.wire import forward, npy_bytes, unpack_order, unpack_sealed
 from common.runtime.progress import draw_nothing
@@ -148,7 +149,7 @@ class WorkersGrid(LocalGrid):
         with self._changed:
             line.close()
             if all(one.closed for one in self._lines) and self._failed is None:
-                self._failed = RuntimeError(
+                self._failed = CallosumError(
                     "all processes of this run died, of too little memory perhaps; the same "
                     "command goes on"
                 )

@@ -190,7 +190,7 @@ WHOLE = (
     "deploy/releases/test_judging", "deploy/releases/test_release",
     "deploy/test_commands",
     "deploy/test_deployment", "deploy/test_deployment_files", "deploy/test_equalities",
-    "deploy/test_kill", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",
+    "deploy/test_kill", "deploy/test_local_workers", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",
     "plugins/test_prototypes", "server/federation/test_exchange", "server/federation/test_rounds",
     "server/report/test_live_view", "server/report/test_page", "test_callosum_entry",
 )  # fmt: skip
