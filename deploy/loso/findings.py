@@ -1,15 +1,17 @@
 """What leaving each site out showed: values by site, means over sites, paired differences.
 
 A site is the unit: it counts once, however many people it has, and so do an interval (Student's t
-over sites) and a test (Wilcoxon's signed ranks over the sites that both studies were judged by).
-Folds share most of what they train on, so sites are not independent of each other: intervals are
-somewhat too narrow, as they are for any cross-validation.
+over sites) and a test (Wilcoxon's signed ranks over the sites that both were judged by). Beside it
+stands a mean in which every person counts once, whose interval is over sites all the same. Folds
+share most of what they train on, so sites are not independent of each other: intervals are somewhat
+too narrow, as they are for any cross-validation.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
@@ -158,35 +160,60 @@ def contestants(rows: Sequence[Row], studies: Iterable[str]) -> dict[tuple[str, 
     return found
 
 
-def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """Mean over sites with Student's t.
+def mean(
+    values: Sequence[float],
+    people: Sequence[int] = (),
+    *,
+    confidence: float = 0.95,
+    largest: float = math.inf,
+) -> Mean:
+    """Mean over sites, or with `people` over theirs, and Student's t of leaving each site out.
+
+    `largest` is what a value can be at most, and with it an end of the interval; the least is 0
+    then.
 
     >>> mean([0.5, 0.75]).value
     0.625
+    >>> mean([2.0, 5.0], [200, 100]).value
+    3.0
     """
-    value = float(np.mean(values))
-    found = Mean(sites=len(values), value=value)
-    if len(values) < _FEWEST:
+    of, weights = np.asarray(values, dtype=np.float64), np.ones(len(values))
+    if people:
+        weights = np.asarray(people, dtype=np.float64)
+    value = float(np.average(of, weights=weights))
+    found = Mean(sites=len(of), value=value)
+    if len(of) < _FEWEST:
         return found
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
-    return replace(found, low=value - half, high=value + half)
+    left_out = (weights @ of - weights * of) / (weights.sum() - weights)
+    spread = float(np.square(left_out - left_out.mean()).sum())
+    error = ((len(of) - 1) / len(of) * spread) ** 0.5
+    half = float(stats.t.ppf((1 + confidence) / 2, len(of) - 1)) * error
+    least = 0.0 if math.isfinite(largest) else -math.inf
+    return replace(found, low=max(value - half, least), high=min(value + half, largest))
 
 
 def pairs(rows: Sequence[Row], studies: Sequence[str], target: str) -> list[Pair]:
-    """Every two studies at the sites that judged both; p-values are Holm's over these pairs."""
-    of = [row for row in rows if row.target == target and row.model == FEDERATED]
-    by_study = {
-        study: {row.site: row.value for row in of if row.study == study and row.value is not None}
-        for study in studies
+    """Every two studies, and each study against each rival, at the sites that judged both.
+
+    p-values are Holm's over these pairs.
+    """
+    of = contestants([row for row in rows if row.target == target], studies)
+    by_name = {
+        study if model == FEDERATED else model: {
+            row.site: row.value for row in found if row.value is not None
+        }
+        for (study, model), found in of.items()
     }
+    metric = next((row.metric for row in rows if row.target == target), "")
     found = []
-    for first, second in combinations(studies, 2):
-        one, other = by_study[first], by_study[second]
+    for first, second in combinations(by_name, 2):
+        if first not in studies:  # two rivals
+            continue
+        one, other = by_name[first], by_name[second]
         # rounded as values are: two equal metrics must not differ by what a sum leaves over
         apart = [round(one[site] - other[site], 9) for site in one if site in other]
         if apart:
-            found.append(_pair(target, of[0].metric, first, second, apart))
+            found.append(_pair(target, metric, first, second, apart))
     return [
         replace(pair, adjusted=p)
         for pair, p in zip(found, holm([pair.p for pair in found]), strict=True)

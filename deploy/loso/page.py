@@ -7,6 +7,7 @@ yet, and values that are not defined, are named on it.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -46,9 +47,9 @@ from server.report.terminal import table_in_text
 
 _WIDTH: Final = 140
 UNIT: Final = (
-    "A site counts once. Intervals are Student's t over sites, at 95 %; p is Wilcoxon's of signed "
-    "ranks over sites, and behind it Holm's over all pairs of a target. Folds share most of what "
-    "they train on, which makes intervals somewhat too narrow."
+    "A site counts once, in the last line each person. Intervals are Student's t over sites, at "
+    "95 %; p is Wilcoxon's of signed ranks over sites, and behind it Holm's over all pairs of a "
+    "target. Folds share most of what they train on, which makes intervals somewhat too narrow."
 )
 
 
@@ -147,7 +148,7 @@ def _target(found: Outcome, name: str) -> dict[str, Any]:
     return {
         "title": f"{name}: {label}",
         "columns": ["held out", "people", *(_title(*one) for one in columns)],
-        "lines": [*_sites(rows, columns, digits), _means(columns, digits)] if rows else [],
+        "lines": [*_sites(rows, columns, digits), *_means(columns, metric, digits)] if rows else [],
         "compared": ["pair", "sites", "mean difference", "ahead", "behind", "p", "Holm", "verdict"],
         "pairs": [_pair(pair, digits) for pair in found.pairs(name)],
         "undefined": _undefined(name, rows),
@@ -178,12 +179,21 @@ def _value(row: Row | None, digits: int) -> str:
     return shown(row.value, digits)
 
 
-def _means(columns: Mapping[tuple[str, str], Sequence[Row]], digits: int) -> list[str]:
-    means = []
+def _means(
+    columns: Mapping[tuple[str, str], Sequence[Row]], metric: str, digits: int
+) -> list[list[str]]:
+    """The mean over sites, and that over people, of each contestant."""
+    largest = math.inf if metric == "mae" else 1.0
+    over_sites, over_people = [], []
     for of in columns.values():
-        values = [row.value for row in of if row.value is not None]
-        means.append(_interval(mean(values), digits) if values else "")
-    return ["mean over sites", "", *means]
+        known = [row for row in of if row.value is not None]
+        values = [row.value for row in known if row.value is not None]
+        people = [row.n_participants for row in known]
+        over_sites.append(_interval(mean(values, largest=largest), digits) if values else "")
+        over_people.append(
+            _interval(mean(values, people, largest=largest), digits) if values else ""
+        )
+    return [["mean over sites", "", *over_sites], ["mean over people", "", *over_people]]
 
 
 def _interval(found: Mean, digits: int, *, signed: bool = False) -> str:

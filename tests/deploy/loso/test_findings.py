@@ -45,6 +45,34 @@ def test_a_pair_is_over_the_sites_that_have_both_values() -> None:
     assert pair.difference.value == pytest.approx((5 - 1 + 7 + 6 + 9) / 500)
 
 
+def test_a_study_is_held_against_rivals_that_need_no_network() -> None:
+    """A network that a median beats at every site must not look like a result; rivals are no pair."""
+    medians = rows("one", FIRST, "mae", "training-median")
+    means = rows("one", SECOND, "mae", "training-mean")
+    found = pairs(rows("one", SECOND, "mae") + medians + means, ["one"], "ill")
+    assert [(pair.first, pair.second) for pair in found] == [
+        ("one", "training-median"), ("one", "training-mean"),
+    ]  # fmt: skip
+    assert found[0].difference.value == pytest.approx(-0.06)
+
+
+def test_a_mean_over_people_counts_each_once_and_is_unsure_by_sites() -> None:
+    """Two sites of ten and one of eighty: their people's mean, and what leaving each out does."""
+    found = mean([1.0, 2.0, 5.0], [10, 10, 80])
+    assert found.value == pytest.approx(4.3)
+    left = [(2 * 10 + 5 * 80) / 90, (1 * 10 + 5 * 80) / 90, (1 * 10 + 2 * 10) / 20]
+    centre = sum(left) / 3
+    error = (2 / 3 * sum((one - centre) ** 2 for one in left)) ** 0.5
+    assert found.low == pytest.approx(4.3 - 4.302653 * error)
+    assert mean([0.2, 0.4, 0.9], [5, 5, 5]) == mean([0.2, 0.4, 0.9])
+
+
+def test_the_interval_of_a_share_ends_at_one() -> None:
+    """0.92 (0.73 to 1.11) was printed of three hospitals."""
+    found = mean([0.924, 0.847, 1.0], largest=1.0)
+    assert (found.low, found.high) == (pytest.approx(0.7338, abs=1e-3), 1.0)
+
+
 def test_equal_studies_differ_in_nothing() -> None:
     """No rank can be given; that is no error, and no finding."""
     (pair,) = pairs(rows("one", FIRST) + rows("two", FIRST), ["one", "two"], "ill")

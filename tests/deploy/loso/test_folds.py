@@ -97,7 +97,7 @@ def test_a_fold_that_fails_ends_no_other_and_a_busy_one_is_left(
     """One site's trouble costs its fold; two processes share folds out."""
     asked: list[str] = []
 
-    def some(file: Path, places: Path, out: Path, *, recast: bool) -> None:
+    def some(file: Path, places: Path, out: Path, *, recast: bool, workers: None) -> None:
         assert recast
         asked.append(out.parent.name)
         if out.parent.name == "alpha":
