@@ -21,6 +21,7 @@ from client.data.loading import batches, person_codes, split_evenly
 from client.learning.support import (
     alike_or_far_apart,
     labelled_among,
+    labelled_with,
     learnt_from,
     people_among,
     support_of,
@@ -133,15 +134,16 @@ def _without_differences(
 
     It must come to the same in every pass: it depends on labels and study alone.
     """
-    names = list(study.pretraining_targets)
     if not any(hasattr(module, "labelled") for module in modules.values()):
         return cohort, training
     last = max(getattr(module, "passes", 1) for module in modules.values())
-    sizes = (math.prod(r.shape) for number in range(last)
-             for r in sums_plan(study, modules, number).values())  # fmt: skip
-    needed = policy.minimum_support * max(1, max(sizes) // math.prod(study.shape))
+    sizes = {name: math.prod(r.shape) for number in range(last)
+             for name, r in sums_plan(study, modules, number).items()}  # fmt: skip
+    needed = policy.minimum_support * max(1, max(sizes.values()) // math.prod(study.shape))
+    joint = {_labelled(name, modules) for name in sizes}
+    names = sorted({*study.pretraining_targets, *(name for one in joint for name in one)})
     groups = {name: labelled_among(cohort, training, name) for name in names}
-    kept = alike_or_far_apart(cohort, {**groups, "": training}, needed)  # "" names no target
+    kept = alike_or_far_apart(cohort, {**groups, "": training}, needed, joint)  # "": no target
     labels = dict(cohort.labels)
     for name in names:
         labels[name] = np.full_like(cohort.labels[name], np.nan)
@@ -167,9 +169,15 @@ def _behind(
     name: str, modules: Mapping[str, Any], cohort: Cohort, training: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The samples that are in a sum."""
+    return labelled_with(cohort, training, _labelled(name, modules))
+
+
+def _labelled(name: str, modules: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets of which a sample needs all labels to be in a sum."""
     place, _, key = name.rpartition("/")
     labelled = getattr(modules[place], "labelled", None)
-    return training if labelled is None else labelled_among(cohort, training, labelled(key))
+    found: tuple[str, ...] = () if labelled is None else labelled(key)
+    return found
 
 
 def lacking_labels(study: Study, site: Site, cohort: Cohort) -> str:

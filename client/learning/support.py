@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -74,26 +75,45 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
 
 
 def alike_or_far_apart(
-    cohort: Cohort, groups: dict[str, Indices], needed: int
+    cohort: Cohort,
+    groups: dict[str, Indices],
+    needed: int,
+    joint: Iterable[tuple[str, ...]] = (),
 ) -> dict[str, Indices]:
     """The same groups of samples, where any two differ by nobody or by at least `needed` people.
 
     Sums over all people less sums over those with a label are about those without; if that is one
-    person, they are hers. Two groups that differ by fewer are both cut to what they share.
+    person, they are hers. Two groups that differ by fewer are both cut to what they share. Sums may
+    also be of what several groups share, the `joint` ones.
     """
     found = dict(groups)
+    summed = [*((name,) for name in sorted(found)), *sorted(one for one in joint if len(one) > 1)]
     changed = True
     while changed:
         changed = False
-        for one, other in combinations(sorted(found), 2):
-            apart = np.setxor1d(found[one], found[other])
+        for one, other in combinations(summed, 2):
+            ours, theirs = (_shared([found[name] for name in names]) for names in (one, other))
+            apart = np.setxor1d(ours, theirs)
             # a target that nobody has here takes part in no difference
-            if not len(found[one]) or not len(found[other]) or not len(apart):
+            if not len(ours) or not len(theirs) or not len(apart):
                 continue
             if people_among(cohort, apart) < needed:
-                found[one] = found[other] = np.intersect1d(found[one], found[other])
+                both = np.intersect1d(ours, theirs)
+                found |= {name: np.intersect1d(found[name], both) for name in (*one, *other)}
                 changed = True
     return found
+
+
+def _shared(groups: Sequence[Indices]) -> Indices:
+    """What is in all of the groups."""
+    return reduce(np.intersect1d, groups)
+
+
+def labelled_with(cohort: Cohort, indices: Indices, names: Iterable[str]) -> Indices:
+    """Those of the samples `indices` that have a label of every target in `names`."""
+    for name in names:
+        indices = labelled_among(cohort, indices, name)
+    return indices
 
 
 def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum: int) -> Cohort:

@@ -37,6 +37,7 @@ from client.learning.census import (
 from client.learning.evaluation import Judge
 from client.learning.explanation import explained
 from client.learning.finetuning import Tuning
+from client.learning.harmonisation import harmonised
 from client.learning.linear import choose, fit, regional_features
 from client.learning.measurement import means
 from client.learning.pretraining import train_round
@@ -302,7 +303,7 @@ class Agent:
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
         done = train_round(
-            self.study, self.site, self.cohort, order, network=network, plan=plan,
+            self.study, self.site, self._harmonised(arrays), order, network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
             moments=cache.moments(order.model, before=order.round),
         )  # fmt: skip
@@ -324,6 +325,10 @@ class Agent:
             _log.warning("%s: and %d more columns are unlike the others'", self.site.name, more)
         write_atomically(told, "\n".join(found).encode())
 
+    def _harmonised(self, arrays: Arrays) -> Cohort:
+        """The training site's columns as the model of these arrays is to see them."""
+        return harmonised(self.study, self.cohort, _network(self.study)[0], arrays)
+
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         if order.model == BASELINES:
             return sum_labels(self.study, self.site, self.cohort)
@@ -334,7 +339,8 @@ class Agent:
             self._check_first(arrays)
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
-        return settle(self.study, self.site, self.cohort, network, order.round, device)
+        cohort = self._harmonised(arrays)
+        return settle(self.study, self.site, cohort, network, order.round, device)
 
     def _evaluate(self, order: Order, arrays: Arrays) -> Answer:
         judge = Judge(self.study, self.site, self.cohort, order, self._cache(order).folder)
@@ -353,7 +359,8 @@ class Agent:
         if order.init == "pretrained":
             arrays = {**arrays, **cache.own_arrays(order.model)}
         models = TunedModels(cache.folder)
-        tuning = Tuning(self.study, self.site, self.cohort, order, arrays, models)
+        cohort = self._harmonised(arrays)
+        tuning = Tuning(self.study, self.site, cohort, order, arrays, models)
         if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
         if order.kind in ("finetune", "judge"):
@@ -369,7 +376,7 @@ class Agent:
         test = self.cohort.indices("test", self.study.splits)
         device = choose_device(self.site.device.kind)
         seed = seed_of(self.study.seed, "deletion", self.site.name, order.task, order.repeat)
-        found = explained(network, self.cohort, test, task, device, seed)
+        found = explained(network, tuning.cohort, test, task, device, seed)
         maps = {"map": found.maps}
         rows = means(
             self.study, self.site, self.cohort, order, task.target_name, found.samples, found.told

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.backbones.combat import Covariates, Harmonisation, columns_of, harmonised_by
 from common.backbones.tangent import Tangent
 from common.seams import Layout
 from common.settings import Table
@@ -37,14 +38,6 @@ def columns_in(shape: tuple[int, ...], asks: str) -> int:
     raise ValueError(
         f"{asks} takes tables of features, or connectomes; data.shape gives {list(shape)}"
     )
-
-
-def columns_of(x: Tensor) -> Tensor:
-    """(B, F) as it is; of (B, R, R) what stands above the diagonal, row by row."""
-    if x.dim() == 2:
-        return x
-    rows, columns = torch.triu_indices(x.shape[1], x.shape[2], 1, device=x.device)
-    return x[:, rows, columns]
 
 
 class Standardise(nn.Module):
@@ -103,13 +96,21 @@ class Linear(nn.Module):
             description="tangent: connectomes (data.measure = ledoit-wolf) are seen from the mean "
             "of the training sites', which is frozen into the model.",
         )
+        harmonisation: Harmonisation = "none"
+        covariates: Covariates = ()
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         self.features = columns_in(shape, "linear")
         if settings.space == "tangent" and len(shape) != 2:
             raise ValueError("space is tangent, which connectomes alone have")
-        seen = Tangent(shape[0]) if settings.space == "tangent" else None
+        seen: nn.Module | None = harmonised_by(
+            settings.harmonisation, settings.covariates, self.features
+        )
+        if settings.space == "tangent":
+            if seen is not None:
+                raise ValueError("space is tangent, which harmonisation knows nothing of")
+            seen = Tangent(shape[0])
         self.standardise = Standardise(self.features, seen, matrix=len(shape) == 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.backbones.combat import Covariates, Harmonisation, harmonised_by
 from common.backbones.linear import Standardise, columns_in
 from common.normalisation import normalisation as normalisation_layer
 from common.seams import Layout
@@ -32,11 +33,14 @@ class Mlp(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
             0.1, description="Dropout after each layer.", examples=[0.1]
         )
+        harmonisation: Harmonisation = "none"
+        covariates: Covariates = ()
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         columns = columns_in(shape, "mlp")
-        self.standardise = Standardise(columns, matrix=len(shape) == 2)
+        seen = harmonised_by(settings.harmonisation, settings.covariates, columns)
+        self.standardise = Standardise(columns, seen, matrix=len(shape) == 2)
         widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):

@@ -15,7 +15,7 @@ import numpy as np
 from common import metrics
 from common.protocol.orders import Order, Report
 from common.seams import LABELS, SHARED, TERM
-from common.sections import FineTuning, Target
+from common.sections import CALIBRATED, FineTuning, Target, calibrated
 from common.study import Study
 from server.federation.census import POOLED
 
@@ -73,12 +73,14 @@ def targets_of(study: Study, order: Order) -> Mapping[str, Target]:
     return study.targets if task is None else {task.target: study.targets[task.target]}
 
 
-def models_of(order: Order) -> tuple[str, ...]:
+def models_of(study: Study, order: Order) -> tuple[str, ...]:
     """The models that an order has measured, beside its own those that nobody trained with it."""
     found = [order.model]
     if order.kind == "evaluate":
         found += [f"{order.model}+head"] * (order.model in ("federated", POOLED))
         found += ["constant", "site-mean", "site-linear"] * (order.model == "federated")
+        counts = study.evaluation.calibration if order.model == "federated" else ()
+        found += [calibrated(order.model, k) for k in counts]
     return tuple(found)
 
 
@@ -90,6 +92,8 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     if order.kind == "train":
         return metrics.of_rounds(target)
     told, first = metrics.names(target), metrics.primary(target)
+    if model.startswith(f"{order.model}{CALIBRATED}"):
+        return (*told, f"{first}_minus_{order.model}")
     if model != order.model:
         return told
     if order.kind in TUNED:
@@ -122,7 +126,7 @@ def most_rows(study: Study, order: Order) -> int:
     return sum(
         repeats_of(study, order, metric)
         for target in targets_of(study, order).values()
-        for model in models_of(order)
+        for model in models_of(study, order)
         for metric in metrics_of(study, order, target, model)
     )
 

@@ -305,7 +305,10 @@ class Phases:
         # all training data in one place are its members'
         behind = census if settled == {POOLED} else settled
         use: Use = "weights" if whole else "constants"
-        first = Checkpoint(round=0, arrays=arrays, state={}, lineage=lineage.used(behind, use))
+        lineage = lineage.used(behind, use)
+        if study.harmonises:
+            lineage = lineage.used(behind, "harmonisation")
+        first = Checkpoint(round=0, arrays=arrays, state={}, lineage=lineage)
         branch.save(first, study, plan, last=whole)
 
     def _sums(
