@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.data.dictionary import read_dictionary, sidecar
 from client.data.finding import Finding, Findings
 from client.data.identity import Name, ambiguous, like_visits, name_in_table
 from client.data.reader import Found, Prepared, Source
-from client.data.tables import Filtered, Line, Row, TextTable, number, open_table
-from common.errors import ScanError
+from client.data.readers.column_findings import column_findings
+from client.data.tables import Filtered, Line, Row, TextTable, nearest, number, open_table
+from common.errors import DataError, ScanError
 from common.kinds.features import MEAN, Features, ratio_of
 
 _LARGEST: Final = 3e38  # the largest float32 is 3.4e38
-_ENOUGH: Final = 10  # rows; of fewer, whole numbers are easily alike
 _MOST_TOLD: Final = 5
+_COMMA: Final = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+_RENAME: Final = "(data.rename maps the study's names to the table's)"
+_ONCE: Final = "(rename the other in the table)"
 
 
 class FeaturesReader:
@@ -38,7 +42,7 @@ class FeaturesReader:
             If the table cannot be read, or lacks or repeats a column that is needed.
         """
         table = open_table(root / site.table, root)
-        places = [table.column(site.rename.get(name, name)) for name in study.needed]
+        places = _places(table, study, site)
         wanted = {table.column(name): value for name, value in site.rows.items()}
         who, when = table.column(site.participant), site.session and table.column(site.session)
         taken = {table.columns[place] for place in places}  # no label is a feature, too
@@ -58,7 +62,7 @@ class FeaturesReader:
                 continue
             rows.append(_Row(line.number, name, values, kept(line)))
         sources = _sources(rows, table.path.name, findings)
-        findings.extend(_unvaried(study, sources))
+        findings.extend(column_findings(study.columns, _columns(sources, study)))
         findings.extend(filtered.findings(str(table.path)))
         if not sources:
             findings.append(Finding(what=str(table.path), problem=_none(site), left_out=True))
@@ -153,7 +157,8 @@ def _read(
         value = number(cell)
         if value is None or abs(value) > _LARGEST:
             found = f'"{cell[:40]}"' if cell else "nothing"
-            return f'column "{table.columns[place]}" holds {found}; a number is needed', b""
+            remedy = ", with a point for its decimals" if _COMMA.fullmatch(cell) else ""
+            return f'column "{table.columns[place]}" holds {found}; a number is needed{remedy}', b""
         held[name] = value
     plain = [held[name] for name, by in map(ratio_of, study.columns) if not by]
     held[MEAN] = sum(plain) / len(plain) if plain else 0.0
@@ -165,20 +170,33 @@ def _read(
     return "", values.tobytes()
 
 
-def _unvaried(study: Features.Study, sources: list[Source]) -> Iterator[Finding]:
-    """Columns that hold the same for everyone: zeros of a pipeline that did not measure, say."""
-    if len(sources) < _ENOUGH:
-        return
-    wide = np.stack([np.frombuffer(source.payload, dtype="<f4") for source in sources])
-    still = np.flatnonzero((wide == wide[0]).all(axis=0))
-    if len(still):
-        told = [f"{study.columns[place]} ({wide[0, place]:g})" for place in still[:_MOST_TOLD]]
-        more = f" and {len(still) - len(told)} more" if len(still) > len(told) else ""
-        problem = (
-            f"{', '.join(told)}{more} {'are' if len(still) > 1 else 'is'} the same in all "
-            f"{len(sources)} rows: was it measured here?"
+def _columns(sources: list[Source], study: Features.Study) -> NDArray[np.float32]:
+    """(N, F) of all usable rows."""
+    rows = [np.frombuffer(source.payload, dtype="<f4") for source in sources]
+    return np.stack(rows) if rows else np.empty((0, len(study.columns)), dtype=np.float32)
+
+
+def _places(table: TextTable, study: Features.Study, site: Features.Site) -> list[int]:
+    """Where the table has each column that is needed.
+
+    Raises
+    ------
+    DataError
+        If some are not there, or there twice.
+    """
+    named = [site.rename.get(name, name) for name in study.needed]
+    lacking = [name for name in named if name not in table.columns]
+    if len(lacking) > 1:
+        shown = ", ".join(f'"{name}"' for name in lacking[:_MOST_TOLD])
+        more = ", ..." if len(lacking) > _MOST_TOLD else ""
+        raise DataError(
+            f"{table.path} lacks {len(lacking)} of {len(named)} columns: {shown}{more}; "
+            f"{nearest(lacking[0], table.columns)} {_RENAME}"
         )
-        yield Finding(what="columns", problem=problem)
+    try:
+        return [table.column(name) for name in named]
+    except DataError as error:
+        raise DataError(f"{error} {_RENAME if lacking else _ONCE}") from None
 
 
 def _none(site: Features.Site) -> str:
