@@ -26,6 +26,7 @@ from client.learning.support import (
     people_among,
     support_of,
     without_rare_classes,
+    without_rare_columns,
     without_rare_labels,
 )
 from client.learning.training import lay_out
@@ -40,6 +41,7 @@ from common.protocol.tokens import FEWEST_NUMBERS, salt_of, tokens_of
 from common.study import Study
 
 HELD = "scans"  # group of a census: everything that is usable
+INCOMPLETE = "incomplete"  # those of them that lack a column, as the study lets them
 _AT_ONCE = 256  # samples
 _GUESSED = 1 << 12  # numbers in a sample; nobody guesses an image of more
 _MANY_VALUES = 10
@@ -57,7 +59,11 @@ def census(study: Study, site: Site, cohort: Cohort) -> Answer:
         training = cohort.indices("train", study.splits)
         if len(training) < 2:
             raise Refusal("NO_DATA", f"{len(training)} training samples")
-    support, participants = support_of(cohort, np.arange(len(cohort)), HELD, study.targets)
+    everyone = np.arange(len(cohort))
+    support, participants = support_of(cohort, everyone, HELD, study.targets)
+    if getattr(study.data, "missing_columns", 0):
+        holes = everyone[np.isnan(cohort.samples[everyone]).any(axis=1)]
+        support[INCOMPLETE], participants[INCOMPLETE] = len(holes), people_among(cohort, holes)
     return Answer(support=support, participants=participants)
 
 
@@ -89,7 +95,7 @@ def telling(study: Study, cohort: Cohort) -> int:
     if numbers > _GUESSED:
         return numbers
     some = np.sort(np.asarray(cohort.samples[np.arange(min(len(cohort), _AT_ONCE))]), axis=0)
-    values = 1 + np.count_nonzero(np.diff(some, axis=0), axis=0)
+    values = 1 + np.count_nonzero(np.diff(some, axis=0) > 0, axis=0)  # NaN is no value
     return int(np.count_nonzero(values >= _MANY_VALUES))
 
 
@@ -111,7 +117,9 @@ def settle(
     known = without_rare_labels(cohort, training, policy.minimum_support)
     known = without_rare_classes(study, known, training, policy.minimum_support)
     if not policy.sums_of_few:
-        known, training = _without_differences(study, known, training, modules, policy)
+        needed = _needed(study, modules, policy)
+        known, training = _without_differences(study, known, training, modules, needed)
+        known = without_rare_columns(study, known, training, needed, policy.minimum_support)
     total = _sums(known, training, network, modules, number, device)
     reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
     return Answer(
@@ -128,7 +136,7 @@ def _without_differences(
     cohort: Cohort,
     training: NDArray[np.int64],
     modules: Mapping[str, Any],
-    policy: Policy,
+    needed: int,
 ) -> tuple[Cohort, NDArray[np.int64]]:
     """Samples and labels such that the difference of no two sums, of any passes, is of a few.
 
@@ -136,11 +144,7 @@ def _without_differences(
     """
     if not any(hasattr(module, "labelled") for module in modules.values()):
         return cohort, training
-    last = max(getattr(module, "passes", 1) for module in modules.values())
-    sizes = {name: math.prod(r.shape) for number in range(last)
-             for name, r in sums_plan(study, modules, number).items()}  # fmt: skip
-    needed = policy.minimum_support * max(1, max(sizes.values()) // math.prod(study.shape))
-    joint = {_labelled(name, modules) for name in sizes}
+    joint = {_labelled(name, modules) for name in _sizes(study, modules)}
     names = sorted({*study.pretraining_targets, *(name for one in joint for name in one)})
     groups = {name: labelled_among(cohort, training, name) for name in names}
     kept = alike_or_far_apart(cohort, {**groups, "": training}, needed, joint)  # "": no target
@@ -149,6 +153,22 @@ def _without_differences(
         labels[name] = np.full_like(cohort.labels[name], np.nan)
         labels[name][kept[name]] = cohort.labels[name][kept[name]]
     return replace(cohort, labels=labels), kept[""]
+
+
+def _needed(study: Study, modules: Mapping[str, Any], policy: Policy) -> int:
+    """People by whom two sums must differ, for all the numbers that the largest of them holds."""
+    largest = max(_sizes(study, modules).values(), default=0)
+    return policy.minimum_support * max(1, largest // math.prod(study.shape))
+
+
+def _sizes(study: Study, modules: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers in each sum of all passes."""
+    last = max((getattr(module, "passes", 1) for module in modules.values()), default=0)
+    return {
+        name: math.prod(rule.shape)
+        for number in range(last)
+        for name, rule in sums_plan(study, modules, number).items()
+    }
 
 
 def sum_labels(study: Study, site: Site, cohort: Cohort) -> Answer:

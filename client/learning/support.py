@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +131,35 @@ def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum
         if any(people < minimum for people in fewest):
             labels[name] = np.full_like(labels[name], np.nan)
     return replace(cohort, labels=labels)
+
+
+def without_rare_columns(
+    study: Study, cohort: Cohort, training: Indices, needed: int, minimum: int
+) -> Cohort:
+    """The cohort, without columns that too few people have of those in some sum.
+
+    Nor of those by whom two sums differ, since a column's sum over all less its sum over who has a
+    label is about those without, and of them one may have the column. `needed` people must, or
+    `minimum` of a class. Such a column is missing for the whole site.
+    """
+    if not getattr(study.data, "missing_columns", 0):
+        return cohort
+    samples = np.array(cohort.samples[np.arange(len(cohort))])
+    summed, classes = [training], []
+    for name, target in study.targets.items():
+        known = labelled_among(cohort, training, name)
+        summed.append(known)
+        if target.kind != "regression":
+            held = cohort.labels[name][known]
+            classes += [known[(held == one) == own] for one in np.unique(held) for own in (0, 1)]
+    summed += [np.setdiff1d(one, other) for one, other in permutations(summed, 2)]
+    parts = [*((part, needed) for part in summed), *((part, minimum) for part in classes)]
+    people = person_codes(cohort.participants)
+    for column in np.flatnonzero(np.isnan(samples[training]).any(axis=0)):
+        has = ~np.isnan(samples[:, column])
+        if any(0 < len(np.unique(people[part[has[part]]])) < few for part, few in parts):
+            samples[:, column] = np.nan
+    return replace(cohort, samples=samples)
 
 
 def labelled_among(cohort: Cohort, indices: Indices, name: str) -> Indices:

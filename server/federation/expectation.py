@@ -20,6 +20,7 @@ from common.study import Study
 from server.federation.census import POOLED
 
 HELD: Final = "scans"  # group of a census that holds everything
+INCOMPLETE: Final = "incomplete"  # group of those that lack a column, where a study lets them
 LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
 WITH_ROWS: Final = ("train", "finetune", "judge", "explain", "evaluate")  # orders that measure
 TUNED: Final = ("finetune", "judge")  # those of them about models of one task, one a draw
@@ -140,7 +141,8 @@ def groups_of(study: Study, order: Order) -> frozenset[str]:
     """Groups whose scans and people an answer may count, where no plan of arrays says it."""
     if order.kind != "census":
         return frozenset()
-    return frozenset((HELD, *(LABELS + name for name in study.targets)))
+    lacking = (INCOMPLETE,) if getattr(study.data, "missing_columns", 0) else ()
+    return frozenset((HELD, *lacking, *(LABELS + name for name in study.targets)))
 
 
 def _task(study: Study, order: Order) -> FineTuning | None:

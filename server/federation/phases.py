@@ -49,6 +49,7 @@ from server.run import (
     Run,
     about_checkpoint,
     load_checkpoint,
+    read_json,
     read_refused,
     seen_by,
     start_arrays,
@@ -220,7 +221,10 @@ class Phases:
             )
         if study.learns_from_labels:
             _targets_are_held(study, [outcome.reports[site] for site in able])
-        for text in site_findings.without_labels(study, summary):
+        for text in (
+            *site_findings.without_labels(study, summary),
+            *site_findings.imputed(summary),
+        ):
             say(text)
         return outcome.reports
 
@@ -335,8 +339,13 @@ class Phases:
 
     def _compare_columns(self, sums: Mapping[str, Stored]) -> None:
         """Name sites whose columns are in other units; the sums are all that tells of it."""
-        found = site_findings.unlike_columns(self.run.study, sums)
-        site_findings.keep(self.run.folder, found)
+        study = self.run.study
+        found = [
+            *site_findings.never_measured(study, sums),
+            *site_findings.unlike_columns(study, sums),
+        ]
+        census = read_json(self.run.folder / "census.json")
+        site_findings.keep(self.run.folder, [*site_findings.imputed(census), *found])
         for text in found:
             say(text)
 

@@ -25,7 +25,7 @@ Columns = NDArray[np.float32]
 
 
 def column_findings(names: Sequence[str], wide: Columns) -> Iterator[Finding]:
-    """What is odd about the columns (N, F) of a site's usable rows."""
+    """What is odd about the columns (N, F) of a site's usable rows; NaN where one is missing."""
     if len(wide) < _ENOUGH:
         return
     yield from _unvaried(names, wide)
@@ -49,7 +49,8 @@ def _copies(names: Sequence[str], wide: Columns) -> Iterator[Finding]:
     """Columns that hold what another one holds: pasted twice under two names."""
     first: dict[bytes, int] = {}
     pairs = []
-    for place in np.flatnonzero((wide != wide[0]).any(axis=0)).tolist():
+    varies = (wide != wide[0]).any(axis=0) & ~np.isnan(wide).all(axis=0)
+    for place in np.flatnonzero(varies).tolist():
         other = first.setdefault(wide[:, place].tobytes(), place)
         if other != place:
             pairs.append(f"{names[other]} and {names[place]}")
@@ -67,7 +68,8 @@ def _codes(names: Sequence[str], wide: Columns) -> Iterator[Finding]:
     for code in _CODES:
         coded = wide == np.float32(code)
         for place in np.flatnonzero(coded.any(axis=0)).tolist():
-            others: NDArray[Any] = wide[~coded[:, place], place].astype(np.float64)
+            known = ~coded[:, place] & ~np.isnan(wide[:, place])
+            others: NDArray[Any] = wide[known, place].astype(np.float64)
             if 2 * len(others) <= len(wide):
                 continue
             low, high = others.min(), others.max()

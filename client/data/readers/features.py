@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,6 +24,7 @@ from common.kinds.features import MEAN, Features, ratio_of
 
 _LARGEST: Final = 3e38  # the largest float32 is 3.4e38
 _MOST_TOLD: Final = 5
+_NOTHING: Final = ("", "na", "n/a", "nan")  # cells that are missing, where a study lets them be
 _COMMA: Final = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _RENAME: Final = "(data.rename maps the study's names to the table's)"
 _ONCE: Final = "(rename the other in the table)"
@@ -42,12 +45,13 @@ class FeaturesReader:
             If the table cannot be read, or lacks or repeats a column that is needed.
         """
         table = open_table(root / site.table, root)
-        places = _places(table, study, site)
+        findings = Findings()
+        places = _places(table, study, site, findings)
         wanted = {table.column(name): value for name, value in site.rows.items()}
         who, when = table.column(site.participant), site.session and table.column(site.session)
-        taken = {table.columns[place] for place in places}  # no label is a feature, too
+        taken = {table.columns[place] for place in places.values()}  # no label is a feature, too
         kept = table.picker(columns - taken)
-        findings, filtered = Findings(), Filtered(wanted, table.columns)
+        filtered = Filtered(wanted, table.columns)
         rows: list[_Row] = []
         for line in table:
             if not line.fault and not filtered.passes(line):
@@ -147,26 +151,37 @@ def _clashing(rows: list[_Row]) -> dict[int, int]:
 
 
 def _read(
-    line: Line, table: TextTable, places: list[int], study: Features.Study
+    line: Line, table: TextTable, places: Mapping[str, int], study: Features.Study
 ) -> tuple[str, bytes]:
-    """What is wrong with a row, and its features as little-endian float32."""
+    """What is wrong with a row, and its features as little-endian float32, NaN where missing."""
     if line.fault:
         return line.fault, b""
-    held: dict[str, float] = {}
-    for name, place, cell in zip(study.needed, places, line.cells(places), strict=True):
+    held = dict.fromkeys(study.needed, math.nan)
+    cells = line.cells(list(places.values()))
+    for (name, place), cell in zip(places.items(), cells, strict=True):
         value = number(cell)
+        if value is None and study.missing_columns and cell.casefold() in _NOTHING:
+            continue
         if value is None or abs(value) > _LARGEST:
             found = f'"{cell[:40]}"' if cell else "nothing"
             remedy = ", with a point for its decimals" if _COMMA.fullmatch(cell) else ""
             return f'column "{table.columns[place]}" holds {found}; a number is needed{remedy}', b""
         held[name] = value
     plain = [held[name] for name, by in map(ratio_of, study.columns) if not by]
-    held[MEAN] = sum(plain) / len(plain) if plain else 0.0
+    known = [value for value in plain if not math.isnan(value)]
+    held[MEAN] = sum(known) / len(known) if known else math.nan if plain else 0.0
     values = np.empty(len(study.columns), dtype="<f4")
     for index, (name, by) in enumerate(map(ratio_of, study.columns)):
-        if by and abs(held[name]) > _LARGEST * abs(held[by]):
+        if by and (not held[by] or abs(held[name]) > _LARGEST * abs(held[by])):
             return f"{by} is {held[by]:g}, and {name} is to be divided by it", b""
         values[index] = held[name] / held[by] if by else held[name]
+    values[np.isnan(values)] = np.nan  # one NaN of many: bytes decide what is the same scan
+    lacks = int(np.isnan(values).sum())
+    if lacks > study.missing_columns * len(values):
+        return (
+            f"lacks {lacks} of {len(values)} columns; data.missing_columns of the study is "
+            f"{study.missing_columns:g}"
+        ), b""
     return "", values.tobytes()
 
 
@@ -176,25 +191,30 @@ def _columns(sources: list[Source], study: Features.Study) -> NDArray[np.float32
     return np.stack(rows) if rows else np.empty((0, len(study.columns)), dtype=np.float32)
 
 
-def _places(table: TextTable, study: Features.Study, site: Features.Site) -> list[int]:
-    """Where the table has each column that is needed.
+def _places(
+    table: TextTable, study: Features.Study, site: Features.Site, findings: Findings
+) -> dict[str, int]:
+    """Where the table has each column that is needed, but those that it may lack.
 
     Raises
     ------
     DataError
-        If some are not there, or there twice.
+        If some are there twice, or more are not there than the study lets be missing.
     """
-    named = [site.rename.get(name, name) for name in study.needed]
-    lacking = [name for name in named if name not in table.columns]
-    if len(lacking) > 1:
-        shown = ", ".join(f'"{name}"' for name in lacking[:_MOST_TOLD])
-        more = ", ..." if len(lacking) > _MOST_TOLD else ""
-        raise DataError(
-            f"{table.path} lacks {len(lacking)} of {len(named)} columns: {shown}{more}; "
-            f"{nearest(lacking[0], table.columns)} {_RENAME}"
-        )
+    named = {name: site.rename.get(name, name) for name in study.needed}
+    absent = {name for name, theirs in named.items() if theirs not in table.columns}
+    lacking = [named[name] for name in study.needed if name in absent]
+    shown = ", ".join(f'"{name}"' for name in lacking[:_MOST_TOLD])
+    shown += ", ..." if len(lacking) > _MOST_TOLD else ""
+    told = f"lacks {len(lacking)} of {len(named)} columns: {shown}; "
+    if lacking and study.may_lack(absent):
+        problem = f"{told}the training sites' mean stands in for them {_RENAME}"
+        findings.append(Finding(what=table.path.name, problem=problem))
+        named = {name: theirs for name, theirs in named.items() if name not in absent}
+    elif len(lacking) > 1:
+        raise DataError(f"{table.path} {told}{nearest(lacking[0], table.columns)} {_RENAME}")
     try:
-        return [table.column(name) for name in named]
+        return {name: table.column(theirs) for name, theirs in named.items()}
     except DataError as error:
         raise DataError(f"{error} {_RENAME if lacking else _ONCE}") from None
 
