@@ -422,6 +422,11 @@ class Evaluation(Table):
         "others. Several numbers are compared.",
         max_length=10,
     )
+    shortcuts: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="Also tell how well features give away the site that a person is of, before "
+        "and after training, from sums of so many numbers a person (8, say); 0: not asked.",
+    )
     head: bool = Field(True, description="Also fit a head on the frozen backbone at the site.")
     baselines: bool = Field(
         True,

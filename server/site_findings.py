@@ -47,6 +47,12 @@ def imputed(census: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
+def shortcuts(before: str, after: str) -> str:
+    """One sentence on how well features tell sites apart."""
+    text = f"features give away the site of {after}"
+    return f"{text}; before training, of {before}" if before else text
+
+
 def never_measured(study: Study, sums: Mapping[str, Mapping[str, NDArray[Any]]]) -> Iterator[str]:
     """Training sites that have some columns of nobody, or of too few to add up."""
     names = getattr(study.data, "columns", ())

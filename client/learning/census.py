@@ -117,8 +117,8 @@ def settle(
     known = without_rare_labels(cohort, training, policy.minimum_support)
     known = without_rare_classes(study, known, training, policy.minimum_support)
     if not policy.sums_of_few:
-        needed = _needed(study, modules, policy)
-        known, training = _without_differences(study, known, training, modules, needed)
+        needed = people_needed(study, modules, policy)
+        known, training = without_differences(study, known, training, modules, needed)
         known = without_rare_columns(study, known, training, needed, policy.minimum_support)
     total = _sums(known, training, network, modules, number, device)
     reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
@@ -131,7 +131,7 @@ def settle(
     )  # fmt: skip
 
 
-def _without_differences(
+def without_differences(
     study: Study,
     cohort: Cohort,
     training: NDArray[np.int64],
@@ -155,7 +155,7 @@ def _without_differences(
     return replace(cohort, labels=labels), kept[""]
 
 
-def _needed(study: Study, modules: Mapping[str, Any], policy: Policy) -> int:
+def people_needed(study: Study, modules: Mapping[str, Any], policy: Policy) -> int:
     """People by whom two sums must differ, for all the numbers that the largest of them holds."""
     largest = max(_sizes(study, modules).values(), default=0)
     return policy.minimum_support * max(1, largest // math.prod(study.shape))
