@@ -112,14 +112,9 @@ def settle(
     Labels that too few people have, or a class of too few, are in no sum; and no two sums are of
     people who differ by a few.
     """
-    modules, training = settling(network), cohort.indices("train", study.splits)
-    plan, policy = sums_plan(study, modules, number), site.policy
-    known = without_rare_labels(cohort, training, policy.minimum_support)
-    known = without_rare_classes(study, known, training, policy.minimum_support)
-    if not policy.sums_of_few:
-        needed = people_needed(study, modules, policy)
-        known, training = without_differences(study, known, training, modules, needed)
-        known = without_rare_columns(study, known, training, needed, policy.minimum_support)
+    modules, policy = settling(network), site.policy
+    plan = sums_plan(study, modules, number)
+    known, training = summed(study, cohort, modules, policy)
     total = _sums(known, training, network, modules, number, device)
     reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
     return Answer(
@@ -131,7 +126,21 @@ def settle(
     )  # fmt: skip
 
 
-def without_differences(
+def summed(
+    study: Study, cohort: Cohort, modules: Mapping[str, Any], policy: Policy
+) -> tuple[Cohort, NDArray[np.int64]]:
+    """The training samples that sums are of, and the cohort without labels that are in none."""
+    training, minimum = cohort.indices("train", study.splits), policy.minimum_support
+    known = without_rare_labels(cohort, training, minimum)
+    known = without_rare_classes(study, known, training, minimum)
+    if not policy.sums_of_few:
+        needed = people_needed(study, modules, policy)
+        known, training = _without_differences(study, known, training, modules, needed)
+        known = without_rare_columns(study, known, training, needed, minimum)
+    return known, training
+
+
+def _without_differences(
     study: Study,
     cohort: Cohort,
     training: NDArray[np.int64],

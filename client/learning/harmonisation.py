@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort, Samples
+from client.learning.census import summed
+from client.site import Policy
 from common.backbones.combat import Combat
 from common.empirical_bayes import Effects, effects_of
 from common.network.settling import settling
@@ -76,16 +78,24 @@ class Constants:
 
 
 def harmonised(
-    study: Study, cohort: Cohort, network: Any, arrays: Mapping[str, NDArray[Any]]
+    study: Study,
+    policy: Policy,
+    cohort: Cohort,
+    network: Any,
+    arrays: Mapping[str, NDArray[Any]],
 ) -> Cohort:
-    """A training site's cohort as the model of these arrays is to see it."""
+    """A training site's cohort as the model of these arrays is to see it.
+
+    Location and scale are of the very people whom sums are of: a later sum over harmonised columns
+    tells both, and of others they would tell those who are in no sum.
+    """
     constants = Constants.among(network, arrays) if study.harmonises else None
     if constants is None or not constants.residual.any():  # not settled yet
         return cohort
-    training = cohort.indices("train", study.splits)
+    told, training = summed(study, cohort, settling(network), policy)
     covariates = np.zeros((len(training), len(constants.covariates)))
     for place, name in enumerate(constants.covariates):
-        covariates[:, place] = cohort.labels[name][training]
+        covariates[:, place] = told.labels[name][training]
     known = ~np.isnan(covariates).any(axis=1)
     if known.sum() < FEWEST:
         _log.warning(

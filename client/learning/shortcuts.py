@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from client.answer import Answer
 from client.data.cohort import Cohort
-from client.data.splits import Split
-from client.learning.census import people_needed, without_differences
+from client.learning.census import people_needed, summed
 from client.learning.prediction import features_of
-from client.learning.support import people_among
+from client.learning.support import people_among, without_rare_columns
 from client.site import Site
 from common import site_shortcuts
 from common.errors import Refusal
 from common.network.settling import settling
 from common.study import Study
-
-_SPLITS: Final[tuple[Split, ...]] = ("train", "validation")  # by the number of the order
 
 
 def shortcut_sums(
@@ -34,13 +31,16 @@ def shortcut_sums(
     Refusal
         NO_DATA if there are none.
     """
-    people = cohort.indices(_SPLITS[number], study.splits)
-    if not number and not site.policy.sums_of_few:
-        modules = settling(network)
-        needed = people_needed(study, modules, site.policy)
-        _, people = without_differences(study, cohort, people, modules, needed)
+    modules, policy = settling(network), site.policy
+    if number == 0:
+        cohort, people = summed(study, cohort, modules, policy)
+    else:
+        people = cohort.indices("validation", study.splits)
+        if not policy.sums_of_few:
+            needed = people_needed(study, modules, policy)
+            cohort = without_rare_columns(study, cohort, people, needed, policy.minimum_support)
     if not len(people):
-        raise Refusal("NO_DATA", f"nobody is in the {_SPLITS[number]} split")
+        raise Refusal("NO_DATA", "nobody trains, or validates (splits.validation)")
     features = features_of(network, cohort.subset(people), device)
     plan = site_shortcuts.plan_of_sums(study)
     numbers = sum(math.prod(rule.shape) for rule in plan.values())
@@ -48,5 +48,5 @@ def shortcut_sums(
         arrays=site_shortcuts.sums_of(study, features),
         expected=plan,
         behind=dict.fromkeys(plan, people_among(cohort, people)),
-        reveals=1 if site.policy.sums_of_few else -(-numbers // study.evaluation.shortcuts),
+        reveals=1 if policy.sums_of_few else -(-numbers // study.evaluation.shortcuts),
     )

@@ -334,7 +334,8 @@ class Agent:
 
     def _harmonised(self, arrays: Arrays) -> Cohort:
         """The training site's columns as the model of these arrays is to see them."""
-        return harmonised(self.study, self.cohort, _network(self.study)[0], arrays)
+        network, _ = _network(self.study)
+        return harmonised(self.study, self.site.policy, self.cohort, network, arrays)
 
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         if order.model == BASELINES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 from client.learning.harmonisation import Constants, calibrated_on, harmonised
+from client.site import Policy
 from common.errors import SettingError
 from common.network.building import build
+from common.study import parse_study
 from server.results import measurements
 from server.run import load_checkpoint
+from tests.conftest import overridden
 
 COMBAT: dict[str, Any] = {
     "backbone": {"name": "linear", "harmonisation": "combat", "covariates": ["age", "sex"]},
@@ -22,6 +26,7 @@ COMBAT: dict[str, Any] = {
     "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
     "evaluation": {"calibration": [12], "head": False},
 }
+POLICY = Policy(sums_of_few=True)
 FAR = 25.0  # deviations that omega's scanner adds
 
 
@@ -65,7 +70,7 @@ def test_training_sites_look_alike_afterwards(done: Any) -> None:
     for site in ("alpha", "beta"):
         cohort = made.agent(site).cohort
         training = cohort.indices("train", made.study.splits)
-        own = harmonised(made.study, cohort, network, arrays_of(run))
+        own = harmonised(made.study, POLICY, cohort, network, arrays_of(run))
         means.append(np.asarray(own.samples)[training].mean(0))
         before.append(np.asarray(cohort.samples)[training].mean(0))
     assert np.abs(before[0] - before[1]).min() > 20
@@ -113,7 +118,7 @@ def test_too_few_with_all_covariates_leave_columns_alone(done: Any, caplog: Any)
     made, run = done
     cohort = made.agent("alpha").cohort
     cohort.labels["age"][2:] = np.nan
-    same = harmonised(made.study, cohort, build(made.study, seed=0), arrays_of(run))
+    same = harmonised(made.study, POLICY, cohort, build(made.study, seed=0), arrays_of(run))
     assert same is cohort
     assert "columns are left as they are" in caplog.text
 
@@ -129,8 +134,6 @@ def test_covariates_and_calibration_that_cannot_be_are_refused(
     federation: Any, change: Any, told: str
 ) -> None:
     """A misspelt covariate would protect nothing, in silence."""
-    from tests.conftest import overridden
-
     with pytest.raises(SettingError, match=told):
         _ = federation(overridden(COMBAT, change)).study
 
@@ -139,5 +142,26 @@ def test_constants_are_the_same_however_the_columns_are_read(done: Any) -> None:
     """A finished run asked again is the same model: own parameters are made anew from own rows."""
     made, run = done
     network, cohort = build(made.study, seed=0), made.agent("beta").cohort
-    one, two = (harmonised(made.study, cohort, network, arrays_of(run)) for _ in range(2))
+    one, two = (harmonised(made.study, POLICY, cohort, network, arrays_of(run)) for _ in range(2))
     np.testing.assert_array_equal(np.asarray(one.samples), np.asarray(two.samples))
+
+
+def test_whoever_is_in_no_sum_moves_nobody(done: Any) -> None:
+    """Sums over harmonised columns tell location and scale, and with them her whom a sum left out."""
+    made, run = done
+    cohort, network = made.agent("beta").cohort, build(made.study, seed=0)
+    training = cohort.indices("train", made.study.splits)
+    her, others = training[3], np.delete(training, 3)
+    cohort.labels["diagnosis"][her] = np.nan  # one sum is without her, and so must all be
+    far = np.array(cohort.samples)
+    far[her] += 100.0
+    study = parse_study(
+        overridden(made.study.model_dump(mode="json"), {"objective.targets": ["age", "diagnosis"]}),
+        Path("s.json"),
+    )
+    one, other = (
+        np.asarray(harmonised(study, Policy(), there, network, arrays_of(run)).samples)[others]
+        for there in (cohort, replace(cohort, samples=far))
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - np.asarray(cohort.samples)[others]).max() > 1
