@@ -48,7 +48,7 @@ class Columns:
     ) -> Columns | None:
         """From the sums ``PLACE/sum``, ``/squares`` and ``/n``; None if they are others, or empty.
 
-        At most the first `most` columns.
+        At most the first `most` columns; NaN of one that nobody there has.
         """
         names = [f"{place}/{key}" for key in ("sum", "squares", "n")]
         if any(name not in sums for name in names):
@@ -56,7 +56,9 @@ class Columns:
         total, squares, n = (np.asarray(sums[name], dtype=np.float64) for name in names)
         if total.ndim != 1 or squares.shape != total.shape or n.size != 1 or not n.min() >= 1:
             return None
-        mean, squares = total[:most] / n.item(), squares[:most] / n.item()
+        known = np.asarray(sums.get(f"{place}/n_known", np.broadcast_to(n.item(), total.shape)))
+        known = np.where(known > 0, known, np.nan).astype(np.float64)[:most]
+        mean, squares = total[:most] / known, squares[:most] / known
         return cls(mean, np.sqrt(np.maximum(squares - np.square(mean), 0.0)))
 
     @property

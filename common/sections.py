@@ -387,6 +387,18 @@ class FineTuning(Steps):
 MOST_TRAININGS: Final = 10_000  # of one fine-tuning order; a grid of 6 a hundred times is 600
 
 
+CALIBRATED: Final = "+unlabelled-"  # in the name of a model that saw people of the judging site
+
+
+def calibrated(model: str, people: int) -> str:
+    """A model's name after calibration on so many people without a label.
+
+    >>> calibrated("federated", 20)
+    'federated+unlabelled-20'
+    """
+    return f"{model}{CALIBRATED}{people}"
+
+
 class Evaluation(Table):
     """How held-out sites judge."""
 
@@ -402,6 +414,18 @@ class Evaluation(Table):
         "shared",
         description="Normalisation statistics at an unseen site: the average of the training "
         "sites', or its own from unlabelled scans (always so under silobn).",
+    )
+    calibration: tuple[Annotated[int, Field(ge=3, le=1_000_000)], ...] = Field(
+        (),
+        description="Also judge the federated model where the site takes its own location and "
+        "scale off its columns, as so many of its people without a label tell them; on the "
+        "others. Several numbers are compared.",
+        max_length=10,
+    )
+    shortcuts: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="Also tell how well features give away the site that a person is of, before "
+        "and after training, from sums of so many numbers a person (8, say); 0: not asked.",
     )
     head: bool = Field(True, description="Also fit a head on the frozen backbone at the site.")
     baselines: bool = Field(

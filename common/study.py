@@ -90,6 +90,7 @@ class Study(Table):
             names.add(task.name)
         for place, steps in self._steps():
             self._can_sample(place, steps.sampling)
+        self._can_protect()
         if not self.pretraining_targets and self.learns_from_labels:
             raise ValueError(
                 f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
@@ -111,6 +112,27 @@ class Study(Table):
                 f'{place}.sampling is "{sampling}"; targets with classes are '
                 f"{', '.join(classes) or 'none'}"
             )
+
+    def _can_protect(self) -> None:
+        """Covariates are columns of numbers, so of more than two classes there is none."""
+        able = [name for name, target in self.targets.items() if target.kind != "categorical"]
+        covariates = getattr(self.backbone, "covariates", ())
+        unfit = [name for name in covariates if name not in able]
+        if unfit:
+            raise ValueError(
+                f"backbone.covariates names {', '.join(unfit)}; targets that are numbers or have "
+                f"two classes are {', '.join(able) or 'none'}"
+            )
+        if self.evaluation.calibration and not self.harmonises:
+            raise ValueError(
+                f"evaluation.calibration is {list(self.evaluation.calibration)}, and nothing of "
+                'the study can be calibrated; backbone.harmonisation = "combat" can'
+            )
+
+    @property
+    def harmonises(self) -> bool:
+        """Whether sites take their own location and scale off their columns."""
+        return getattr(self.backbone, "harmonisation", "none") == "combat"
 
     @property
     def pretraining_targets(self) -> dict[str, Target]:

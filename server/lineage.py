@@ -15,12 +15,14 @@ from common.sections import Name
 from common.settings import Table
 from common.study import Study, canonical
 
-# weights: its updates were averaged. constants: the network's constants are made of its sums.
-# choice: figures on its people chose something (`sites.chosen_on`)
-Use = Literal["weights", "constants", "choice"]
+# weights: its updates were averaged. constants: the network's constants are made of its sums, and
+# harmonisation: so are those that columns are harmonised by. choice: figures on its people chose
+# something (`sites.chosen_on`)
+Use = Literal["weights", "constants", "harmonisation", "choice"]
 _WORDS: Final[Mapping[Use, str]] = {
     "weights": "weights",
     "constants": "settled constants",
+    "harmonisation": "harmonisation",
     "choice": "choices",
 }
 

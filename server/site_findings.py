@@ -36,6 +36,36 @@ def without_labels(study: Study, census: Mapping[str, Mapping[str, Any]]) -> Ite
             )
 
 
+def imputed(census: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Sites with scans that lack columns; `census` is what `census.json` holds."""
+    for site, told in census.items():
+        lacking = told.get("held", {}).get("incomplete", 0)
+        if lacking:
+            yield (
+                f"{site}: {lacking} of {told['held']['scans']} scans lack columns; the training "
+                "sites' mean stands in for them (data.missing_columns)"
+            )
+
+
+def shortcuts(before: str, after: str) -> str:
+    """One sentence on how well features tell sites apart."""
+    text = f"features give away the site of {after}"
+    return f"{text}; before training, of {before}" if before else text
+
+
+def never_measured(study: Study, sums: Mapping[str, Mapping[str, NDArray[Any]]]) -> Iterator[str]:
+    """Training sites that have some columns of nobody, or of too few to add up."""
+    names = getattr(study.data, "columns", ())
+    for site in sorted(sums):
+        for place in (name for name in sums[site] if name.endswith("/n_known")):
+            known = sums[site][place]
+            lacking = np.flatnonzero(known == 0)
+            told = ", ".join(named(names, number, len(known)) for number in lacking[:_MOST_COLUMNS])
+            more = ", ..." if len(lacking) > _MOST_COLUMNS else ""
+            if len(lacking):
+                yield f"{len(lacking)} of {len(known)} columns imputed at {site}: {told}{more}"
+
+
 def unlike_columns(study: Study, sums: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:
     """Sites whose columns cannot well be in the other sites' units, from each site's sums.
 

@@ -23,6 +23,7 @@ from common.protocol.bounded_json import parsed
 from common.protocol.code import agreed_digest
 from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import Envelope, Sealed, unseal
+from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 _OF_TRAINING = ("settle", "train", "finetune", "judge", "explain", "send", "linear")
@@ -129,7 +130,8 @@ def check_start(site: Site, study: Study, fingerprint: str) -> None:
 
 def check_model(study: Study, order: Order) -> None:
     """Refuse a model that no run of the study has: each may be judged so often, and no more."""
-    if order.model not in study.models and (order.kind, order.model) != ("settle", BASELINES):
+    summed = {BASELINES, *(SHORTCUTS if study.evaluation.shortcuts else ())}
+    if order.model not in study.models and (order.kind != "settle" or order.model not in summed):
         raise Refusal("ORDER_MALFORMED", f"{study.name} has no model {order.model}")
 
 

@@ -134,6 +134,12 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
             f"leaves once (settle): sum and count of the training labels of {', '.join(numbers)}, "
             "and how many lie where, in runs of no fewer people than any number that leaves"
         )
+    if study.evaluation.shortcuts:
+        yield (
+            f"leaves after training (settle): sums over training and over validation people of "
+            f"{study.evaluation.shortcuts} numbers of each, and of their products, by which sites "
+            "are told apart"
+        )
     travelling = sum(rule.travels for rule in plan.values())
     own = sum(rule.kept for rule in plan.values())
     stay = f"; {own} are the site's own" if own else ""

@@ -142,6 +142,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     >>> nearest("iq", ["age", "sex"])
     'there are: age, sex'
     """
+    if len(known) == 1 and any(mark in known[0] for mark in "| "):
+        return f'its header is one name, "{known[0][:40]}": commas, semicolons or tabs are needed'
     folded = {other[:_LONGEST_NAME].casefold(): other for other in islice(known, 5000)}
     near = difflib.get_close_matches(name[:_LONGEST_NAME].casefold(), folded, n=1, cutoff=0.6)
     if near:

@@ -101,7 +101,7 @@ def prepare_one(kind: str, data: Any, form: Form, source: Source) -> Outcome:
         prepared: Prepared = reader_of(kind).prepare(data, source)
         samples = np.ascontiguousarray(prepared.samples)
         measures = _measures(prepared, len(samples))
-        check_samples(samples, *form)
+        check_samples(samples, *form, incomplete=bool(getattr(data, "missing_columns", 0)))
         if any(len(cells) != len(samples) for cells in prepared.labels.values()):
             raise ScanError(f"prepared to {len(samples)} samples with another number of labels")
     except ScanError as error:
@@ -121,14 +121,21 @@ def prepare_one(kind: str, data: Any, form: Form, source: Source) -> Outcome:
 
 
 def check_samples(
-    samples: NDArray[np.generic], dtype: np.dtype[Any], shape: tuple[int, ...]
+    samples: NDArray[np.generic],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    *,
+    incomplete: bool = False,
 ) -> None:
-    """Hold a reader, which may be another package's, to what its seam promises."""
+    """Hold a reader, which may be another package's, to what its seam promises.
+
+    `incomplete`: NaN stands for a column that is missing, as the study lets it be.
+    """
     if samples.dtype != dtype or samples.shape[1:] != shape:
         raise ScanError(f"prepared to {samples.dtype} {samples.shape[1:]}, not {dtype} {shape}")
     if not len(samples):
         raise ScanError("prepared to no samples")
-    if not np.isfinite(samples).all():
+    if np.isinf(samples).any() or (not incomplete and np.isnan(samples).any()):
         raise ScanError("prepared to values that are not finite")
 
 

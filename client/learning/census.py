@@ -21,10 +21,12 @@ from client.data.loading import batches, person_codes, split_evenly
 from client.learning.support import (
     alike_or_far_apart,
     labelled_among,
+    labelled_with,
     learnt_from,
     people_among,
     support_of,
     without_rare_classes,
+    without_rare_columns,
     without_rare_labels,
 )
 from client.learning.training import lay_out
@@ -39,6 +41,7 @@ from common.protocol.tokens import FEWEST_NUMBERS, salt_of, tokens_of
 from common.study import Study
 
 HELD = "scans"  # group of a census: everything that is usable
+INCOMPLETE = "incomplete"  # those of them that lack a column, as the study lets them
 _AT_ONCE = 256  # samples
 _GUESSED = 1 << 12  # numbers in a sample; nobody guesses an image of more
 _MANY_VALUES = 10
@@ -56,7 +59,11 @@ def census(study: Study, site: Site, cohort: Cohort) -> Answer:
         training = cohort.indices("train", study.splits)
         if len(training) < 2:
             raise Refusal("NO_DATA", f"{len(training)} training samples")
-    support, participants = support_of(cohort, np.arange(len(cohort)), HELD, study.targets)
+    everyone = np.arange(len(cohort))
+    support, participants = support_of(cohort, everyone, HELD, study.targets)
+    if getattr(study.data, "missing_columns", 0):
+        holes = everyone[np.isnan(cohort.samples[everyone]).any(axis=1)]
+        support[INCOMPLETE], participants[INCOMPLETE] = len(holes), people_among(cohort, holes)
     return Answer(support=support, participants=participants)
 
 
@@ -88,7 +95,7 @@ def telling(study: Study, cohort: Cohort) -> int:
     if numbers > _GUESSED:
         return numbers
     some = np.sort(np.asarray(cohort.samples[np.arange(min(len(cohort), _AT_ONCE))]), axis=0)
-    values = 1 + np.count_nonzero(np.diff(some, axis=0), axis=0)
+    values = 1 + np.count_nonzero(np.diff(some, axis=0) > 0, axis=0)  # NaN is no value
     return int(np.count_nonzero(values >= _MANY_VALUES))
 
 
@@ -105,12 +112,9 @@ def settle(
     Labels that too few people have, or a class of too few, are in no sum; and no two sums are of
     people who differ by a few.
     """
-    modules, training = settling(network), cohort.indices("train", study.splits)
-    plan, policy = sums_plan(study, modules, number), site.policy
-    known = without_rare_labels(cohort, training, policy.minimum_support)
-    known = without_rare_classes(study, known, training, policy.minimum_support)
-    if not policy.sums_of_few:
-        known, training = _without_differences(study, known, training, modules, policy)
+    modules, policy = settling(network), site.policy
+    plan = sums_plan(study, modules, number)
+    known, training = summed(study, cohort, modules, policy)
     total = _sums(known, training, network, modules, number, device)
     reveals = sum(math.prod(r.shape) for r in plan.values()) // math.prod(study.shape)
     return Answer(
@@ -122,31 +126,58 @@ def settle(
     )  # fmt: skip
 
 
+def summed(
+    study: Study, cohort: Cohort, modules: Mapping[str, Any], policy: Policy
+) -> tuple[Cohort, NDArray[np.int64]]:
+    """The training samples that sums are of, and the cohort without labels that are in none."""
+    training, minimum = cohort.indices("train", study.splits), policy.minimum_support
+    known = without_rare_labels(cohort, training, minimum)
+    known = without_rare_classes(study, known, training, minimum)
+    if not policy.sums_of_few:
+        needed = people_needed(study, modules, policy)
+        known, training = _without_differences(study, known, training, modules, needed)
+        known = without_rare_columns(study, known, training, needed, minimum)
+    return known, training
+
+
 def _without_differences(
     study: Study,
     cohort: Cohort,
     training: NDArray[np.int64],
     modules: Mapping[str, Any],
-    policy: Policy,
+    needed: int,
 ) -> tuple[Cohort, NDArray[np.int64]]:
     """Samples and labels such that the difference of no two sums, of any passes, is of a few.
 
     It must come to the same in every pass: it depends on labels and study alone.
     """
-    names = list(study.pretraining_targets)
     if not any(hasattr(module, "labelled") for module in modules.values()):
         return cohort, training
-    last = max(getattr(module, "passes", 1) for module in modules.values())
-    sizes = (math.prod(r.shape) for number in range(last)
-             for r in sums_plan(study, modules, number).values())  # fmt: skip
-    needed = policy.minimum_support * max(1, max(sizes) // math.prod(study.shape))
+    joint = {_labelled(name, modules) for name in _sizes(study, modules)}
+    names = sorted({*study.pretraining_targets, *(name for one in joint for name in one)})
     groups = {name: labelled_among(cohort, training, name) for name in names}
-    kept = alike_or_far_apart(cohort, {**groups, "": training}, needed)  # "" names no target
+    kept = alike_or_far_apart(cohort, {**groups, "": training}, needed, joint)  # "": no target
     labels = dict(cohort.labels)
     for name in names:
         labels[name] = np.full_like(cohort.labels[name], np.nan)
         labels[name][kept[name]] = cohort.labels[name][kept[name]]
     return replace(cohort, labels=labels), kept[""]
+
+
+def people_needed(study: Study, modules: Mapping[str, Any], policy: Policy) -> int:
+    """People by whom two sums must differ, for all the numbers that the largest of them holds."""
+    largest = max(_sizes(study, modules).values(), default=0)
+    return policy.minimum_support * max(1, largest // math.prod(study.shape))
+
+
+def _sizes(study: Study, modules: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers in each sum of all passes."""
+    last = max((getattr(module, "passes", 1) for module in modules.values()), default=0)
+    return {
+        name: math.prod(rule.shape)
+        for number in range(last)
+        for name, rule in sums_plan(study, modules, number).items()
+    }
 
 
 def sum_labels(study: Study, site: Site, cohort: Cohort) -> Answer:
@@ -167,9 +198,15 @@ def _behind(
     name: str, modules: Mapping[str, Any], cohort: Cohort, training: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The samples that are in a sum."""
+    return labelled_with(cohort, training, _labelled(name, modules))
+
+
+def _labelled(name: str, modules: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets of which a sample needs all labels to be in a sum."""
     place, _, key = name.rpartition("/")
     labelled = getattr(modules[place], "labelled", None)
-    return training if labelled is None else labelled_among(cohort, training, labelled(key))
+    found: tuple[str, ...] = () if labelled is None else labelled(key)
+    return found
 
 
 def lacking_labels(study: Study, site: Site, cohort: Cohort) -> str:

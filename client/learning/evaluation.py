@@ -6,8 +6,9 @@ the model predicted is kept at the site, so that the next is compared on the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,26 @@ from numpy.typing import NDArray
 
 from client.answer import Answer, Measured
 from client.data.cohort import Cohort
+from client.learning.harmonisation import Constants, calibrated_on
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import difference, measure
 from client.learning.prediction import features_of, predict, reestimate_statistics
+from client.learning.support import people_among
 from client.learning.training import choose_device, tell
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.label_sums import told_by
-from common.network.building import forget_own_heads
+from common.network.building import arrays_of, forget_own_heads
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
-from common.sections import Target
+from common.sections import Target, calibrated
 from common.seeding import seed_of
 from common.study import Study
+
+_log = getLogger("callosum.site")
+
+Indices = NDArray[np.int64]
 
 _FOLDS = 5
 _WITH_HEAD = ("federated", "pooled")  # a head on every single-site model would tell little
@@ -60,7 +67,7 @@ class Judge:
         answer = self._predictions(
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )
-        rows = list(answer.measured)
+        rows = [*answer.measured, *self._calibrated(network, told)]
         if study.evaluation.baselines and self.order.model == "federated":
             rows += _baselines(study, self.site, cohort, self.order)
         if study.evaluation.head and self.order.model in _WITH_HEAD:
@@ -68,6 +75,37 @@ class Judge:
             name = f"{self.order.model}+head"
             rows += _own_head(study, self.site, cohort, self.order, features, name)
         return replace(answer, measured=tuple(rows))
+
+    def _calibrated(self, network: Any, before: Mapping[str, NDArray[Any]]) -> Iterator[Measured]:
+        """The model after calibration on some people without a label, judged on all others.
+
+        `before` is what it said of everyone without; the two are compared on the same people.
+        """
+        study, cohort, site = self.study, self.cohort, self.site
+        constants = Constants.among(network, arrays_of(network))
+        if constants is None or self.order.model != "federated":
+            return
+        for number in study.evaluation.calibration:
+            chosen, others = _drawn(study, site, cohort, number)
+            left = people_among(cohort, others)
+            if left < max(2, site.policy.minimum_support):
+                _log.warning(
+                    "%s: not calibrated on %d people: %d others are left to judge",
+                    site.name, number, left,
+                )  # fmt: skip
+                continue
+            device = choose_device(site.device.kind)
+            told = predict(network, calibrated_on(cohort, constants, chosen), others, device)
+            model = calibrated(self.order.model, number)
+            order = self.order.model_copy(update={"model": model})
+            for name, values in told.items():
+                known = ~np.isnan(cohort.labels[name][others])
+                if known.sum() < 2 or not np.isfinite(values).all():
+                    continue
+                found = (study, site, cohort, order, name, others[known])
+                yield from measure(*found, values[known])
+                without = before[name][others[known]]
+                yield from difference(*found, [values[known]], [without], self.order.model)
 
     def linear(self, arrays: Arrays) -> Answer:
         """Judge linear models on this site's regional measures."""
@@ -105,6 +143,17 @@ class Judge:
                 if theirs is not None and theirs.shape == values.shape:
                     rows += difference(*found, [values[labelled]], [theirs[labelled]], rival)
         return Answer(measured=tuple(rows))
+
+
+def _drawn(study: Study, site: Site, cohort: Cohort, people: int) -> tuple[Indices, Indices]:
+    """Samples of so many people, drawn by the study's seed, one each; and those of all others."""
+    names = sorted(set(cohort.participants))
+    generator = np.random.default_rng(seed_of(study.seed, "calibration", site.name))
+    drawn = {names[place] for place in generator.permutation(len(names))[:people]}
+    inside = np.array([name in drawn for name in cohort.participants])
+    chosen = np.flatnonzero(inside)
+    _, first = np.unique(np.asarray(cohort.participants)[chosen], return_index=True)
+    return np.sort(chosen[first]), np.flatnonzero(~inside)
 
 
 def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measured]:

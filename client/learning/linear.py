@@ -60,7 +60,7 @@ class LinearModel:
 
     def predict(self, features: Features, indices: Indices) -> NDArray[np.float64]:
         """Values in the target's unit (N,), probabilities (N,) or (N, K)."""
-        x = (features[indices] - self.centre) / self.scale
+        x = _whole((features[indices] - self.centre) / self.scale)
         score: NDArray[np.float64] = x @ self.coefficients + self.intercepts
         if self.target.kind == "categorical":
             return softmax(score, axis=1)  # type: ignore[no-any-return]
@@ -149,9 +149,15 @@ class _Design:
 
     @staticmethod
     def of(features: Features) -> _Design:
-        centre, scale = features.mean(0), features.std(0)
+        known = ~np.isnan(features)
+        if known.all():
+            centre, scale = features.mean(0), features.std(0)
+        else:  # a column that is missing is its own mean
+            held, n = np.where(known, features, 0.0), np.maximum(known.sum(0), 1)
+            centre = held.sum(0) / n
+            scale = np.sqrt(np.where(known, np.square(features - centre), 0.0).sum(0) / n)
         scale[scale <= 1e-9 * np.maximum(np.abs(centre), 1e-12)] = 1.0
-        x = (features - centre) / scale
+        x = _whole((features - centre) / scale)
         plain = _Design(centre=centre, scale=scale, x=x)
         if x.shape[1] <= len(x):
             return plain
@@ -163,6 +169,11 @@ class _Design:
             lengths = np.sqrt(squares[kept])
             back = x.T @ (u[:, kept] / lengths)
         return _Design(centre=centre, scale=scale, x=u[:, kept] * lengths, back=back)
+
+
+def _whole(x: Features) -> Features:
+    """Standardised features with 0, their mean, where one is missing."""
+    return np.where(np.isnan(x), 0.0, x)
 
 
 def _fitted(target: Target, design: _Design, y: NDArray[np.float32], c: float) -> LinearModel:

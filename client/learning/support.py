@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import combinations
+from functools import reduce
+from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,26 +75,45 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
 
 
 def alike_or_far_apart(
-    cohort: Cohort, groups: dict[str, Indices], needed: int
+    cohort: Cohort,
+    groups: dict[str, Indices],
+    needed: int,
+    joint: Iterable[tuple[str, ...]] = (),
 ) -> dict[str, Indices]:
     """The same groups of samples, where any two differ by nobody or by at least `needed` people.
 
     Sums over all people less sums over those with a label are about those without; if that is one
-    person, they are hers. Two groups that differ by fewer are both cut to what they share.
+    person, they are hers. Two groups that differ by fewer are both cut to what they share. Sums may
+    also be of what several groups share, the `joint` ones.
     """
     found = dict(groups)
+    summed = [*((name,) for name in sorted(found)), *sorted(one for one in joint if len(one) > 1)]
     changed = True
     while changed:
         changed = False
-        for one, other in combinations(sorted(found), 2):
-            apart = np.setxor1d(found[one], found[other])
+        for one, other in combinations(summed, 2):
+            ours, theirs = (_shared([found[name] for name in names]) for names in (one, other))
+            apart = np.setxor1d(ours, theirs)
             # a target that nobody has here takes part in no difference
-            if not len(found[one]) or not len(found[other]) or not len(apart):
+            if not len(ours) or not len(theirs) or not len(apart):
                 continue
             if people_among(cohort, apart) < needed:
-                found[one] = found[other] = np.intersect1d(found[one], found[other])
+                both = np.intersect1d(ours, theirs)
+                found |= {name: np.intersect1d(found[name], both) for name in (*one, *other)}
                 changed = True
     return found
+
+
+def _shared(groups: Sequence[Indices]) -> Indices:
+    """What is in all of the groups."""
+    return reduce(np.intersect1d, groups)
+
+
+def labelled_with(cohort: Cohort, indices: Indices, names: Iterable[str]) -> Indices:
+    """Those of the samples `indices` that have a label of every target in `names`."""
+    for name in names:
+        indices = labelled_among(cohort, indices, name)
+    return indices
 
 
 def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum: int) -> Cohort:
@@ -111,6 +131,35 @@ def without_rare_classes(study: Study, cohort: Cohort, indices: Indices, minimum
         if any(people < minimum for people in fewest):
             labels[name] = np.full_like(labels[name], np.nan)
     return replace(cohort, labels=labels)
+
+
+def without_rare_columns(
+    study: Study, cohort: Cohort, training: Indices, needed: int, minimum: int
+) -> Cohort:
+    """The cohort, without columns that too few people have of those in some sum.
+
+    Nor of those by whom two sums differ, since a column's sum over all less its sum over who has a
+    label is about those without, and of them one may have the column. `needed` people must, or
+    `minimum` of a class. Such a column is missing for the whole site.
+    """
+    if not getattr(study.data, "missing_columns", 0):
+        return cohort
+    samples = np.array(cohort.samples[np.arange(len(cohort))])
+    summed, classes = [training], []
+    for name, target in study.targets.items():
+        known = labelled_among(cohort, training, name)
+        summed.append(known)
+        if target.kind != "regression":
+            held = cohort.labels[name][known]
+            classes += [known[(held == one) == own] for one in np.unique(held) for own in (0, 1)]
+    summed += [np.setdiff1d(one, other) for one, other in permutations(summed, 2)]
+    parts = [*((part, needed) for part in summed), *((part, minimum) for part in classes)]
+    people = person_codes(cohort.participants)
+    for column in np.flatnonzero(np.isnan(samples[training]).any(axis=0)):
+        has = ~np.isnan(samples[:, column])
+        if any(0 < len(np.unique(people[part[has[part]]])) < few for part, few in parts):
+            samples[:, column] = np.nan
+    return replace(cohort, samples=samples)
 
 
 def labelled_among(cohort: Cohort, indices: Indices, name: str) -> Indices:

@@ -37,9 +37,11 @@ from client.learning.census import (
 from client.learning.evaluation import Judge
 from client.learning.explanation import explained
 from client.learning.finetuning import Tuning
+from client.learning.harmonisation import harmonised
 from client.learning.linear import choose, fit, regional_features
 from client.learning.measurement import means
 from client.learning.pretraining import train_round
+from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among
 from client.learning.training import choose_device
 from client.learning.tuned_models import TunedModels
@@ -58,6 +60,8 @@ from common.network.tuning import tuned_arrays
 from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
 from common.runtime.durable import write_atomically
 from common.seeding import seed_of
+from common.site_shortcuts import BEFORE
+from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 _log = getLogger("callosum.site")
@@ -200,10 +204,14 @@ class Agent:
         Refusal
             NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
         """
-        of_network = order.kind in ("train", *_TUNED) or (
-            order.kind == "evaluate"
-            and not order.model.endswith("-linear")
-            and order.model not in CONSTANTS
+        of_network = (
+            order.kind in ("train", *_TUNED)
+            or order.model in SHORTCUTS
+            or (
+                order.kind == "evaluate"
+                and not order.model.endswith("-linear")
+                and order.model not in CONSTANTS
+            )
         )
         plan = _network(self.study)[1] if of_network else {}
         static = {name for name, rule in plan.items() if not rule.travels}
@@ -302,7 +310,7 @@ class Agent:
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
         done = train_round(
-            self.study, self.site, self.cohort, order, network=network, plan=plan,
+            self.study, self.site, self._harmonised(arrays), order, network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
             moments=cache.moments(order.model, before=order.round),
         )  # fmt: skip
@@ -324,17 +332,41 @@ class Agent:
             _log.warning("%s: and %d more columns are unlike the others'", self.site.name, more)
         write_atomically(told, "\n".join(found).encode())
 
+    def _harmonised(self, arrays: Arrays) -> Cohort:
+        """The training site's columns as the model of these arrays is to see them."""
+        network, _ = _network(self.study)
+        return harmonised(self.study, self.site.policy, self.cohort, network, arrays)
+
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         if order.model == BASELINES:
             return sum_labels(self.study, self.site, self.cohort)
         network, plan = _network(self.study)
+        if order.model in SHORTCUTS:
+            return self._shortcuts(order, arrays)
         if set(arrays) != sent_to_settle(network, plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not those that constants are made by")
         if set(arrays) == set(plan):
             self._check_first(arrays)
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
-        return settle(self.study, self.site, self.cohort, network, order.round, device)
+        cohort = self._harmonised(arrays)
+        return settle(self.study, self.site, cohort, network, order.round, device)
+
+    def _shortcuts(self, order: Order, arrays: Arrays) -> Answer:
+        """Sums of features by weights as drawn or as trained; crafted ones would single out."""
+        study, site = self.study, self.site
+        if order.round > 1:
+            raise Refusal("ORDER_MALFORMED", f"there are two such sums, not number {order.round}")
+        if order.model == BEFORE or not study.pretraining.rounds:
+            self._check_first(arrays)
+        else:
+            self._check_origin(order.model_copy(update={"model": "federated"}), arrays)
+        network, _ = _network(study)
+        cohort = self.cohort if order.model == BEFORE else self._harmonised(arrays)
+        own = {} if order.model == BEFORE else self._cache(order).own_arrays("federated")
+        load_arrays(network, {**arrays, **own})
+        device = choose_device(site.device.kind)
+        return shortcut_sums(study, site, cohort, network, order.round, device)
 
     def _evaluate(self, order: Order, arrays: Arrays) -> Answer:
         judge = Judge(self.study, self.site, self.cohort, order, self._cache(order).folder)
@@ -353,7 +385,8 @@ class Agent:
         if order.init == "pretrained":
             arrays = {**arrays, **cache.own_arrays(order.model)}
         models = TunedModels(cache.folder)
-        tuning = Tuning(self.study, self.site, self.cohort, order, arrays, models)
+        cohort = self._harmonised(arrays)
+        tuning = Tuning(self.study, self.site, cohort, order, arrays, models)
         if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
         if order.kind in ("finetune", "judge"):
@@ -369,7 +402,7 @@ class Agent:
         test = self.cohort.indices("test", self.study.splits)
         device = choose_device(self.site.device.kind)
         seed = seed_of(self.study.seed, "deletion", self.site.name, order.task, order.repeat)
-        found = explained(network, self.cohort, test, task, device, seed)
+        found = explained(network, tuning.cohort, test, task, device, seed)
         maps = {"map": found.maps}
         rows = means(
             self.study, self.site, self.cohort, order, task.target_name, found.samples, found.told

@@ -28,6 +28,7 @@ from common.network.size import outline
 from common.protocol.orders import Order
 from common.protocol.wire import view_npy
 from common.seams import SHARED
+from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 LINEAR: Final = "-linear"  # end of the names of linear models
@@ -44,6 +45,8 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
     if order.kind in ("train", "evaluate") or (
         order.kind in _OF_TUNING and order.init == "pretrained"
     ):
+        return _plan(study)[0]
+    if order.kind == "settle" and order.model in SHORTCUTS:
         return _plan(study)[0]
     if order.kind == "settle":
         plan, sent = _plan(study)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.backbones.combat import Covariates, Harmonisation, columns_of, harmonised_by
 from common.backbones.tangent import Tangent
 from common.seams import Layout
 from common.settings import Table
@@ -39,14 +40,6 @@ def columns_in(shape: tuple[int, ...], asks: str) -> int:
     )
 
 
-def columns_of(x: Tensor) -> Tensor:
-    """(B, F) as it is; of (B, R, R) what stands above the diagonal, row by row."""
-    if x.dim() == 2:
-        return x
-    rows, columns = torch.triu_indices(x.shape[1], x.shape[2], 1, device=x.device)
-    return x[:, rows, columns]
-
-
 class Standardise(nn.Module):
     """Raw columns, (B, F) or (B, R, R), to z-scores (B, F) by constants of the model."""
 
@@ -63,25 +56,36 @@ class Standardise(nn.Module):
         self.passes_relevance = not matrix  # of a matrix the columns are only half
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("deviation", torch.ones(columns))
+        self.incomplete = False
+
+    def let_columns_be_missing(self) -> None:
+        """Take NaN for the mean of all training people who have the column."""
+        self.incomplete = True
 
     def forward(self, x: Tensor) -> Tensor:
         # far-off entries of a new scanner or a typing error must not decide the prediction
-        return ((columns_of(self.seen(x)) - self.mean) / self.deviation).clamp(-8.0, 8.0)
+        z = ((columns_of(self.seen(x)) - self.mean) / self.deviation).clamp(-8.0, 8.0)
+        return z.where(~z.isnan(), 0.0) if self.incomplete else z
 
     def sums(self, x: Tensor, labels: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         """Sum and sum of squares of each column, and how many rows they are of."""
         if number < self.passes - 1:
             return {}
         wide = columns_of(self.seen(x)).double()
+        known = ~wide.isnan()
+        wide = wide.where(known, 0.0) if self.incomplete else wide
         n = torch.tensor([float(len(x))], dtype=torch.float64, device=x.device)
-        return {"sum": wide.sum(0), "squares": wide.square().sum(0), "n": n}
+        found = {"sum": wide.sum(0), "squares": wide.square().sum(0), "n": n}
+        return found | ({"n_known": known.double().sum(0)} if self.incomplete else {})
 
     def settle(self, sums: Mapping[str, Tensor], number: int) -> None:
         """Mean and deviation of each column; one that does not vary keeps deviation 1."""
-        if sums["n"] < 1 or (sums["squares"] < 0).any():
+        known = sums.get("n_known", sums["n"])
+        if sums["n"] < 1 or (sums["squares"] < 0).any() or (known > sums["n"]).any():
             raise ValueError("no rows have such sums")
-        mean = sums["sum"] / sums["n"]
-        deviation = (sums["squares"] / sums["n"] - mean.square()).clamp(min=0).sqrt()
+        known = known.clamp(min=1)  # of a column that nobody has, all sums are 0
+        mean = sums["sum"] / known
+        deviation = (sums["squares"] / known - mean.square()).clamp(min=0).sqrt()
         flat = deviation <= 1e-6 * mean.abs().clamp(min=1e-12)
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(flat, 1.0, deviation))
@@ -103,13 +107,21 @@ class Linear(nn.Module):
             description="tangent: connectomes (data.measure = ledoit-wolf) are seen from the mean "
             "of the training sites', which is frozen into the model.",
         )
+        harmonisation: Harmonisation = "none"
+        covariates: Covariates = ()
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         self.features = columns_in(shape, "linear")
         if settings.space == "tangent" and len(shape) != 2:
             raise ValueError("space is tangent, which connectomes alone have")
-        seen = Tangent(shape[0]) if settings.space == "tangent" else None
+        seen: nn.Module | None = harmonised_by(
+            settings.harmonisation, settings.covariates, self.features
+        )
+        if settings.space == "tangent":
+            if seen is not None:
+                raise ValueError("space is tangent, which harmonisation knows nothing of")
+            seen = Tangent(shape[0])
         self.standardise = Standardise(self.features, seen, matrix=len(shape) == 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.backbones.combat import Covariates, Harmonisation, harmonised_by
 from common.backbones.linear import Standardise, columns_in
 from common.normalisation import normalisation as normalisation_layer
 from common.seams import Layout
@@ -35,11 +36,14 @@ class Mlp(nn.Module):
         input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
             0.0, description="Dropout of the standardised columns."
         )
+        harmonisation: Harmonisation = "none"
+        covariates: Covariates = ()
 
     def __init__(self, settings: Settings, shape: tuple[int, ...], normalisation: str) -> None:
         super().__init__()
         columns = columns_in(shape, "mlp")
-        self.standardise = Standardise(columns, matrix=len(shape) == 2)
+        seen = harmonised_by(settings.harmonisation, settings.covariates, columns)
+        self.standardise = Standardise(columns, seen, matrix=len(shape) == 2)
         self.spared = nn.Dropout(settings.input_dropout)
         widths = [columns, *settings.hidden]
         layers: list[nn.Module] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +25,10 @@ def ratio_of(name: str) -> tuple[str, str]:
 
 
 class Features:
-    """Named numbers of a scan, such as cortical thickness by region; shape (columns,)."""
+    """Named numbers of a scan, such as cortical thickness by region; shape (columns,).
+
+    NaN where a study lets columns be missing, and one is.
+    """
 
     dtype: ClassVar[str] = "float32"
 
@@ -38,6 +42,13 @@ class Features:
             "plain ones.",
             min_length=1,
             examples=[["Left-Hippocampus", "Right-Hippocampus", "Left-Hippocampus / eTIV"]],
+        )
+        missing_columns: float = Field(
+            0.0,
+            description="Largest share of the columns that a site's table, or one row, may lack; "
+            "the training sites' mean stands in for them, and it is told whose.",
+            ge=0,
+            lt=1,
         )
 
         @model_validator(mode="after")
@@ -58,6 +69,11 @@ class Features:
             """The columns that a site's table must have, each once."""
             parts = (part for name in self.columns for part in ratio_of(name))
             return tuple(dict.fromkeys(part for part in parts if part and part != MEAN))
+
+        def may_lack(self, absent: Collection[str]) -> bool:
+            """Whether a table without these of the needed columns may take part."""
+            lost = sum(any(part in absent for part in ratio_of(name)) for name in self.columns)
+            return lost <= self.missing_columns * len(self.columns)
 
     class Site(Table):
         """Where the site's table is."""

@@ -49,6 +49,8 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
             )
         except ValueError as error:
             raise SettingError(f"backbone: {error}") from None
+        if getattr(study.data, "missing_columns", 0):
+            _let_columns_be_missing(backbone, study)
         backbone.shape = study.shape  # an objective that reconstructs samples sizes itself by it
         try:
             network = _objective(study, backbone, targets)
@@ -57,6 +59,30 @@ def build(study: Study, targets: Mapping[str, Target] | None = None, *, seed: in
         if targets is None:
             _rest(network, study.pretraining)
     return _still(network)
+
+
+def _let_columns_be_missing(backbone: Any, study: Study) -> None:
+    """Have a network take NaN for what is missing, or refuse what would hand it on."""
+    taking = [m for m in backbone.modules() if hasattr(m, "let_columns_be_missing")]
+    asked = f"data.missing_columns is {study.data.missing_columns:g}"  # type: ignore[attr-defined]
+    if not taking:
+        raise SettingError(
+            f"{asked}, and {study.backbone.name} takes no table with holes; linear and mlp do"  # type: ignore[attr-defined]
+        )
+    if not getattr(type_of(study, "objectives"), "supervised", False):
+        raise SettingError(
+            f"{asked}, and {study.objective.name} learns from the columns themselves; ridge and "  # type: ignore[attr-defined]
+            "multitask do not"
+        )
+    if study.harmonises:
+        raise SettingError(
+            f"{asked}, and ComBat needs whole rows; take one of data.missing_columns and "
+            "backbone.harmonisation"
+        )
+    if any("explain" in task.then for task in study.finetuning):
+        raise SettingError(f"{asked}, and a map of a column that is missing is none; leave explain")
+    for module in taking:
+        module.let_columns_be_missing()
 
 
 @contextmanager

@@ -40,8 +40,8 @@ class Settles(Protocol):
     Three things may be left out. With `sees_network` true, sums depend on more of the network than
     its constants, and all of its arrays go to the sites with each order. `settle_by_site` is called
     in place of `settle`, with the sums of each site, which are read as they are looked at.
-    `labelled(key)` names the target without whose label a sample is in no sum of that name; without
-    it all samples are.
+    `labelled(key)` names the targets of which a sample must have every label to be in the sum of
+    that name; without it all samples are.
     """
 
     passes: int

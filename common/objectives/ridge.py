@@ -179,9 +179,9 @@ class Heads(nn.Module):
         steps = 0 if self._still == set(self._network.targets) else self._network.settings.steps
         return self._before + 1 + steps
 
-    def labelled(self, key: str) -> str:
+    def labelled(self, key: str) -> tuple[str, ...]:
         """The target whose labelled samples alone are in a sum."""
-        return key.partition("_")[2]
+        return (key.partition("_")[2],)
 
     def output(self, name: str, features: Tensor) -> Tensor:
         """(B, K): standardised values of a number, logits of a binary target or of classes."""

@@ -15,11 +15,12 @@ import numpy as np
 from common import metrics
 from common.protocol.orders import Order, Report
 from common.seams import LABELS, SHARED, TERM
-from common.sections import FineTuning, Target
+from common.sections import CALIBRATED, FineTuning, Target, calibrated
 from common.study import Study
 from server.federation.census import POOLED
 
 HELD: Final = "scans"  # group of a census that holds everything
+INCOMPLETE: Final = "incomplete"  # group of those that lack a column, where a study lets them
 LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
 WITH_ROWS: Final = ("train", "finetune", "judge", "explain", "evaluate")  # orders that measure
 TUNED: Final = ("finetune", "judge")  # those of them about models of one task, one a draw
@@ -73,12 +74,14 @@ def targets_of(study: Study, order: Order) -> Mapping[str, Target]:
     return study.targets if task is None else {task.target: study.targets[task.target]}
 
 
-def models_of(order: Order) -> tuple[str, ...]:
+def models_of(study: Study, order: Order) -> tuple[str, ...]:
     """The models that an order has measured, beside its own those that nobody trained with it."""
     found = [order.model]
     if order.kind == "evaluate":
         found += [f"{order.model}+head"] * (order.model in ("federated", POOLED))
         found += ["constant", "site-mean", "site-linear"] * (order.model == "federated")
+        counts = study.evaluation.calibration if order.model == "federated" else ()
+        found += [calibrated(order.model, k) for k in counts]
     return tuple(found)
 
 
@@ -90,6 +93,8 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     if order.kind == "train":
         return metrics.of_rounds(target)
     told, first = metrics.names(target), metrics.primary(target)
+    if model.startswith(f"{order.model}{CALIBRATED}"):
+        return (*told, f"{first}_minus_{order.model}")
     if model != order.model:
         return told
     if order.kind in TUNED:
@@ -122,7 +127,7 @@ def most_rows(study: Study, order: Order) -> int:
     return sum(
         repeats_of(study, order, metric)
         for target in targets_of(study, order).values()
-        for model in models_of(order)
+        for model in models_of(study, order)
         for metric in metrics_of(study, order, target, model)
     )
 
@@ -136,7 +141,8 @@ def groups_of(study: Study, order: Order) -> frozenset[str]:
     """Groups whose scans and people an answer may count, where no plan of arrays says it."""
     if order.kind != "census":
         return frozenset()
-    return frozenset((HELD, *(LABELS + name for name in study.targets)))
+    lacking = (INCOMPLETE,) if getattr(study.data, "missing_columns", 0) else ()
+    return frozenset((HELD, *lacking, *(LABELS + name for name in study.targets)))
 
 
 def _task(study: Study, order: Order) -> FineTuning | None:

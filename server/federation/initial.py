@@ -19,6 +19,7 @@ from common.network.building import arrays_of, build, load_arrays, plan_of
 from common.network.merging import merged
 from common.network.plan import Plan, Rule
 from common.network.settling import (
+    constants,
     passes,
     refuse_unsound,
     sent_to_settle,
@@ -67,6 +68,15 @@ def initial(study: Study, begin: Mapping[str, NDArray[Any]], ask: Ask) -> tuple[
         settle(modules, found, number)
         number += 1
     return arrays_of(network), plan
+
+
+def before_training(
+    study: Study, begin: Mapping[str, NDArray[Any]], final: Mapping[str, NDArray[Any]]
+) -> Arrays:
+    """The arrays that a finished model began from, with the constants that were settled for it."""
+    network = build(with_plugins(study), seed=seed_of(study.seed, "initial"))
+    load_arrays(network, {**{name: final[name] for name in constants(network)}, **begin})
+    return arrays_of(network)
 
 
 def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...]) -> str:

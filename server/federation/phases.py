@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common import label_sums
+from common import label_sums, site_shortcuts
 from common.arrays import Arrays
 from common.errors import SENTENCES, DataError, LineageError, QuorumError
 from common.network.plan import Plan
@@ -25,6 +25,8 @@ from common.protocol.tokens import salt_of
 from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.runtime.progress import say
 from common.sections import FineTuning
+from common.seeding import seed_of
+from common.site_shortcuts import AFTER, BEFORE, Moments
 from common.study import Study
 from server import site_findings
 from server.federation.census import POOLED, summarise
@@ -51,6 +53,7 @@ from server.run import (
     Run,
     about_checkpoint,
     load_checkpoint,
+    read_json,
     read_refused,
     seen_by,
     start_arrays,
@@ -89,6 +92,7 @@ class Phases:
             self._ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
         self._finetune(able, census)
         self._sum_labels(able)
+        self._tell_shortcuts(able)
         self.judge([site for site in study.sites.heldout if site in census], census)
         write_results(self.run)
 
@@ -124,6 +128,38 @@ class Phases:
             orders = self._orders("settle", sites, NOTHING, model=label_sums.BASELINES)
             plan, sound = label_sums.plan_of_sums(study), label_sums.refuse_unsound
             self._ask(orders, NOTHING, self._labels, plan, "labels: sites", sound)
+
+    def _tell_shortcuts(self, sites: Sequence[str]) -> None:
+        """How well features give a person's site away, before and after training."""
+        study, branch = self.run.study, self.run.federated
+        if not study.evaluation.shortcuts or len(sites) < 2:
+            return
+        from server.federation.initial import before_training
+
+        final = load_checkpoint(branch.final, study).arrays
+        of = {AFTER: final}
+        if study.pretraining.rounds or study.harmonises:
+            of = {BEFORE: before_training(study, start_arrays(self.run), final), **of}
+        told = {}
+        for model, arrays in of.items():
+            parcel = parcel_of(arrays, branch.plan(study))
+            fitted, judged = (self._moments(sites, parcel, model, number) for number in (0, 1))
+            found = site_shortcuts.guessed(fitted, judged, seed_of(study.seed, model))
+            told[model] = found.told if found else "nobody: no two sites gave sums"
+        text = site_findings.shortcuts(told.get(BEFORE, ""), told[AFTER])
+        say(text)
+        site_findings.keep(self.run.folder, [*site_findings.kept(self.run.folder), text])
+
+    def _moments(
+        self, sites: Sequence[str], parcel: Parcel, model: str, number: int
+    ) -> dict[str, Moments]:
+        """What each site's training (0) or validation people's features add up to."""
+        study, folder = self.run.study, self.run.folder / "shortcuts" / model / str(number)
+        orders = self._orders("settle", sites, parcel, round=number, model=model)
+        plan, sound = site_shortcuts.plan_of_sums(study), site_shortcuts.refuse_unsound
+        self._ask(orders, parcel, folder, plan, f"{model}: sites", sound)
+        stored = sorted(folder.glob("*.safetensors"))
+        return {path.stem: Moments.of_sums(Stored(path)) for path in stored}
 
     def _constants(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """Mean and median of the training labels, as far as sites have told."""
@@ -220,7 +256,10 @@ class Phases:
             )
         if study.learns_from_labels:
             _targets_are_held(study, [outcome.reports[site] for site in able])
-        for text in site_findings.without_labels(study, summary):
+        for text in (
+            *site_findings.without_labels(study, summary),
+            *site_findings.imputed(summary),
+        ):
             say(text)
         return outcome.reports
 
@@ -339,7 +378,10 @@ class Phases:
         # all training data in one place are its members'
         behind = census if settled == {POOLED} else settled
         use: Use = "weights" if whole else "constants"
-        first = Checkpoint(round=0, arrays=arrays, state={}, lineage=lineage.used(behind, use))
+        lineage = lineage.used(behind, use)
+        if study.harmonises:
+            lineage = lineage.used(behind, "harmonisation")
+        first = Checkpoint(round=0, arrays=arrays, state={}, lineage=lineage)
         branch.save(first, study, plan, last=whole)
 
     def _sums(
@@ -366,8 +408,13 @@ class Phases:
 
     def _compare_columns(self, sums: Mapping[str, Stored]) -> None:
         """Name sites whose columns are in other units; the sums are all that tells of it."""
-        found = site_findings.unlike_columns(self.run.study, sums)
-        site_findings.keep(self.run.folder, found)
+        study = self.run.study
+        found = [
+            *site_findings.never_measured(study, sums),
+            *site_findings.unlike_columns(study, sums),
+        ]
+        census = read_json(self.run.folder / "census.json")
+        site_findings.keep(self.run.folder, [*site_findings.imputed(census), *found])
         for text in found:
             say(text)
 

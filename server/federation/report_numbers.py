@@ -126,7 +126,7 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
     targets = targets_of(study, order)
     return (
         row.target in targets
-        and row.model in models_of(order)
+        and row.model in models_of(study, order)
         and row.metric in metrics_of(study, order, targets[row.target], row.model)
         and row.repeat < repeats_of(study, order, row.metric)
     )

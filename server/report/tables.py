@@ -20,7 +20,7 @@ from common import metrics
 from common.errors import FolderError
 from common.printable import csv_text
 from common.protocol.orders import Measurement
-from common.sections import FineTuning, Target
+from common.sections import CALIBRATED, FineTuning, Target
 from common.study import Study
 from server.report.verdicts import Verdict, adjusted, verdict
 from server.results import TOGETHER
@@ -405,6 +405,9 @@ def _title(model: str, site: str) -> str:
         return known[model]
     if model.endswith("+head"):
         return f"{_title(model.removesuffix('+head'), site)} + own head"
+    of, _, people = model.partition(CALIBRATED)
+    if people:
+        return f"{_title(of, site)}, calibrated on {people} unlabelled scans of the site"
     return f"{model.removeprefix(_SINGLE)} alone" if model.startswith(_SINGLE) else model
 
 

@@ -29,7 +29,7 @@ from deploy.releases.release import write_release
 from server.federation.initial import start_table
 from server.overlap import kept
 from server.results import TOGETHER, measurements
-from server.run import Run, read_json
+from server.run import Run, load_checkpoint, read_json
 from tests.conftest import Federation, overridden, write_federation, write_table_site
 
 STUDY: Final[dict[str, Any]] = {
@@ -163,6 +163,21 @@ def its_statistics_by_name(_: Ground, folder: Path) -> str:
     return refused(lambda: start_table(later, run.folder, "backbone", ()))
 
 
+def its_columns_harmonised(_: Ground, folder: Path) -> str:
+    """ComBat was fitted with a site's columns; it trained nothing, and judges under a new name."""
+    combat = {"backbone.harmonisation": "combat", "backbone.covariates": ["age"]}
+    made = write_federation(
+        folder, {**STUDY, **combat, "sites.quorum": 1}, site={"policy.sums_of_few": True}
+    )
+    forbid(made.sites / "beta" / "site.toml", "train")
+    run = made.simulate()
+    site = site_with(folder / "more", "renamed", rows_of(made.sites / "beta")[1:])
+    why = refused(lambda: judge(run.folder, site, folder / "out"))
+    lineage = load_checkpoint(run.federated.final, run.study).lineage
+    told = [text for text in lineage.told() if "harmonisation from" in text and "beta" in text]
+    return f"{why}; {told[0]}" if why and told else ""
+
+
 def its_figures_chose(on: Ground, folder: Path) -> str:
     """Rounds were stopped where a held-out site's figures were best, and it judges the outcome."""
     sites = {**STUDY["sites"], "chosen_on": ["omega"]}
@@ -257,7 +272,7 @@ def a_scan_in_two_splits(_: Ground, folder: Path) -> str:
 
 LEAKS: Final[tuple[Callable[[Ground, Path], str], ...]] = (
     the_site_itself, most_of_its_scans, one_scan_more, one_scan_of_many, a_judge_of_the_study,
-    its_statistics, its_statistics_by_name, its_figures_chose, its_figures_chose_before,
+    its_statistics, its_statistics_by_name, its_columns_harmonised, its_figures_chose, its_figures_chose_before,
     a_release_before, a_person_at_two_sites, a_person_who_judges_elsewhere, a_judge_and_its_copies, a_scan_in_two_splits,
 )  # fmt: skip
 

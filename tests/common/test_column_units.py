@@ -105,6 +105,20 @@ def test_columns_come_of_sums_and_of_no_others() -> None:
     assert Columns.of_sums({**sums, "a/n": np.array(0.0)}, "a") is None
 
 
+def test_a_column_with_holes_is_measured_by_who_has_it() -> None:
+    """Half of a column missing would halve its mean; what nobody has is of no unit."""
+    x = np.random.default_rng(0).normal(5, 2, (50, 2))
+    known = np.array([30.0, 0.0])
+    some = np.where(np.arange(50)[:, None] < known, x, 0.0)
+    sums = {"a/sum": some.sum(0), "a/squares": (some**2).sum(0), "a/n": np.array(50.0)}
+    found = Columns.of_sums({**sums, "a/n_known": known}, "a")
+    assert found is not None
+    np.testing.assert_allclose(found.mean, [x[:30, 0].mean(), np.nan])
+    whole = Columns(np.array([5.0, 5.0]), np.array([2.0, 2.0]))
+    assert apart(found, whole).tolist() == [False, False]
+    assert among_all(found, whole)[0].tolist() == [False, False]
+
+
 def test_the_examples_in_the_documentation_run() -> None:
     """Words that a person reads in a log."""
     assert doctest.testmod(column_units).failed == 0

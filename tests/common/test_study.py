@@ -301,6 +301,7 @@ def changed(value: Any, at: tuple[Any, ...]) -> Any:
 
 EVERYTHING = (
     TEXT.replace('unit = "years"', 'unit = "years"\nlow = 1.0\ncentre = 40.0')
+    .replace('name = "mlp"', 'name = "mlp"\nharmonisation = "combat"')
     .replace('"second"', '"second"\nparticipants = [5]\nthen = ["judge"]')
     .replace('"first"', '"first"\nparticipants = [5]')
     .replace(
@@ -317,6 +318,9 @@ name = "noise"
 
 [aggregation]
 server_optimiser = "fedavgm"
+
+[evaluation]
+calibration = [20]
 
 [sites]""",
     )
@@ -347,6 +351,7 @@ def test_the_digest_changes_with_every_value() -> None:
     assert len(places) > 120
     # these have one valid value beside the keys that they stand with
     tied = {"backbone.name", "objective.name", "augmentation.0.name", "targets.age.classes"}
+    tied |= {"backbone.harmonisation"}
     tied |= {f"targets.{name}.{key}" for name in ("sex", "state") for key in ("transform", "loss")}
     assert {key for key in unmoved if not key.endswith(".kind")} == tied
 

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.data.dictionary import read_dictionary, sidecar
 from client.data.finding import Finding, Findings
 from client.data.identity import Name, ambiguous, like_visits, name_in_table
 from client.data.reader import Found, Prepared, Source
-from client.data.tables import Filtered, Line, Row, TextTable, number, open_table
-from common.errors import ScanError
+from client.data.readers.column_findings import column_findings
+from client.data.tables import Filtered, Line, Row, TextTable, nearest, number, open_table
+from common.errors import DataError, ScanError
 from common.kinds.features import MEAN, Features, ratio_of
 
 _LARGEST: Final = 3e38  # the largest float32 is 3.4e38
-_ENOUGH: Final = 10  # rows; of fewer, whole numbers are easily alike
 _MOST_TOLD: Final = 5
+_NOTHING: Final = ("", "na", "n/a", "nan")  # cells that are missing, where a study lets them be
+_COMMA: Final = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+_RENAME: Final = "(data.rename maps the study's names to the table's)"
+_ONCE: Final = "(rename the other in the table)"
 
 
 class FeaturesReader:
@@ -38,12 +45,13 @@ class FeaturesReader:
             If the table cannot be read, or lacks or repeats a column that is needed.
         """
         table = open_table(root / site.table, root)
-        places = [table.column(site.rename.get(name, name)) for name in study.needed]
+        findings = Findings()
+        places = _places(table, study, site, findings)
         wanted = {table.column(name): value for name, value in site.rows.items()}
         who, when = table.column(site.participant), site.session and table.column(site.session)
-        taken = {table.columns[place] for place in places}  # no label is a feature, too
+        taken = {table.columns[place] for place in places.values()}  # no label is a feature, too
         kept = table.picker(columns - taken)
-        findings, filtered = Findings(), Filtered(wanted, table.columns)
+        filtered = Filtered(wanted, table.columns)
         rows: list[_Row] = []
         for line in table:
             if not line.fault and not filtered.passes(line):
@@ -58,7 +66,7 @@ class FeaturesReader:
                 continue
             rows.append(_Row(line.number, name, values, kept(line)))
         sources = _sources(rows, table.path.name, findings)
-        findings.extend(_unvaried(study, sources))
+        findings.extend(column_findings(study.columns, _columns(sources, study)))
         findings.extend(filtered.findings(str(table.path)))
         if not sources:
             findings.append(Finding(what=str(table.path), problem=_none(site), left_out=True))
@@ -143,42 +151,72 @@ def _clashing(rows: list[_Row]) -> dict[int, int]:
 
 
 def _read(
-    line: Line, table: TextTable, places: list[int], study: Features.Study
+    line: Line, table: TextTable, places: Mapping[str, int], study: Features.Study
 ) -> tuple[str, bytes]:
-    """What is wrong with a row, and its features as little-endian float32."""
+    """What is wrong with a row, and its features as little-endian float32, NaN where missing."""
     if line.fault:
         return line.fault, b""
-    held: dict[str, float] = {}
-    for name, place, cell in zip(study.needed, places, line.cells(places), strict=True):
+    held = dict.fromkeys(study.needed, math.nan)
+    cells = line.cells(list(places.values()))
+    for (name, place), cell in zip(places.items(), cells, strict=True):
         value = number(cell)
+        if value is None and study.missing_columns and cell.casefold() in _NOTHING:
+            continue
         if value is None or abs(value) > _LARGEST:
             found = f'"{cell[:40]}"' if cell else "nothing"
-            return f'column "{table.columns[place]}" holds {found}; a number is needed', b""
+            remedy = ", with a point for its decimals" if _COMMA.fullmatch(cell) else ""
+            return f'column "{table.columns[place]}" holds {found}; a number is needed{remedy}', b""
         held[name] = value
     plain = [held[name] for name, by in map(ratio_of, study.columns) if not by]
-    held[MEAN] = sum(plain) / len(plain) if plain else 0.0
+    known = [value for value in plain if not math.isnan(value)]
+    held[MEAN] = sum(known) / len(known) if known else math.nan if plain else 0.0
     values = np.empty(len(study.columns), dtype="<f4")
     for index, (name, by) in enumerate(map(ratio_of, study.columns)):
-        if by and abs(held[name]) > _LARGEST * abs(held[by]):
+        if by and (not held[by] or abs(held[name]) > _LARGEST * abs(held[by])):
             return f"{by} is {held[by]:g}, and {name} is to be divided by it", b""
         values[index] = held[name] / held[by] if by else held[name]
+    values[np.isnan(values)] = np.nan  # one NaN of many: bytes decide what is the same scan
+    lacks = int(np.isnan(values).sum())
+    if lacks > study.missing_columns * len(values):
+        return (
+            f"lacks {lacks} of {len(values)} columns; data.missing_columns of the study is "
+            f"{study.missing_columns:g}"
+        ), b""
     return "", values.tobytes()
 
 
-def _unvaried(study: Features.Study, sources: list[Source]) -> Iterator[Finding]:
-    """Columns that hold the same for everyone: zeros of a pipeline that did not measure, say."""
-    if len(sources) < _ENOUGH:
-        return
-    wide = np.stack([np.frombuffer(source.payload, dtype="<f4") for source in sources])
-    still = np.flatnonzero((wide == wide[0]).all(axis=0))
-    if len(still):
-        told = [f"{study.columns[place]} ({wide[0, place]:g})" for place in still[:_MOST_TOLD]]
-        more = f" and {len(still) - len(told)} more" if len(still) > len(told) else ""
-        problem = (
-            f"{', '.join(told)}{more} {'are' if len(still) > 1 else 'is'} the same in all "
-            f"{len(sources)} rows: was it measured here?"
-        )
-        yield Finding(what="columns", problem=problem)
+def _columns(sources: list[Source], study: Features.Study) -> NDArray[np.float32]:
+    """(N, F) of all usable rows."""
+    rows = [np.frombuffer(source.payload, dtype="<f4") for source in sources]
+    return np.stack(rows) if rows else np.empty((0, len(study.columns)), dtype=np.float32)
+
+
+def _places(
+    table: TextTable, study: Features.Study, site: Features.Site, findings: Findings
+) -> dict[str, int]:
+    """Where the table has each column that is needed, but those that it may lack.
+
+    Raises
+    ------
+    DataError
+        If some are there twice, or more are not there than the study lets be missing.
+    """
+    named = {name: site.rename.get(name, name) for name in study.needed}
+    absent = {name for name, theirs in named.items() if theirs not in table.columns}
+    lacking = [named[name] for name in study.needed if name in absent]
+    shown = ", ".join(f'"{name}"' for name in lacking[:_MOST_TOLD])
+    shown += ", ..." if len(lacking) > _MOST_TOLD else ""
+    told = f"lacks {len(lacking)} of {len(named)} columns: {shown}; "
+    if lacking and study.may_lack(absent):
+        problem = f"{told}the training sites' mean stands in for them {_RENAME}"
+        findings.append(Finding(what=table.path.name, problem=problem))
+        named = {name: theirs for name, theirs in named.items() if name not in absent}
+    elif len(lacking) > 1:
+        raise DataError(f"{table.path} {told}{nearest(lacking[0], table.columns)} {_RENAME}")
+    try:
+        return {name: table.column(theirs) for name, theirs in named.items()}
+    except DataError as error:
+        raise DataError(f"{error} {_RENAME if lacking else _ONCE}") from None
 
 
 def _none(site: Features.Site) -> str:

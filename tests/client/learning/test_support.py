@@ -104,3 +104,40 @@ def test_groups_far_apart_or_of_nobody_stay_as_they_are(federation: Any) -> None
     closer = alike_or_far_apart(cohort, groups, needed=21)
     assert np.array_equal(closer[""], everyone[:20])
     assert len(closer["sex"]) == 0
+
+
+def test_what_two_groups_share_is_far_from_each_of_them(federation: Any) -> None:
+    """Sixty have no age, and all of them but one no sex either: the pair of sums is about her."""
+    cohort = federation({"sites": {"train": ["alpha"]}}, participants={"alpha": 300})
+    cohort = cohort.agent("alpha").cohort
+    everyone = np.arange(len(cohort))
+    groups = {"": everyone, "age": everyone[60:], "sex": np.r_[everyone[:1], everyone[121:]]}
+    alone = alike_or_far_apart(cohort, groups, needed=50)
+    assert all(np.array_equal(alone[name], groups[name]) for name in groups)
+    kept = alike_or_far_apart(cohort, groups, needed=50, joint=[("age", "sex")])
+    both = np.intersect1d(kept["age"], kept["sex"])
+    for group in kept.values():
+        assert not 0 < len(np.setxor1d(group, both)) < 50
+
+
+def test_sums_of_several_labels_differ_from_others_by_many_or_by_nobody(federation: Any) -> None:
+    """Those with an age less those with age and sex are those without a sex: one man, perhaps."""
+    combat = {
+        "backbone": {"name": "linear", "harmonisation": "combat", "covariates": ["age", "sex"]},
+        "objective": {"name": "ridge", "targets": ["age"]},
+        "pretraining": {"rounds": 0},
+        "sites": {"train": ["alpha"]},
+    }
+    agent = federation(combat).agent("alpha")
+    training = agent.cohort.indices("train", agent.study.splits)
+    sex = agent.cohort.labels["sex"].copy()
+    sex[training[3]] = np.nan
+    cohort = replace(agent.cohort, labels={**agent.cohort.labels, "sex": sex})
+    network = build(agent.study, seed=1)
+    device = torch.device("cpu")
+    harmonising, products = (
+        settle(agent.study, agent.site, cohort, network, number, device) for number in (0, 2)
+    )
+    place = "backbone.standardise.seen/"
+    assert harmonising.arrays[f"{place}n"] == products.arrays["heads/n_age"] == len(training) - 1
+    assert harmonising.behind[f"{place}sum"] == len(training) - 1

@@ -280,3 +280,40 @@ def test_a_mean_needs_plain_columns() -> None:
     """Ratios to a mean of ratios to that mean would be a circle."""
     with pytest.raises(ValueError, match="no plain one"):
         Features.Study(kind="features", columns=("a / mean", "b / tiv"))
+
+
+TOLERANT = Features.Study(
+    kind="features", columns=("a", "b", "c", "d", "a / b"), missing_columns=0.4
+)
+
+
+def found_of(folder: Path, text: str) -> Found:
+    (folder / "t.csv").write_text(text)
+    site = Features.Site(kind="features", table="t.csv")
+    return FeaturesReader.find(TOLERANT, site, folder, frozenset())
+
+
+def test_a_share_of_columns_and_cells_may_be_missing_and_is_told(tmp_path: Path) -> None:
+    """A hospital without one region need not stay away; nothing is made up where it reads."""
+    text = "participant_id,a,b,d\np,1,2,4\nq,,2,4\nr,1,n/a,4\ns,1,2,none\n"
+    found = found_of(tmp_path, text)
+    read = [FeaturesReader.prepare(TOLERANT, s).samples[0].tolist() for s in found.sources]
+    np.testing.assert_equal(read, [[1, 2, np.nan, 4, 0.5]])
+    told = [finding.problem for finding in found.findings]
+    assert any('lacks 1 of 4 columns: "c"; the training sites\' mean stands in' in t for t in told)
+    assert told.count("lacks 3 of 5 columns; data.missing_columns of the study is 0.4") == 2
+    assert any('holds "none"' in one for one in told)
+
+
+def test_more_missing_columns_than_agreed_keep_a_site_away(tmp_path: Path) -> None:
+    """A ratio of a missing column is missing, too: a and its ratio are two of five, b is a third."""
+    assert len(found_of(tmp_path, "participant_id,b,c,d\np,1,2,4\n").sources) == 1
+    with pytest.raises(DataError, match='lacks 2 of 4 columns: "a", "b"'):
+        found_of(tmp_path, "participant_id,c,d\np,1,2\n")
+
+
+def test_nothing_over_nothing_is_no_ratio(tmp_path: Path) -> None:
+    """Two zeros of a failed segmentation must not end the reading of a table."""
+    found = found_of(tmp_path, "participant_id,a,b,c,d\np,0,0,1,1\nq,1,2,3,4\n")
+    assert [source.participant for source in found.sources] == ["q"]
+    assert any("b is 0" in finding.problem for finding in found.findings)
