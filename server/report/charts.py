@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
 
-from server.report.tables import FEDERATED, Comparison, Line
+from server.report.comparisons import Comparison, Line
+from server.report.tables import FEDERATED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,19 +12,18 @@ from typing import Any, Final
 from common.errors import SENTENCES
 from common.study import Study
 from server import overlap, site_findings
+from server.report.comparisons import Comparison, Line
 from server.report.tables import (
     FEDERATED,
     SMALL,
     Cell,
-    Comparison,
-    Line,
-    TaskTable,
     digits_of,
     of_metric,
     p_shown,
     sentence,
     shown,
 )
+from server.report.task_tables import TaskTable
 from server.results import TOGETHER
 from server.run import Run, lineage_told
 

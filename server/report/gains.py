@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from common.study import Study
-from server.report.tables import (
-    MEAN_OF_SINGLES,
-    Cell,
-    Comparison,
-    Line,
-    PairedTable,
-    digits_of,
-    of_metric,
-    sentence,
-    shown,
-)
+from server.report.comparisons import MEAN_OF_SINGLES, Comparison, Line
+from server.report.paired_tables import PairedTable
+from server.report.tables import Cell, digits_of, of_metric, sentence, shown
 from server.results import TOGETHER
 
 _ALONE: Final = "single-"

@@ -27,8 +27,10 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import charts, findings, participation
 from server.report.charts import PENS, Pen, Series
+from server.report.comparisons import Comparison, comparisons
 from server.report.faithfulness import faithfulness
 from server.report.findings import Record
+from server.report.paired_tables import PairedTable, paired_tables
 from server.report.tables import (
     METRIC_NAMES,
     OTHER_NAMES,
@@ -36,20 +38,14 @@ from server.report.tables import (
     UNDEFINED,
     WITHHELD,
     Cell,
-    Comparison,
-    PairedTable,
-    TaskCell,
-    TaskTable,
     cell_of,
-    comparisons,
     digits_of,
     of_metric,
     p_shown,
-    paired_tables,
     read_results,
     shown,
-    task_tables,
 )
+from server.report.task_tables import TaskCell, TaskTable, task_tables
 from server.report.terminal import format_tables
 from server.results import TOGETHER
 from server.run import Run, read_json

@@ -12,21 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from common.printable import printable
+from server.report.comparisons import Comparison, Line, comparisons
 from server.report.gains import gains
-from server.report.tables import (
-    Comparison,
-    Line,
-    PairedTable,
-    TaskTable,
-    comparisons,
-    digits_of,
-    of_metric,
-    p_shown,
-    paired_tables,
-    read_results,
-    sentence,
-    task_tables,
-)
+from server.report.paired_tables import PairedTable, paired_tables
+from server.report.tables import digits_of, of_metric, p_shown, read_results, sentence
+from server.report.task_tables import TaskTable, task_tables
 from server.run import Run
 
 if TYPE_CHECKING:

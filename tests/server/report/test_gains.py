@@ -8,8 +8,9 @@ from typing import Any
 
 from common.protocol.orders import Measurement
 from common.study import Study, parse_study
+from server.report.comparisons import comparisons
 from server.report.gains import gains
-from server.report.tables import comparisons, paired_tables
+from server.report.paired_tables import paired_tables
 
 TABLES: dict[str, Any] = {
     "name": "trial",

@@ -19,19 +19,11 @@ import pytest
 from common.errors import FolderError
 from common.protocol.orders import Measurement
 from common.study import load_study
+from server.report.comparisons import BEST_SINGLE, MEAN_OF_SINGLES, comparisons
 from server.report.page import Picture, format_tables, write_report
-from server.report.tables import (
-    BEST_SINGLE,
-    MEAN_OF_SINGLES,
-    UNDEFINED,
-    WITHHELD,
-    comparisons,
-    digits_of,
-    paired_tables,
-    read_results,
-    sentence,
-    task_tables,
-)
+from server.report.paired_tables import paired_tables
+from server.report.tables import UNDEFINED, WITHHELD, digits_of, read_results, sentence
+from server.report.task_tables import task_tables
 from server.results import write_results
 from server.run import Run, open_run, read_run, write_json, write_sealed
 
