@@ -229,7 +229,7 @@ def _against(line: Line, comparison: Comparison, digits: int) -> str:
 def _p(difference: Cell) -> str:
     if difference.p is None or difference.adjusted is None:
         return "; too few people for a verdict"
-    return f", p = {p_shown(difference.p)}, adjusted {p_shown(difference.adjusted)}"
+    return f", p {p_shown(difference.p)}, adjusted {p_shown(difference.adjusted)}"
 
 
 def _against_singles(alone: Sequence[Line], comparison: Comparison) -> str:

@@ -11,22 +11,41 @@ from common.sections import FineTuning
 from common.study import Study
 from server.report.tables import Family, in_order, tested
 from server.report.task_tables import TaskCell, measured, method_of
-from server.report.verdicts import adjusted
+from server.report.verdicts import LEVEL, adjusted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One way of learning minus another, by site; `k` people were learnt from, 0 being all."""
+
+    own: str
+    rival: str
+    k: int
+    cells: dict[str, TaskCell]
+
+    @property
+    def title(self) -> str:
+        """`scratch full minus pretrained full, k = 6`."""
+        return f"{self.own} minus {self.rival}" + (f", k = {self.k}" if self.k else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedTable:
-    """How far the methods of one task lie apart: one minus another, on the same participants.
-
-    lines: for each pair, what it is called and its cell by site.
-    """
+    """How far the methods of one task lie apart: one minus another, on the same participants."""
 
     phase: str
     task: str
     metric: str
     unit: str
     sites: tuple[str, ...]
-    lines: tuple[tuple[str, dict[str, TaskCell]], ...]
+    lines: tuple[Pair, ...]
+
+    def winner(self, pair: Pair, site: str) -> str:
+        """Which of the two is better at a site; nothing where it is undecided, or not told."""
+        cell = pair.cells[site].cell if site in pair.cells else None
+        if cell is None or not cell.value or cell.adjusted is None or cell.adjusted >= LEVEL:
+            return ""
+        return pair.own if (cell.value > 0) == (self.metric != "mae") else pair.rival
 
 
 def paired_tables(study: Study, rows: Iterable[Measurement]) -> list[PairedTable]:
@@ -49,21 +68,21 @@ def _paired_table(
 ) -> PairedTable:
     target = study.targets[task.target]
     metric = metrics.primary(target)
-    lines: dict[str, dict[str, TaskCell]] = {}
+    pairs: dict[tuple[str, str, int], Pair] = {}
     ways = {way.replace("/", "-"): way.replace("/", " ") for way in task.methods}
     order = {k: place for place, k in enumerate(task.participants)}
     for row in sorted(rows, key=lambda row: order.get(row.k, len(order))):
         rival = row.metric.partition("_minus_")[2]
         own = method_of(row.init, row.method, 0)
-        title = f"{own} minus {ways.get(rival, rival)}" + (f", k = {row.k}" if row.k else "")
-        told = replace(measured(row), cell=tested(row, family))
-        lines.setdefault(title, {})[row.site] = told
-    found = {site for cells in lines.values() for site in cells}
+        key = (own, ways.get(rival, rival), row.k)
+        pair = pairs.setdefault(key, Pair(own=key[0], rival=key[1], k=row.k, cells={}))
+        pair.cells[row.site] = replace(measured(row), cell=tested(row, family))
+    found = {site for pair in pairs.values() for site in pair.cells}
     return PairedTable(
         phase=phase,
         task=task.name,
         metric=metric,
         unit=target.unit if metric == "mae" else "",
         sites=tuple(site for site in in_order(study.sites.train, found) if site in found),
-        lines=tuple(lines.items()),
+        lines=tuple(pairs.values()),
     )

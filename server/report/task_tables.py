@@ -90,7 +90,7 @@ def _task_table(
         metric=metric,
         methods=tuple(dict.fromkeys([*named, *sorted(method for _, method in found)])),
         sites=in_order(study.sites.train, {site for site, _ in found}),
-        cells={place: _task_cell(same) for place, same in found.items()},
+        cells={place: task_cell(same) for place, same in found.items()},
     )
 
 
@@ -103,7 +103,7 @@ def method_of(init: str, method: str, k: int) -> str:
     return " ".join(word for word in (init, method) if word) + (f", k = {k}" if k else "")
 
 
-def _task_cell(rows: Sequence[Measurement]) -> TaskCell:
+def task_cell(rows: Sequence[Measurement]) -> TaskCell:
     """The mean over draws, or one measurement, as it is.
 
     Of several without their mean, the median, and the lowest and the highest.

@@ -140,14 +140,16 @@ def _paired(paired: PairedTable, percent: str) -> Table:
     table.add_column("", overflow="fold")
     for site in paired.sites:
         table.add_column(_shown(site), overflow="fold")
-    cells = [cell.cell.value for _, found in paired.lines for cell in found.values()]
+    cells = [cell.cell.value for pair in paired.lines for cell in pair.cells.values()]
     digits = digits_of(paired.metric, *cells)
-    for title, found in paired.lines:
+    for pair in paired.lines:
         texts = [
-            sentence(found[site].cell, digits, signed=True) if site in found else "no result"
+            sentence(pair.cells[site].cell, digits, signed=True)
+            if site in pair.cells
+            else "no result"
             for site in paired.sites
         ]
-        table.add_row(*map(_shown, (title, *texts)))
+        table.add_row(*map(_shown, (pair.title, *texts)))
     return table
 
 
