@@ -7,11 +7,11 @@ caps, and its ledger counts, are these orders.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.run import Run
+from server.report.findings import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +24,15 @@ class Exposure:
     judged: int
 
 
-def exposures(run: Run, sites: Iterable[str]) -> list[Exposure]:
+def exposures(
+    folder: Path, branches: Mapping[str, Sequence[Record]], sites: Iterable[str]
+) -> list[Exposure]:
     """One for each site, in the order given; then for others that answered, as pooled data do."""
     rounds = Counter(
-        site
-        for branch in run.branches()
-        for record in branch.records()
-        for site in record["answered"]
+        site for records in branches.values() for record in records for site in record["answered"]
     )
-    tuned = _answers((run.folder / "finetuning").glob("*/*/*.safetensors"))
-    judged = _answers((run.folder / "evaluation").glob("*/*.safetensors"))
+    tuned = _answers((folder / "finetuning").glob("*/*/*.safetensors"))
+    judged = _answers((folder / "evaluation").glob("*/*.safetensors"))
     named = dict.fromkeys([*sites, *sorted({*rounds, *tuned, *judged})])
     return [
         Exposure(site=site, rounds=rounds[site], tuned=tuned[site], judged=judged[site])

@@ -7,12 +7,11 @@ from typing import Any, Final
 
 from common import metrics
 from common.study import Study
-from server.report import charts, participation
+from server.report import charts
 from server.report.charts import PENS, Pen, Series
 from server.report.figures import Figure
 from server.report.findings import Record
 from server.report.tables import METRIC_NAMES
-from server.run import Run
 
 _FEDERATED: Final = Pen(colour=0, width=2.2)
 _POOLED: Final = Pen(colour=1, dashes="6 2.5")
@@ -55,16 +54,15 @@ def losses(study: Study, records: Sequence[Record], which: str) -> Figure | None
     )
 
 
-def validation(run: Run) -> dict[str, Any] | None:
+def validation(study: Study, branches: Mapping[str, Sequence[Record]]) -> dict[str, Any] | None:
     """The primary metric of each model by target; a round judges the arrays that it starts from."""
-    branches = [(branch.model, participation.records(branch)) for branch in run.branches()]
     figures = []
     key: dict[str, Pen] = {}
-    for number, (name, target) in enumerate(run.study.targets.items()):
+    for number, (name, target) in enumerate(study.targets.items()):
         metric = metrics.primary(target)
         lines = {
             model: points
-            for model, records in branches
+            for model, records in branches.items()
             if (points := _points(records, name, metric))
         }
         if lines:

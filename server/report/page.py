@@ -99,7 +99,8 @@ def _template(name: str) -> str:
 def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Everything the template shows, in the order in which it shows it."""
     study, rows = run.study, read_results(run)
-    records, census = participation.records(run.federated), participation.census(run)
+    branches = {branch.model: participation.records(branch) for branch in run.branches()}
+    records, census = branches[run.federated.model], participation.census(run)
     compared, tasks = comparisons(study, rows), task_tables(study, rows)
     paired = paired_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
@@ -124,11 +125,11 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "tasks": tuning.tasks(tasks, paired, learning_curves(study, rows, percent)),
         "loss": losses(study, records, "loss"),
         "validation_loss": losses(study, records, "validation_loss"),
-        "validation": validation(run),
+        "validation": validation(study, branches),
         "participation": participation.participation(study, records, census),
         "census": participation.holdings(study, census),
-        "exposures": exposures(run, dict.fromkeys((*study.sites.train, *study.sites.heldout))),
-        "traffic": [participation.traffic(branch) for branch in run.branches()],
+        "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
+        "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
         "provenance": _provenance(run),

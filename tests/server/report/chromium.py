@@ -25,6 +25,7 @@ _QUIET = (
     "--disable-background-networking", "--disable-component-update", "--disable-extensions",
 )  # fmt: skip
 _PATIENCE_S = 60.0
+_LOADED = "Page.loadEventFired"
 
 
 def installed() -> str:
@@ -53,8 +54,13 @@ class Tab:
             self.ask(f"{domain}.enable")
         self.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         self.resize(width, height)
+        self.go(address)
+
+    def go(self, address: str) -> None:
+        """Load another page in the same tab."""
+        self.events = [told for told in self.events if told.get("method") != _LOADED]
         self.ask("Page.navigate", url=address)
-        self.wait_for("Page.loadEventFired")
+        self.wait_for(_LOADED)
 
     def resize(self, width: int, height: int) -> None:
         """As a telephone of so many pixels would show the page."""
