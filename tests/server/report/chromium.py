@@ -74,10 +74,10 @@ class Tab:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def press(self, key: str, code: int) -> None:
-        """Press and release one key."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press and release one key, which may write a character."""
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text,
                      windowsVirtualKeyCode=code)  # fmt: skip
 
     def photograph(self, file: Path) -> None:
@@ -125,8 +125,8 @@ def browsing(folder: Path) -> Iterator[Tab]:
     from_browser, ours = os.pipe()
     words = [installed(), *_QUIET, f"--user-data-dir={folder / 'profile'}",
              "--remote-debugging-pipe", "about:blank"]  # fmt: skip
-    # the shell gives the two ends the numbers that the browser looks for
-    shell = ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{ours}', "sh", *words]
+    # bash gives the two ends, of whatever numbers, the numbers that the browser looks for
+    shell = ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{ours}', "bash", *words]
     process = subprocess.Popen(shell, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL)
     os.close(theirs)
     os.close(ours)
