@@ -19,10 +19,10 @@ from server.report.svg import COLOURS, FAINT, INK, MARKERS, Point, Scale
 from server.report.tables import Cell
 
 _DASHES: Final = ("", "6 2.5", "1.5 2", "6 2 1.5 2", "11 3")
-_LONGEST_LABEL: Final = 30  # characters; a longer one would leave no room for the axis
+_LONGEST_LABEL: Final = 28  # characters; a longer one would leave no room for the axis
 _MOST_POINTS: Final = 300  # a figure stays below 60 kB however long the run
 _MOST_TEXT: Final = 60  # rows of a forest that have room for a line of text each
-_WIDTH: Final = 440
+_WIDTH: Final = 420
 
 Points = Sequence[tuple[float, float]]
 
@@ -109,7 +109,7 @@ def forest(
     left = max((svg.width_of(label, size) for label in labels), default=0) + 14
     cells = [row.cell for row in rows if row.cell is not None]
     ends = [end for cell in cells for end in (cell.low, cell.value, cell.high) if end is not None]
-    across = svg.around([*ends, *([] if rule is None else [rule])], left, _WIDTH - 10)
+    across = svg.around([*ends, *([] if rule is None else [rule])], left, _WIDTH - 18)
     bottom = 8.0 + step * len(rows)
     ticks = across.ticks(5)
     parts = [
@@ -127,7 +127,7 @@ def forest(
     parts += _whiskers(placed, across)
     told = sum(cell.value is not None for cell in cells)
     spoken = f"{title}: {told} values with intervals, {x}"
-    return svg.figure(name, title, spoken, (_WIDTH, bottom + 38), parts)
+    return svg.figure(name, title, spoken, (_WIDTH, bottom + 40), parts)
 
 
 def learning(
@@ -163,13 +163,15 @@ def matrix(
     y: str,
     x: str,
 ) -> Markup:
-    """Words in their cells, on a ground the darker the nearer their share is to 1."""
-    width, height, top = 58, 24, 22
+    """Words in their cells, on a ground the stronger the nearer their share is to 1."""
+    width, height = 58, 24
     labels, heads = [short(one, 22) for one in rows], [short(one, 16) for one in columns]
-    left = max(map(svg.width_of, [*labels, y])) + 14
-    bottom = top + height * len(rows)
-    parts = [svg.words(left - 8, 14, f"{y} \N{DOWNWARDS ARROW}", anchor="end"),
-             svg.words(left, 14, f"{x} (below)")]  # fmt: skip
+    top = max(map(svg.width_of, heads), default=0) * 0.71 + 34
+    left = max(map(svg.width_of, [*labels, y])) + 24
+    parts = [svg.words(left - 8, top - 22, f"{x} \N{RIGHTWARDS ARROW}", anchor="end"),
+             svg.words(left - 8, top - 6, f"{y} \N{DOWNWARDS ARROW}", anchor="end")]  # fmt: skip
+    for over, head in enumerate(heads):
+        parts.append(svg.words(left + width * (over + 0.5), top - 6, head, turned=-45))
     for down, (label, found) in enumerate(zip(labels, cells, strict=True)):
         middle = top + height * (down + 0.5) + 4
         parts.append(svg.words(left - 8, middle, label, anchor="end"))
@@ -179,11 +181,7 @@ def matrix(
                 ground = 0.05 + 0.4 * one[0]
                 parts.append(svg.cell(at, top + height * down, width, height, _BLUE, ground))
                 parts.append(svg.words(at + width / 2, middle, one[1], anchor="middle"))
-    for over, head in enumerate(heads):
-        at = left + width * (over + 0.5) + 4
-        parts.append(svg.words(at, bottom + 10, head, anchor="end", turned=-45))
-    deepest = max(map(svg.width_of, heads), default=0) * 0.71
-    size = (max(left + width * len(columns) + 8, left + 120), bottom + deepest + 20)
+    size = (max(left + width * (len(columns) + 1), _WIDTH), top + height * len(rows) + 8)
     spoken = f"{title}: {len(rows)} rows by {len(columns)} columns"
     return svg.figure(name, title, spoken, size, parts)
 
@@ -207,7 +205,7 @@ def _grid(
     marks = up.ticks(5)
     texts = svg.tick_words(marks)
     left = max(map(svg.width_of, texts), default=0) + 14
-    across = svg.around((a for a, _ in points), left, _WIDTH - 14, pad=0 if ticks else 0.02)
+    across = svg.around((a for a, _ in points), left, _WIDTH - 18, pad=0 if ticks else 0.02)
     named = list(ticks)
     if not named:
         wanted = across.ticks(7, whole=whole)

@@ -74,8 +74,8 @@ def _figure(name: str, places: Sequence[Comparison], models: Sequence[str], line
     better = "lower" if first.metric == "mae" else "higher"
     return Figure(
         name=name, title=title, drawn=drawn, columns=COLUMNS, rows=rows,
-        note=f"The darker a cell, the better; {better} numbers are. Sites differ in their people, "
-        "so compare within a column.",
+        note=f"The stronger the colour, the better; {better} numbers are. Sites differ in their "
+        "people: compare within a column.",
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 INK: Final = "currentColor"
 FAINT: Final = "var(--muted, currentColor)"
-SIZE: Final = 11  # of words; all measures are CSS pixels
+SIZE: Final = 12  # of words; all measures are CSS pixels
 MARKERS: Final = ("circle", "square", "triangle", "diamond", "wedge")
 _PAPER_INK: Final = "#1b1f24"
 _PAPER_FAINT: Final = "#59636e"
@@ -161,8 +161,8 @@ def bottom_axis(scale: Scale, y: float, label: str, ticks: Sequence[tuple[float,
     marks = [[(scale.start, y), (scale.end, y)]]
     marks += [[(scale(at), y), (scale(at), y + 4)] for at, _ in ticks]
     parts = [path(marks, INK, width=0.7)]
-    parts += [words(scale(at), y + 15, text, anchor="middle") for at, text in ticks]
-    parts.append(words((scale.start + scale.end) / 2, y + 31, label, anchor="middle"))
+    parts += [words(scale(at), y + 16, text, anchor="middle") for at, text in ticks]
+    parts.append(words((scale.start + scale.end) / 2, y + 33, label, anchor="middle"))
     return "".join(parts)
 
 

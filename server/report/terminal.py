@@ -15,6 +15,7 @@ from common.printable import printable
 from server.report.comparisons import Comparison, Line, comparisons
 from server.report.gains import gains
 from server.report.paired_tables import PairedTable, paired_tables
+from server.report.recommendation import choices, in_short
 from server.report.tables import digits_of, of_metric, p_shown, read_results, sentence
 from server.report.task_tables import TaskTable, task_tables
 from server.run import Run
@@ -34,6 +35,8 @@ def format_tables(run: Run) -> str:
     percent = f"{100 * run.study.evaluation.confidence:g} %"
     compared, paired = comparisons(run.study, rows), paired_tables(run.study, rows)
     told = gains(run.study, compared, paired, percent)
+    if method := in_short(choices(run.study, compared, paired)):
+        told.append(f"Which method to use: {method}")
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
     tables += [_paired(table, percent) for table in paired]

@@ -1,4 +1,4 @@
-"""A page of a very large study: seconds to make it, MB, and seconds until a browser has it."""
+"""A page of a very large study: processor seconds to make it, MB, and seconds until a browser has it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.study import load_study
 from server.report.page import write_report
 from server.results import write_results
 from server.run import Run, open_run, read_run, write_json, write_sealed
-from tests.server.report.chromium import browsing
+from tests.server.report.chromium import Tab, browsing
 
 SITES, TARGETS, ROUNDS = 200, 10, 100
 MODELS = ("federated", "pooled", "pooled-linear", "training-mean", "training-median")
@@ -25,15 +25,15 @@ COUNTS = (10, 20, 50, 100, 200)
 
 def table() -> str:
     """A row for a study of a few sites, and one for a very large one."""
-    titles = ("sites of each role", "targets", "rows", "seconds to make", "MB", "seconds to load")
+    titles = ("sites of each role", "targets", "rows", "CPU s to make", "MB", "seconds to load")
     rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for sites, targets in ((3, 2), (SITES, TARGETS)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             run, count = large_run(folder, sites, targets)
-            began = time.monotonic()
+            began = time.process_time()
             page = write_report(run)
-            made = time.monotonic() - began
+            made = time.process_time() - began
             size = page.stat().st_size / 1e6
             rows.append(
                 f"| {sites} | {targets} | {count:,} | {made:.1f} | {size:.1f} | "
@@ -137,13 +137,17 @@ def _named(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(page: Path, folder: Path) -> str:
-    """Seconds until the page is there and laid out, or why nobody knows."""
+    """Seconds until the page is there and laid out, the least of three; or why nobody knows."""
     try:
         with browsing(folder) as tab:
             tab.open("about:blank", 1200, 900, folder)
-            began = time.monotonic()
-            tab.go(page.as_uri())
-            tab.evaluate("document.documentElement.scrollHeight")
-            return f"{time.monotonic() - began:.1f}"
+            return f"{min(_load(tab, page) for _ in range(3)):.1f}"
     except pytest.skip.Exception as why:
         return str(why)
+
+
+def _load(tab: Tab, page: Path) -> float:
+    began = time.monotonic()
+    tab.go(page.as_uri())
+    tab.evaluate("document.documentElement.scrollHeight")
+    return time.monotonic() - began
