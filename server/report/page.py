@@ -105,6 +105,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     paired = paired_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
     chosen = choices(study, compared, paired)
+    curves = learning_curves(study, rows, percent)
     return {
         "study": study,
         "percent": percent,
@@ -122,7 +123,12 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "compared": out_of_site.targets(study, compared, percent),
         "matrices": matrices(compared),
         "calibrations": calibrations(study, compared),
-        "tasks": tuning.tasks(tasks, paired, learning_curves(study, rows, percent)),
+        "tasks": tuning.tasks(tasks, paired, curves),
+        "more_curves": [
+            one
+            for task in sorted(curves.keys() - {table.task for table in tasks})
+            for one in curves[task]
+        ],
         "loss": losses(study, records, "loss"),
         "validation_loss": losses(study, records, "validation_loss"),
         "validation": validation(study, branches),
