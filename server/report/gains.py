@@ -97,8 +97,14 @@ def _tuned(table: PairedTable, percent: str) -> str:
 
 
 def site_of(table: PairedTable) -> str:
-    """All sites that tuned, as one; or the first."""
-    return TOGETHER if TOGETHER in table.sites else (*table.sites, "")[0]
+    """All sites that tuned, as one; or the first whose numbers were not withheld."""
+    told = [
+        site
+        for site in table.sites
+        if any(site in pair.cells and pair.cells[site].cell.value is not None
+               for pair in table.lines)
+    ]  # fmt: skip
+    return TOGETHER if TOGETHER in told else (*told, *table.sites, "")[0]
 
 
 def _apart(pair: Pair, cell: Cell, digits: int) -> str:

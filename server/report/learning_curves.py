@@ -14,7 +14,7 @@ from server.report import charts
 from server.report.charts import PENS, Band
 from server.report.figures import Figure, Value
 from server.report.tables import METRIC_NAMES
-from server.report.task_tables import TaskCell, method_of, task_cell
+from server.report.task_tables import TaskCell, method_of, task_cell, way_of
 from server.results import TOGETHER
 
 COLUMNS = (
@@ -38,7 +38,7 @@ def learning_curves(
         primary = metrics.primary(study.targets[row.target])
         if row.metric in (primary, primary + metrics.OVER_DRAWS):
             curve = found.setdefault((row.task, row.target), {}).setdefault(row.site, {})
-            curve.setdefault((method_of(row.init, row.method, 0), learnt_from(row)), []).append(row)
+            curve.setdefault((method_of(*way_of(row), 0), learnt_from(row)), []).append(row)
     drawn: dict[str, list[Figure]] = {}
     for number, ((task, target), by_site) in enumerate(found.items()):
         for site in _sites(by_site):

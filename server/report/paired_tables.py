@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from common import metrics
+from common.label_sums import MEDIAN
 from common.protocol.orders import Measurement
 from common.sections import FineTuning
 from common.study import Study
@@ -70,6 +71,7 @@ def _paired_table(
     metric = metrics.primary(target)
     pairs: dict[tuple[str, str, int], Pair] = {}
     ways = {way.replace("/", "-"): way.replace("/", " ") for way in task.methods}
+    ways[MEDIAN] = MEDIAN.replace("-", " ")
     order = {k: place for place, k in enumerate(task.participants)}
     for row in sorted(rows, key=lambda row: order.get(row.k, len(order))):
         rival = row.metric.partition("_minus_")[2]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common import metrics
+from common.label_sums import MEDIAN
 from common.protocol.orders import Measurement
 from common.sections import FineTuning
 from common.study import Study
@@ -76,11 +77,14 @@ def _task_table(
     told = (metric, metric + metrics.OVER_DRAWS)
     for row in rows:
         if row.task == task.name and row.target == task.target and row.metric in told:
-            found.setdefault((row.site, _method(row)), []).append(row)
+            found.setdefault((row.site, method_of(*way_of(row), row.k)), []).append(row)
+    known = {method for _, method in found}
+    beside = MEDIAN.replace("-", " ")
     named = [
         method_of(*way.rpartition("/")[::2], k)
         for k in task.participants or (0,)
-        for way in task.methods
+        for way in (*task.methods, beside)
+        if way != beside or method_of("", beside, k) in known
     ]
     return TaskTable(
         phase=phase,
@@ -88,14 +92,15 @@ def _task_table(
         target=task.target,
         unit=target.unit if metric == "mae" else "",
         metric=metric,
-        methods=tuple(dict.fromkeys([*named, *sorted(method for _, method in found)])),
+        methods=tuple(dict.fromkeys([*named, *sorted(known)])),
         sites=in_order(study.sites.train, {site for site, _ in found}),
         cells={place: task_cell(same) for place, same in found.items()},
     )
 
 
-def _method(row: Measurement) -> str:
-    return method_of(row.init, row.method, row.k)
+def way_of(row: Measurement) -> tuple[str, str]:
+    """Where a model began and how it was learnt; the rival that is told beside has no beginning."""
+    return ("", MEDIAN.replace("-", " ")) if row.model == MEDIAN else (row.init, row.method)
 
 
 def method_of(init: str, method: str, k: int) -> str:

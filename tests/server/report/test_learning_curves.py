@@ -14,6 +14,8 @@ from server.report.comparisons import comparisons
 from server.report.cross_site import matrices
 from server.report.learning_curves import learning_curves
 from server.report.page import write_report
+from server.report.paired_tables import paired_tables
+from server.report.task_tables import task_tables
 from server.results import write_results
 from tests.server.report.made_up_run import finished, rows
 from tests.server.report.test_gains import TABLES, row
@@ -53,6 +55,28 @@ def test_a_mean_over_draws_is_told_and_not_the_median_of_them() -> None:
     [curve] = learning_curves(STUDY, [*draws, other], "95 %")["dementia"]
     assert curve.rows[0][4:7] == (0.6, 0.5, 0.9)
     assert "lowest and highest repeat" in curve.note
+
+
+def test_the_median_beside_is_a_way_of_its_own() -> None:
+    """Its rows come with the first way's answer, and must not be mixed into that way's values."""
+    study = parse_study({**TABLES, "finetuning": [{"name": "own", "target": "age",
+                                                   "methods": ["pretrained/full"]}]},
+                        Path("trial.toml"))  # fmt: skip
+    more = {"task": "own", "target": "age"}
+    found = [told(3.0, 0, metric="mae", **more), told(9.0, 0, metric="mae", model="training-median",
+                                                      **more)]  # fmt: skip
+    found.append(told(-6.0, 0, metric="mae_minus_training-median", p=0.01, **more))
+    [table] = task_tables(study, found)
+    assert {method: cell.cell.value for (_, method), cell in table.cells.items()} == {
+        "pretrained full": 3.0, "training median": 9.0
+    }  # fmt: skip
+    [paired] = paired_tables(study, found)
+    assert [pair.title for pair in paired.lines] == ["pretrained full minus training median"]
+    assert paired.winner(paired.lines[0], "all") == "pretrained full"
+    curve = [told(value, k, metric="mae", model=model, **more)
+             for k in (5, 10) for value, model in ((3.0, "federated"), (9.0, "training-median"))]  # fmt: skip
+    [drawn] = learning_curves(study, curve, "95 %")["own"]
+    assert len(drawn.rows) == 4
 
 
 def test_one_number_of_people_is_no_curve() -> None:
