@@ -21,13 +21,13 @@ COLUMNS: Final = (
 _MODELS: Final = (FEDERATED, "pooled", "pooled-linear")
 _MOST_ROWS: Final = 60
 _IDEAL: Final = {"slope": 1.0, "brier": None, "ece": None}
-_NOTES: Final = {
-    "slope": "At 1, the dashed line, a person who is predicted ten higher is ten higher on "
-    "average. Below, predictions are spread too far; above, too little.",
-    "brier": "The mean squared error of the probability; lower is better. What says the share of "
-    "the ill of everybody gets that share times the rest, a quarter where half are ill.",
-    "ece": "How far probabilities lie from the shares that come true, over ten bins. Without "
-    "an interval: in small samples it is too high by itself.",
+NOTES: Final = {
+    "slope": "at 1, the dashed line, a person who is predicted ten higher is ten higher on "
+    "average; below, predictions are spread too far; above, too little",
+    "brier": "the mean squared error of the probability; lower is better, and what says the share "
+    "of the ill of everybody gets that share times the rest, a quarter where half are ill",
+    "ece": "how far probabilities lie from the shares that come true, over ten bins; lower is "
+    "better; without an interval, for in small samples it is too high by itself",
 }
 
 
@@ -43,6 +43,12 @@ def calibrations(study: Study, compared: Sequence[Comparison]) -> list[Figure]:
                 name = f"calibration-{number}-{metric}"
                 found.append(_figure(name, target, metric, rows, rule))
     return found
+
+
+def notes(found: Sequence[Figure]) -> list[tuple[str, str]]:
+    """What the measures among some figures mean."""
+    told = {str(row[2]) for one in found for row in one.rows}
+    return [(METRIC_NAMES[metric], note) for metric, note in NOTES.items() if metric in told]
 
 
 def _rows(places: Sequence[Comparison], metric: str) -> Iterator[Measurement]:
@@ -81,6 +87,4 @@ def _figure(
          row.n_participants, row.n_scans)
         for row in rows
     )  # fmt: skip
-    return Figure(
-        name=name, title=title, drawn=drawn, columns=COLUMNS, rows=numbers, note=_NOTES[metric]
-    )
+    return Figure(name=name, title=title, drawn=drawn, columns=COLUMNS, rows=numbers)

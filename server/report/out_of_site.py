@@ -6,6 +6,7 @@ model at every site stands in results.csv.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -105,8 +106,15 @@ def _drawn(places: Sequence[Comparison]) -> Iterator[tuple[Comparison, list[Line
         yield from every
         return
     key = _KEY if len(places) * (len(_KEY) + 1) <= 2 * _MOST_ROWS else (FEDERATED,)
-    for one, lines in every:
-        yield one, [line for line in lines if line.model in key]
+    kept = [(one, [line for line in lines if line.model in key]) for one, lines in every]
+    yield from sorted(kept, key=_by_value) if len(key) == 1 else kept
+
+
+def _by_value(shown: tuple[Comparison, list[Line]]) -> tuple[bool, float]:
+    """All sites first, then one below another by their value."""
+    one, lines = shown
+    value = lines[0].cell.value if lines else None
+    return not one.site.startswith(TOGETHER), math.inf if value is None else value
 
 
 def _whiskers(shown: Sequence[tuple[Comparison, list[Line]]], *, single: bool) -> Iterator[Whisker]:

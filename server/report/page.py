@@ -26,7 +26,7 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
 from server.report.answer import answer
-from server.report.calibration import calibrations
+from server.report.calibration import calibrations, notes
 from server.report.comparisons import Comparison, comparisons
 from server.report.cross_site import matrices
 from server.report.exposures import exposures
@@ -105,6 +105,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     paired = paired_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
     chosen = choices(study, compared, paired)
+    calibrated = calibrations(study, compared)
     curves = learning_curves(study, rows, percent)
     return {
         "study": study,
@@ -122,7 +123,8 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": out_of_site.targets(study, compared, percent),
         "matrices": matrices(compared),
-        "calibrations": calibrations(study, compared),
+        "calibrations": calibrated,
+        "calibration_notes": notes(calibrated),
         "tasks": tuning.tasks(tasks, paired, curves),
         "more_curves": [
             one

@@ -34,3 +34,13 @@ def test_differences_of_very_many_sites_are_counted(tmp_path: Path) -> None:
     for line in re.findall(r"<td>((?:[^<:]+: \d+(?:, )?)+)</td>", table):
         assert sum(int(n) for n in re.findall(r": (\d+)", line)) == 70
     assert table.count("<tr>") == 1 + 15
+
+
+def test_very_many_sites_are_drawn_in_the_order_of_their_values(tmp_path: Path) -> None:
+    """Seventy rows by name hide who is worst; all together stand above."""
+    run, _ = large_run(tmp_path, 130, 2)
+    [drawn] = re.findall(r'<figure id="forest-0">.*?</figure>', write_report(run).read_text(),
+                         re.DOTALL)  # fmt: skip
+    across = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    assert len(across) == 130
+    assert across == sorted(across)
