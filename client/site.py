@@ -58,8 +58,8 @@ class Device(Table):
     kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if any.")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0,
-        description="CPU threads of training; 0 takes the machine's cores. Small networks gain nothing "
-        "by a second one, and the local engine then lets several sites work at a time.",
+        description="CPU threads of training; 0 takes the machine's cores. Small networks gain "
+        "nothing by a second one, and the local engine then lets several sites work at a time.",
     )
     loaders: Annotated[int, Field(ge=0, le=64)] = Field(
         0,

@@ -27,6 +27,7 @@ from client.learning.measurement import (
     mean_over_draws,
     measure,
 )
+from client.learning.median_rival import beside_median
 from client.learning.prediction import features_of, losses, predict
 from client.learning.pretraining import loader_of
 from client.learning.support import people_among
@@ -189,6 +190,7 @@ class Tuning:
             if both:
                 ours = [told[repeat] for repeat in both]
                 rows += difference(*found, ours, [theirs[r] for r in both], rival, task.name)
+        rows += beside_median(*found, list(told.values()), task.name)
         own = {"init": order.init, "method": order.method, "k": order.k}
         return [Measured(one.row.model_copy(update=own), one.people) for one in rows]
 

@@ -8,7 +8,8 @@ from common.explain import explain
 from common.study import Study
 from server.lineage import Lineage
 from server.overlap import Overlaps
-from server.report.tables import METRIC_NAMES, Cell, Comparison
+from server.report.comparisons import Comparison
+from server.report.tables import METRIC_NAMES, Cell
 
 _LIMITS = """\
 - Figures hold for people like those of the held-out sites, scanned and prepared like them.

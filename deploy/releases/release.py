@@ -31,7 +31,8 @@ from deploy.releases.documents import coordinator_key, digest_of_file, write_doc
 from deploy.releases.model_card import model_card
 from server.overlap import FILE as OVERLAP
 from server.overlap import kept
-from server.report.tables import comparisons, read_results
+from server.report.comparisons import comparisons
+from server.report.tables import read_results
 from server.run import SEEN, Run, about_checkpoint, read_run
 
 MANIFEST: Final = "manifest.json"

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from common import metrics
+from common.label_sums import MEDIAN
 from common.protocol.orders import Order, Report
 from common.seams import LABELS, SHARED, TERM
 from common.sections import CALIBRATED, FineTuning, Target, calibrated
@@ -82,6 +83,8 @@ def models_of(study: Study, order: Order) -> tuple[str, ...]:
         found += ["constant", "site-mean", "site-linear"] * (order.model == "federated")
         counts = study.evaluation.calibration if order.model == "federated" else ()
         found += [calibrated(order.model, k) for k in counts]
+    if order.kind in TUNED and not order.against:  # the same for all ways of a task
+        found.append(MEDIAN)
     return tuple(found)
 
 
@@ -95,13 +98,21 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     told, first = metrics.names(target), metrics.primary(target)
     if model.startswith(f"{order.model}{CALIBRATED}"):
         return (*told, f"{first}_minus_{order.model}")
+    if order.kind in TUNED:
+        told = _of_tuned(target, model)
     if model != order.model:
         return told
-    if order.kind in TUNED:
-        told = (*told, first + metrics.OVER_DRAWS)
-        if target.kind == "binary":
-            told = (*told, "balanced_accuracy" + metrics.CHOSEN)
     return (*told, *(f"{first}_minus_{rival}" for rival in order.against))
+
+
+def _of_tuned(target: Target, model: str) -> tuple[str, ...]:
+    """Of a tuned model, or of the median beside it, which only numbers have."""
+    told, first = metrics.names(target), metrics.primary(target)
+    if model == MEDIAN:
+        return (*told, first + metrics.OVER_DRAWS) if target.kind == "regression" else ()
+    more = {"regression": f"{first}_minus_{MEDIAN}", "binary": "balanced_accuracy" + metrics.CHOSEN}
+    beside = [more[target.kind]] if target.kind in more else []
+    return (*told, first + metrics.OVER_DRAWS, *beside)
 
 
 def repeats_of(study: Study, order: Order, metric: str = "") -> int:

@@ -13,6 +13,7 @@ from common import metrics
 from common.protocol.orders import Measurement
 from server.report import charts
 from server.report.charts import PENS, Series
+from server.report.figures import Figure
 
 Told = Mapping[str, float]  # a metric's mean over sites and draws
 _FIRST: Final = 5  # per cent, that the table shows
@@ -31,9 +32,12 @@ def faithfulness(rows: Iterable[Measurement]) -> Iterator[dict[str, Any]]:
             "lines": [(way, k, _shown(found)) for (way, k), found in ways.items()],
             "first": _FIRST,
             "people": largest,
-            "figure": _figure(task, drawn) if metrics.SAID in next(iter(drawn.values())) else "",
-            "key": charts.legend(list(_series(drawn))),
+            "figure": _figure(task, list(_series(drawn))) if _is_told(drawn) else None,
         }
+
+
+def _is_told(drawn: Mapping[str, Told]) -> bool:
+    return metrics.SAID in next(iter(drawn.values()))
 
 
 def _ways(rows: Iterable[Measurement]) -> dict[tuple[str, int], Told]:
@@ -74,11 +78,16 @@ def _series(drawn: Mapping[str, Told]) -> Iterator[Series]:
             yield Series(name=f"{way}, {what}", points=tuple(points), pen=pen)
 
 
-def _figure(task: str, drawn: Mapping[str, Told]) -> Any:
-    return charts.curves(
-        f"faithfulness-{task}",
-        f"Probability of what was said of {task}, by how much of a sample is deleted",
-        list(_series(drawn)),
-        x="% of places deleted",
-        y="probability of what was said",
+def _figure(task: str, series: Sequence[Series]) -> Figure:
+    name = f"faithfulness-{task}"
+    title = f"Probability of what was said of {task}, by how much of a sample is deleted"
+    return Figure(
+        name=name,
+        title=title,
+        drawn=charts.curves(
+            name, title, series, x="% of places deleted", y="probability of what was said"
+        ),
+        columns=("way", "percent_deleted", "probability"),
+        rows=tuple((line.name, x, y) for line in series for x, y in line.points),
+        key=charts.legend(series),
     )

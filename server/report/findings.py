@@ -12,19 +12,18 @@ from typing import Any, Final
 from common.errors import SENTENCES
 from common.study import Study
 from server import overlap, site_findings
+from server.report.comparisons import Comparison, Line
 from server.report.tables import (
     FEDERATED,
     SMALL,
     Cell,
-    Comparison,
-    Line,
-    TaskTable,
     digits_of,
     of_metric,
     p_shown,
     sentence,
     shown,
 )
+from server.report.task_tables import TaskTable
 from server.results import TOGETHER
 from server.run import Run, lineage_told
 
@@ -230,7 +229,7 @@ def _against(line: Line, comparison: Comparison, digits: int) -> str:
 def _p(difference: Cell) -> str:
     if difference.p is None or difference.adjusted is None:
         return "; too few people for a verdict"
-    return f", p = {p_shown(difference.p)}, adjusted {p_shown(difference.adjusted)}"
+    return f", p {p_shown(difference.p)}, adjusted {p_shown(difference.adjusted)}"
 
 
 def _against_singles(alone: Sequence[Line], comparison: Comparison) -> str:

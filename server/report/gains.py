@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from common.study import Study
-from server.report.tables import (
-    MEAN_OF_SINGLES,
-    Cell,
-    Comparison,
-    Line,
-    PairedTable,
-    digits_of,
-    of_metric,
-    sentence,
-    shown,
-)
+from server.report.comparisons import MEAN_OF_SINGLES, Comparison, Line
+from server.report.paired_tables import Pair, PairedTable
+from server.report.tables import Cell, digits_of, of_metric, sentence, shown
 from server.results import TOGETHER
 
 _ALONE: Final = "single-"
@@ -32,13 +25,13 @@ def gains(
     Differences are turned so that they are the federated, or the pretrained, network minus its
     rival; intervals are of paired differences.
     """
-    judged = _judged(study, compared)
+    judged = judged_together(study, compared)
     found = [_alone(judged[0], percent), _verdicts(judged)] if judged else []
     found += [_tuned(table, percent) for table in paired if table.phase == "finetune"]
     return [line for line in found if line]
 
 
-def _judged(study: Study, compared: Sequence[Comparison]) -> list[Comparison]:
+def judged_together(study: Study, compared: Sequence[Comparison]) -> list[Comparison]:
     """What all held-out sites together, or the only one, measured; the weightiest target first."""
     told = [one for one in compared if one.federated and one.federated.cell.value is not None]
     places = {one.site for one in told}
@@ -64,7 +57,7 @@ def _alone(one: Comparison, percent: str) -> str:
         if model in lines and lines[model].cell.value is not None
     ]
     apart = "; ".join(
-        f"{_name(line)} {_turned(line.difference, digits)}" for line in alone if line.difference
+        f"{_name(line)} {turned(line.difference, digits)}" for line in alone if line.difference
     )
     less = f". Together minus alone: {apart}" if apart else ""
     return (
@@ -90,35 +83,45 @@ def _verdicts(judged: Sequence[Comparison]) -> str:
 
 def _tuned(table: PairedTable, percent: str) -> str:
     """How far pretrained ways lie from others, over all sites that tuned, or at the only one."""
-    site = TOGETHER if TOGETHER in table.sites else (*table.sites, "")[0]
-    cells = [(title, found[site]) for title, found in table.lines if site in found]
-    told = [(title, cell) for title, cell in cells if cell.cell.value is not None]
-    digits = digits_of(table.metric, *(cell.cell.value for _, cell in told))
-    parts = [part for title, cell in told if (part := _apart(title, cell.cell, digits))]
+    site = site_of(table)
+    told = [pair for pair in table.lines
+            if site in pair.cells and pair.cells[site].cell.value is not None]  # fmt: skip
+    digits = digits_of(table.metric, *(pair.cells[site].cell.value for pair in told))
+    parts = [part for pair in told if (part := _apart(pair, pair.cells[site].cell, digits))]
     if not parts:
         return ""
-    people = max(cell.n_participants for _, cell in told)
+    people = max(pair.cells[site].n_participants for pair in told)
     where = "all sites" if site == TOGETHER else site
     listed = "; ".join(parts)
     return f"{table.task} at {where}, {of_metric(table)} ({percent}, {people} people): {listed}."
 
 
-def _apart(title: str, cell: Cell, digits: int) -> str:
+def site_of(table: PairedTable) -> str:
+    """All sites that tuned, as one; or the first whose numbers were not withheld."""
+    told = [
+        site
+        for site in table.sites
+        if any(site in pair.cells and pair.cells[site].cell.value is not None
+               for pair in table.lines)
+    ]  # fmt: skip
+    return TOGETHER if TOGETHER in told else (*told, *table.sites, "")[0]
+
+
+def _apart(pair: Pair, cell: Cell, digits: int) -> str:
     """A pair as pretrained minus the other; nothing of pairs where both are, or none is."""
-    own, _, rest = title.partition(" minus ")
-    rival, comma, count = rest.partition(", ")
-    if own.startswith(_PRETRAINED) == rival.startswith(_PRETRAINED):
+    if pair.own.startswith(_PRETRAINED) == pair.rival.startswith(_PRETRAINED):
         return ""
-    if own.startswith(_PRETRAINED):
-        return f"{title} {sentence(cell, digits, signed=True)}"
-    return f"{rival} minus {own}{comma}{count} {_turned(cell, digits)}"
+    if pair.own.startswith(_PRETRAINED):
+        return f"{pair.title} {sentence(cell, digits, signed=True)}"
+    turned_round = replace(pair, own=pair.rival, rival=pair.own)
+    return f"{turned_round.title} {turned(cell, digits)}"
 
 
 def _name(line: Line) -> str:
     return line.model.removeprefix(_ALONE)
 
 
-def _turned(cell: Cell, digits: int) -> str:
+def turned(cell: Cell, digits: int) -> str:
     """A difference the other way round, with its interval."""
     if cell.value is None or cell.low is None or cell.high is None:
         return "without an interval"

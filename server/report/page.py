@@ -18,52 +18,47 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from common import metrics
 from common.runtime.durable import write_atomically
 from common.study import Study
-from server.report import charts, findings, participation
-from server.report.charts import PENS, Pen, Series
+from server.report import findings, out_of_site, participation, tuning
+from server.report.answer import answer
+from server.report.calibration import calibrations, notes
+from server.report.comparisons import Comparison, comparisons
+from server.report.cross_site import matrices
+from server.report.exposures import exposures
 from server.report.faithfulness import faithfulness
-from server.report.findings import Record
+from server.report.gains import judged_together
+from server.report.learning_curves import learning_curves
+from server.report.loss_curves import losses, validation
+from server.report.paired_tables import paired_tables
+from server.report.recommendation import RULE, choices, in_short, size
 from server.report.tables import (
-    METRIC_NAMES,
-    OTHER_NAMES,
     SMALL,
     UNDEFINED,
     WITHHELD,
     Cell,
-    Comparison,
-    PairedTable,
-    TaskCell,
-    TaskTable,
-    cell_of,
-    comparisons,
     digits_of,
     of_metric,
     p_shown,
-    paired_tables,
     read_results,
     shown,
-    task_tables,
 )
+from server.report.task_tables import task_tables
 from server.report.terminal import format_tables
-from server.results import TOGETHER
 from server.run import Run, read_json
 
 __all__ = ["Picture", "format_tables", "write_report"]
 
-_FEDERATED: Final = Pen(colour=0, width=2.2)
-_POOLED: Final = Pen(colour=1, dashes="6 2.5")
-_SINGLE: Final = Pen(colour=2, dashes="1.5 2", width=1.2)
-_GROUPS: Final = {
-    "as it comes": "The model as it comes",
-    "scan unseen": "Without looking at a scan",
-    "site's labels": "With this site's own labels, each participant predicted by a fit without her",
+RIVAL_TITLES: Final = {
+    "pooled": "pooled network",
+    "pooled-linear": "pooled linear model",
+    "training-median": "training median",
 }
+_BESIDE: Final = tuple(RIVAL_TITLES)  # rivals in the table at a glance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,41 +81,63 @@ def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
         If the page cannot be written.
     """
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["cell"] = _cell_html
     environment.filters["p"] = p_shown
-    source = (files("server.report") / "report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(_content(run, pictures))
+    page = environment.get_template("report.html.j2").render(_content(run, pictures))
     path = run.folder / "report.html"
     write_atomically(path, page.encode())
     return path
 
 
+def _template(name: str) -> str:
+    return (files("server.report") / name).read_text(encoding="utf-8")
+
+
 def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Everything the template shows, in the order in which it shows it."""
     study, rows = run.study, read_results(run)
-    records, census = participation.records(run.federated), participation.census(run)
+    branches = {branch.model: participation.records(branch) for branch in run.branches()}
+    records, census = branches[run.federated.model], participation.census(run)
     compared, tasks = comparisons(study, rows), task_tables(study, rows)
     paired = paired_tables(study, rows)
     percent = f"{100 * study.evaluation.confidence:g}\N{NO-BREAK SPACE}%"
+    chosen = choices(study, compared, paired)
+    calibrated = calibrations(study, compared)
+    curves = learning_curves(study, rows, percent)
     return {
         "study": study,
         "percent": percent,
         "small": SMALL,
         "withheld": WITHHELD,
+        "answer": answer(study, compared, paired, percent),
+        "choices": chosen,
+        "choice": in_short(chosen),
+        "rule": RULE,
+        "size": size(study, census),
         "opening": findings.opening(run, records),
-        "findings": _main_findings(study, compared, percent),
-        "glance": [_glance(comparison) for comparison in _worth_a_glance(compared)],
+        "glance": _glance(study, compared),
+        "beside": [RIVAL_TITLES[model] for model in _BESIDE],
         "missing": findings.missing(run, census, records, compared, tasks),
-        "compared": [_compared(i, comparison, study) for i, comparison in enumerate(compared)],
-        "tasks": [_task(table, paired) for table in tasks],
-        "loss": _loss(study, records, "loss"),
-        "validation_loss": _loss(study, records, "validation_loss"),
-        "validation": _validation(run),
+        "compared": out_of_site.targets(study, compared, percent),
+        "matrices": matrices(compared),
+        "calibrations": calibrated,
+        "calibration_notes": notes(calibrated),
+        "tasks": tuning.tasks(tasks, paired, curves),
+        "more_curves": [
+            one
+            for task in sorted(curves.keys() - {table.task for table in tasks})
+            for one in curves[task]
+        ],
+        "loss": losses(study, records, "loss"),
+        "validation_loss": losses(study, records, "validation_loss"),
+        "validation": validation(study, branches),
         "participation": participation.participation(study, records, census),
         "census": participation.holdings(study, census),
-        "traffic": [participation.traffic(branch) for branch in run.branches()],
+        "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
+        "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
         "provenance": _provenance(run),
@@ -132,162 +149,25 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     }
 
 
-def _main_findings(study: Study, compared: Sequence[Comparison], percent: str) -> list[list[str]]:
-    """One paragraph a held-out site, for the first target of pretraining that it reported."""
-    found = []
-    for site, group in groupby(compared, key=lambda comparison: comparison.site):
-        if site == TOGETHER:
-            continue
-        mine = {comparison.target: comparison for comparison in group}
-        main = next((name for name in study.pretraining_targets if name in mine), next(iter(mine)))
-        if main:
-            found.append(findings.finding(mine[main], percent))
-    return found
-
-
-def _worth_a_glance(compared: Sequence[Comparison]) -> list[Comparison]:
-    """Targets that the model predicts; if it predicts none, those that heads on it predict."""
-    return [one for one in compared if one.federated is not None] or list(compared)
-
-
-def _glance(comparison: Comparison) -> dict[str, Any]:
-    federated = comparison.federated or comparison.probe
-    rivals = comparison.rivals()
-    singles = [line.verdict for line in rivals if line.model.startswith("single-")]
-    order = ("federated better", "not distinguishable", "federated worse", "too few people")
-    counted = [(word.removeprefix("federated "), singles.count(word)) for word in order]  # type: ignore[arg-type]
-    return {
-        "comparison": comparison,
-        "metric": of_metric(comparison),
-        "line": federated,
-        "digits": _digits(comparison),
-        "pooled": next(
-            (findings.direction(line, comparison) for line in rivals if line.model == "pooled"), ""
-        ),
-        "singles": ", ".join(f"{word}: {n}" for word, n in counted if n),
-    }
-
-
-def _compared(number: int, comparison: Comparison, study: Study) -> dict[str, Any]:
-    axis = of_metric(comparison)
-    groups = dict(_GROUPS)
-    if findings.reestimates(study):
-        groups["as it comes"] += ", its normalisation statistics estimated anew on the judged scans"
-    return {
-        "comparison": comparison,
-        "metric": axis,
-        "digits": _digits(comparison),
-        "groups": [
-            (groups[name], list(lines))
-            for name, lines in groupby(comparison.lines, key=lambda line: line.group)
-        ],
-        "figure": charts.forest(f"forest-{number}", comparison, axis) if comparison.lines else "",
-        "others": _other_metrics(comparison),
-    }
-
-
-def _digits(comparison: Comparison) -> int:
-    return digits_of(comparison.metric, *(line.cell.value for line in comparison.lines))
-
-
-def _other_metrics(comparison: Comparison) -> dict[str, Any]:
-    """The metrics that are not the primary one, a column each."""
-    names = [name for name in OTHER_NAMES if any(r.metric == name for r in comparison.others)]
-    by_model = {(row.model, row.metric): row for row in comparison.others}
-    digits = {
-        name: digits_of(name, *(row.value for row in comparison.others if row.metric == name))
-        for name in names
-    }
-    lines = [line for line in comparison.lines if not line.is_made_here]
-    return {
-        "names": [OTHER_NAMES[name] for name in names],
-        "lines": [
-            (
-                line.title,
-                [
-                    (cell_of(row) if (row := by_model.get((line.model, name))) else None)
-                    for name in names
-                ],
-            )
-            for line in lines
-        ],
-        "digits": [digits[name] for name in names],
-    }
-
-
-def _task(table: TaskTable, paired: Sequence[PairedTable]) -> dict[str, Any]:
-    def cell(site: str, method: str) -> tuple[Cell, TaskCell] | None:
-        found = table.cells.get((site, method))
-        return (found.cell, found) if found else None
-
-    own = (table.phase, table.task)
-    return {
-        "table": table,
-        "paired": next((one for one in paired if (one.phase, one.task) == own), None),
-        "metric": of_metric(table),
-        "digits": digits_of(table.metric, *(row.cell.value for row in table.cells.values())),
-        "lines": [(site, [cell(site, method) for method in table.methods]) for site in table.sites],
-    }
-
-
-def _loss(study: Study, records: Sequence[Record], which: str) -> dict[str, Any] | None:
-    """Mean loss of each term; x is the round in which it was measured."""
-    found = {name for record in records for name in record.get(which, {})}
-    names = [name for name in study.pretraining_targets if name in found]
-    names += sorted(found - set(names))
-    series = [
-        Series(
-            name=name,
-            points=tuple((r["round"], r[which][name]) for r in records if name in r.get(which, {})),
-            pen=PENS[i % len(PENS)],
-        )
-        for i, name in enumerate(names)
+def _glance(study: Study, compared: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """A row a target: the federated model where most people judge it, and its rivals beside."""
+    first = judged_together(study, compared)
+    shown_at = {one.site for one in first} or {next((one.site for one in compared), "")}
+    worth = [one for one in compared if one.federated is not None] or list(compared)
+    return [
+        {
+            "comparison": one,
+            "metric": of_metric(one),
+            "line": one.federated or one.probe,
+            "digits": digits_of(one.metric, *(line.cell.value for line in one.lines)),
+            "rivals": [
+                next((line for line in one.lines if line.model == model), None) for model in _BESIDE
+            ],
+            "singles": out_of_site.singles(one),
+        }
+        for one in worth
+        if one.site in shown_at
     ]
-    if not series:
-        return None
-    marked = [record["round"] for record in records if record["degraded"]]
-    word = "training loss" if which == "loss" else "validation loss"
-    title = f"{word.capitalize()} by term"
-    figure = charts.curves(which, title, series, x="round", y=word, marked=marked)
-    return {"figure": figure, "key": charts.legend(series), "marked": bool(marked)}
-
-
-def _validation(run: Run) -> dict[str, Any] | None:
-    """The primary metric of each model by target; a round judges the arrays that it starts from."""
-    branches = [(branch, participation.records(branch)) for branch in run.branches()]
-    figures = []
-    key: dict[str, Pen] = {}
-    for number, (name, target) in enumerate(run.study.targets.items()):
-        metric = metrics.primary(target)
-        series = [
-            Series(name=_family(branch.model), points=points, pen=_pen(branch.model))
-            for branch, records in branches
-            if (points := _points(records, name, metric))
-        ]
-        if not series:
-            continue
-        label = METRIC_NAMES[metric] + (f" in {target.unit}" if target.unit else "")
-        title = f"Validation {label} of {name}"
-        # rivals first, so that the federated line lies on top
-        figure = charts.curves(
-            f"validation-{number}", title, series[::-1], x="rounds completed", y=label
-        )
-        figures.append((name, figure))
-        key.update(charts.legend(series))
-    return {"figures": figures, "key": list(key.items())} if figures else None
-
-
-def _points(records: Sequence[Record], target: str, metric: str) -> tuple[tuple[float, float], ...]:
-    found = ((r["round"] - 1, r["validation"].get(target, {}).get(metric)) for r in records)
-    return tuple((x, y) for x, y in found if y is not None)
-
-
-def _family(model: str) -> str:
-    return "models of one training site alone" if model.startswith("single-") else model
-
-
-def _pen(model: str) -> Pen:
-    return {"federated": _FEDERATED, "pooled": _POOLED}.get(model, _SINGLE)
 
 
 def _flat(value: Any, at: str = "") -> Iterator[tuple[str, str]]:

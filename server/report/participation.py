@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ from server.report.findings import Census, Record
 from server.run import Branch, Run, read_json
 
 _MOST_ROUNDS: Final = 100  # rows of the participation table; longer runs show what went wrong
+
+_MOST_SITES: Final = 24  # that have a column each in it
+_MOST_NAMED: Final = 6
 
 
 class _Held(TypedDict):
@@ -34,6 +37,8 @@ class RoundLine:
     number: int
     degraded: bool
     sites: dict[str, str]
+    answered: int
+    others: str
     seconds: float
     megabytes: float
 
@@ -50,7 +55,8 @@ def participation(
     if len(records) > _MOST_ROUNDS:
         chosen = [r for r in records if r["degraded"] or r["refused"]][:_MOST_ROUNDS]
     return {
-        "sites": sites,
+        "sites": sites if len(sites) <= _MOST_SITES else [],
+        "asked": len(sites),
         "rounds": [_round_line(record, sites, census) for record in chosen],
         "left_out": len(records) - len(chosen),
         "codes": _codes(records),
@@ -71,10 +77,19 @@ def _round_line(record: Record, sites: Sequence[str], census: Census) -> RoundLi
     return RoundLine(
         number=record["round"],
         degraded=bool(record["degraded"]),
-        sites=became,
+        sites=became if len(sites) <= _MOST_SITES else {},
+        answered=len(answered),
+        others=_others(became),
         seconds=float(record["seconds"]),
         megabytes=_megabytes(record),
     )
+
+
+def _others(became: Mapping[str, str]) -> str:
+    """Those that did not answer, by name, and why."""
+    told = [f"{site}: {what}" for site, what in became.items() if what != "answered"]
+    more = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+    return "; ".join(told[:_MOST_NAMED]) + more
 
 
 def _codes(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -101,14 +116,13 @@ def holdings(study: Study, census: Census) -> list[dict[str, Any]]:
     ]
 
 
-def traffic(branch: Branch) -> dict[str, Any]:
+def traffic(model: str, finished: Sequence[Record]) -> dict[str, Any]:
     """Bytes received for one model and seconds waited, in all and by the round."""
-    finished = records(branch)
     megabytes = sum(_megabytes(record) for record in finished)
     seconds = [float(record["seconds"]) for record in finished]
     rounds = max(len(finished), 1)
     return {
-        "model": branch.model,
+        "model": model,
         "rounds": len(finished),
         "megabytes": megabytes,
         "megabytes_a_round": megabytes / rounds,

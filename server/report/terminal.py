@@ -12,21 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from common.printable import printable
+from server.report.comparisons import Comparison, Line, comparisons
 from server.report.gains import gains
-from server.report.tables import (
-    Comparison,
-    Line,
-    PairedTable,
-    TaskTable,
-    comparisons,
-    digits_of,
-    of_metric,
-    p_shown,
-    paired_tables,
-    read_results,
-    sentence,
-    task_tables,
-)
+from server.report.paired_tables import PairedTable, paired_tables
+from server.report.recommendation import choices, in_short
+from server.report.tables import digits_of, of_metric, p_shown, read_results, sentence
+from server.report.task_tables import TaskTable, task_tables
 from server.run import Run
 
 if TYPE_CHECKING:
@@ -44,6 +35,8 @@ def format_tables(run: Run) -> str:
     percent = f"{100 * run.study.evaluation.confidence:g} %"
     compared, paired = comparisons(run.study, rows), paired_tables(run.study, rows)
     told = gains(run.study, compared, paired, percent)
+    if method := in_short(choices(run.study, compared, paired)):
+        told.append(f"Which method to use: {method}")
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
     tables += [_paired(table, percent) for table in paired]
@@ -150,14 +143,16 @@ def _paired(paired: PairedTable, percent: str) -> Table:
     table.add_column("", overflow="fold")
     for site in paired.sites:
         table.add_column(_shown(site), overflow="fold")
-    cells = [cell.cell.value for _, found in paired.lines for cell in found.values()]
+    cells = [cell.cell.value for pair in paired.lines for cell in pair.cells.values()]
     digits = digits_of(paired.metric, *cells)
-    for title, found in paired.lines:
+    for pair in paired.lines:
         texts = [
-            sentence(found[site].cell, digits, signed=True) if site in found else "no result"
+            sentence(pair.cells[site].cell, digits, signed=True)
+            if site in pair.cells
+            else "no result"
             for site in paired.sites
         ]
-        table.add_row(*map(_shown, (title, *texts)))
+        table.add_row(*map(_shown, (pair.title, *texts)))
     return table
 
 

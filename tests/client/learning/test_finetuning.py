@@ -292,6 +292,38 @@ def test_methods_are_compared_person_by_person_over_all_draws(tuning: Make) -> N
     assert not [one for one in ours if "_minus_" in one.row.metric]  # nothing came before it
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_median_of_all_training_labels_stands_beside_a_number(tuning: Make, draws: int) -> None:
+    """A model that does not beat it has learnt nothing; of the few drawn it would be one's label."""
+    more = {"k": 5, "participants": [5], "draws": draws} if draws > 1 else {}
+    one = tuning("linear", target="age", **more)
+    rows = one.finetune()
+    label = one.cohort.labels["age"]
+    train, test = (one.cohort.indices(part, one.study.splits) for part in ("train", "test"))
+    test = test[~np.isnan(label[test])]
+    wanted = float(np.abs(np.nanmedian(label[train]) - label[test]).mean())
+    name = "mae_over_draws" if draws > 1 else "mae"
+    [beside] = [row.row for row in rows if (row.row.model, row.row.metric) ==
+                ("training-median", name)]  # fmt: skip
+    assert beside.value == pytest.approx(wanted, rel=5e-3)
+    own = told_of([row for row in rows if row.row.model == "federated"], name).value
+    apart = told_of(rows, "mae_minus_training-median")
+    assert apart.value == pytest.approx((own or 0) - wanted, abs=0.02 * wanted)
+    assert apart.ci_low is not None
+    later = rival_of(one, "linear", "scratch-full").finetune()
+    assert not [row for row in later if row.row.model == "training-median"]  # told once
+    assert told_of(later, "mae_minus_training-median").value == apart.value
+
+
+def test_a_median_of_few_people_is_nobodys_business(tuning: Make) -> None:
+    """Nor has a class one: saying the same of everyone is chance there."""
+    assert not [one for one in tuning("linear").finetune() if "median" in one.row.model]
+    one = tuning("linear", target="age")
+    policy = one.site.policy.model_copy(update={"minimum_support": 80})
+    few = replace(one, site=one.site.model_copy(update={"policy": policy}))
+    assert not [row for row in few.finetune() if "median" in row.row.model + row.row.metric]
+
+
 def test_validation_people_choose_the_threshold_and_test_people_are_judged_by_it(
     tuning: Make,
 ) -> None:

@@ -27,7 +27,7 @@ def test_sites_count_by_their_people() -> None:
     ((way, people, told),) = found["lines"]
     assert (way, people) == ("pretrained/full", 3)
     assert told == [pytest.approx(0.75), 0.2, None, 0.5]
-    assert "svg" in found["figure"]
+    assert "svg" in found["figure"].drawn
 
 
 def test_the_figure_is_of_those_who_learnt_from_most() -> None:
@@ -38,13 +38,13 @@ def test_the_figure_is_of_those_who_learnt_from_most() -> None:
         ("pretrained/full", 1), ("pretrained/full", 8), ("scratch/full", 8)
     ]  # fmt: skip
     assert found["people"] == 8
-    assert len(found["key"]) == 4
+    assert len(found["figure"].key) == 4
 
 
 def test_a_regression_has_no_curve_and_other_rows_play_no_part() -> None:
     """It tells no classes apart; what was tuned is told elsewhere."""
     (found,) = faithfulness([row("agreement", 0.5), row("mae", 3.0, phase="finetune")])
-    assert found["figure"] == ""
+    assert found["figure"] is None
     assert list(faithfulness([row("mae", 3.0, phase="finetune")])) == []
 
 

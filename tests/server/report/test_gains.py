@@ -8,8 +8,9 @@ from typing import Any
 
 from common.protocol.orders import Measurement
 from common.study import Study, parse_study
+from server.report.comparisons import comparisons
 from server.report.gains import gains
-from server.report.tables import comparisons, paired_tables
+from server.report.paired_tables import paired_tables
 
 TABLES: dict[str, Any] = {
     "name": "trial",
@@ -92,6 +93,13 @@ def test_tuning_is_told_over_all_sites_with_its_paired_interval() -> None:
     [line] = told(tuned("amber", 0.9), tuned("all", 0.1))
     assert line.startswith("dementia at all sites, AUC (95 %, 60 people): ")
     assert "pretrained full minus scratch full +0.100 (\N{MINUS SIGN}0.400 to 0.850)" in line
+
+
+def test_a_site_that_withheld_its_numbers_does_not_stand_for_those_that_told() -> None:
+    """One small hospital would silence the only one that has something to say."""
+    withheld = tuned("amber", 0.1).model_copy(update={"value": None, "n_participants": 0})
+    [line] = told(withheld, tuned("birch", 0.2))
+    assert line.startswith("dementia at birch")
 
 
 def test_pairs_are_turned_to_pretrained_minus_the_other() -> None:

@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pytest
 
 from common.errors import FolderError
-from common.protocol.orders import Measurement
-from common.study import load_study
+from server.report.comparisons import BEST_SINGLE, MEAN_OF_SINGLES, comparisons
 from server.report.page import Picture, format_tables, write_report
-from server.report.tables import (
-    BEST_SINGLE,
-    MEAN_OF_SINGLES,
-    UNDEFINED,
-    WITHHELD,
-    comparisons,
-    digits_of,
-    paired_tables,
-    read_results,
-    sentence,
-    task_tables,
-)
+from server.report.paired_tables import paired_tables
+from server.report.tables import UNDEFINED, WITHHELD, digits_of, read_results, sentence
+from server.report.task_tables import task_tables
 from server.results import write_results
-from server.run import Run, open_run, read_run, write_json, write_sealed
+from server.run import Run, read_run, write_json
+from tests.server.report.made_up_run import (
+    STUDY,
+    TRAIN,
+    census,
+    finished,
+    pictures,
+    put_record,
+    record,
+    row,
+    rows,
+    start,
+    tuned,
+    withheld,
+)
 
-TRAIN = ("amber", "birch", "cedar")
-STUDY = """
-name = "trial"
-seed = 3
-[data]
-kind = "t1w"
-shape = [20, 24, 20]
-spacing_mm = 8.0
-[targets.age]
-kind = "regression"
-unit = "years"
-[targets.sex]
-kind = "binary"
-classes = ["female", "male"]
-[targets.diagnosis]
-kind = "binary"
-classes = ["control", "patient"]
-[backbone]
-name = "sfcn"
-channels = [4]
-top = 4
-[objective]
-name = "multitask"
-[pretraining]
-rounds = 4
-[sites]
-train = ["amber", "birch", "cedar"]
-heldout = ["elm"]
-quorum = 2
-[[finetuning]]
-name = "dementia"
-target = "diagnosis"
-methods = ["pretrained/full", "scratch/full"]
-"""
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -107,110 +74,6 @@ class Page(HTMLParser):
         return [found[name] or "" for _, found in self.tags if name in found]
 
 
-def row(model: str, value: float | None, **more: Any) -> Measurement:
-    known = {"phase": "evaluate", "target": "age", "site": "elm", "role": "heldout"}
-    known |= {"metric": "mae", "n_participants": 60, "n_scans": 72}
-    if value is not None:
-        known |= {"ci_low": value - 0.5, "ci_high": value + 0.625}
-    return Measurement.model_validate({**known, "model": model, "value": value, **more})
-
-
-def withheld(model: str, **more: Any) -> Measurement:
-    """As a site's egress gate leaves it: neither a value nor how few people there were."""
-    return row(model, None, **{"n_participants": 0, "n_scans": 0, **more})
-
-
-def rows() -> list[Measurement]:
-    values = {"federated": 5.123456789, "pooled": 4.9, "constant": 14.0, "site-linear": 4.0}
-    values |= {"single-amber": 7.25, "single-birch": 6.1, "single-cedar": 9.0}
-    found = [row(model, value) for model, value in values.items()]
-    found += [row("federated+head", 4.5), row("federated", 0.9, metric="r")]
-    for model in ("pooled", "single-amber", "single-birch", "single-cedar"):
-        apart = values[model] - values["federated"]
-        p = 0.4 if model == "pooled" else 0.0004
-        found.append(row(model, apart, metric="mae_minus_federated", p=p))
-    found += [row("federated", 0.75, target="sex", metric="auc", n_participants=41)]
-    for site in TRAIN:
-        for init, value in (("pretrained", 0.8), ("scratch", 0.7)):
-            found.append(tuned(site, init, None if site == "cedar" else value))
-    return found
-
-
-def tuned(site: str, init: str, value: float | None, **more: Any) -> Measurement:
-    """A measurement of a site's own task; without a value it is one that the site withheld."""
-    known = {"phase": "finetune", "task": "dementia", "target": "diagnosis", "init": init,
-             "method": "full", "site": site, "role": "train", "metric": "auc"}  # fmt: skip
-    if value is None:
-        return withheld("federated", **{**known, **more})
-    return row("federated", value, **{**known, "n_participants": 30, "n_scans": 31, **more})
-
-
-def record(number: int, model: str = "federated", **more: Any) -> dict[str, Any]:
-    line = {"support": {"shared": 40}, "participants": {"shared": 36}}
-    line |= {"seconds": 1.5, "bytes": 250_000}
-    return {
-        "round": number,
-        "model": model,
-        "degraded": False,
-        "answered": dict.fromkeys(TRAIN, line),
-        "refused": {},
-        "loss": {"age": 1.0 / number, "sex": 0.7},
-        "validation_loss": {"age": 1.5 / number, "sex": 0.8},
-        "validation": {"age": {"n": 30, "mae": 9.0 - number}, "sex": {"n": 30, "auc": 0.6}},
-        "update_norm": 0.5,
-        "seconds": 2.5,
-        **more,
-    }
-
-
-def census(**refused: str) -> dict[str, Any]:
-    held = {"scans": 50, "labels/age": 50, "labels/sex": 44, "labels/diagnosis": 40}
-    return {
-        site: {
-            "role": "heldout" if site == "elm" else "train",
-            "refused": refused.get(site, ""),
-            "held": {} if site in refused else held,
-            "participants": {} if site in refused else dict.fromkeys(held, 40),
-        }
-        for site in (*TRAIN, "elm")
-    }
-
-
-def start(folder: Path, study: str = STUDY) -> Run:
-    file = folder.parent / f"{folder.name}.toml"
-    file.write_text(study)
-    with open_run(folder, load_study(file), file):
-        pass
-    # what differs from machine to machine would hide what differs from call to call
-    about = json.loads((folder / "provenance.json").read_text())
-    write_sealed(folder / "provenance.json", {**about, "run": "ab" * 32})
-    return read_run(folder)
-
-
-def put_record(run: Run, found: dict[str, Any]) -> None:
-    branch = run.federated if found["model"] == "federated" else run.comparison(found["model"])
-    branch.round(found["round"]).mkdir(parents=True, exist_ok=True)
-    write_sealed(branch.round(found["round"]) / "record.json", found)
-
-
-def finished(folder: Path, study: str = STUDY) -> Run:
-    run = start(folder, study)
-    for number in range(1, 5):
-        put_record(run, record(number))
-        put_record(run, record(number, "pooled"))
-        put_record(run, record(number, "single-amber"))
-    line = record(2)["answered"]["amber"]
-    put_record(run, record(2, degraded=True, answered=dict.fromkeys(TRAIN[:2], line),
-                           refused={"cedar": "NOT_FINITE"}))  # fmt: skip
-    put_record(run, record(3, degraded=True, answered=dict.fromkeys(TRAIN[1:], line),
-                           refused={"amber": "NO_ANSWER"}))  # fmt: skip
-    write_json(folder / "census.json", census())
-    run.federated.final.parent.mkdir(parents=True, exist_ok=True)
-    run.federated.final.write_bytes(b"weights")
-    write_results(run, rows())
-    return run
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return finished(tmp_path_factory.mktemp("report") / "run")
@@ -230,21 +93,18 @@ def read(run: Run) -> Page:
     return Page(write_report(run).read_text())
 
 
-def pictures() -> list[Picture]:
-    grey = np.linspace(0, 1, 20 * 24).reshape(20, 24)
-    return [Picture(site="amber", caption="synthetic T1w", slices=(grey, grey * np.nan))]
-
-
 def test_a_page_asks_for_nothing_from_outside(run: Run) -> None:
     """It is opened from mail in hospitals: an outside address would tell who reads it, and fail."""
     text = write_report(run, pictures()).read_text()
     page = Page(text)
     assert not page.open
-    assert "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
+    assert "//" not in re.sub(r"data:[\w/;=+-]+;base64,[\w+/=]+", "", text)
     loaded = page.attributes("src") + page.attributes("srcset") + page.attributes("data")
     assert all(address.startswith("data:image/png;base64,") for address in loaded)
-    for address in page.attributes("href") + page.attributes("xlink:href"):
-        assert address.startswith("#")
+    for _, found in page.tags:
+        address = found.get("href") or "#"
+        files = ("data:image/svg+xml;base64,", "data:text/csv;charset=utf-8;base64,")
+        assert address.startswith(files if "download" in found else "#")
     everywhere = [*page.styles, *page.attributes("style"), *page.attributes("clip-path")]
     for css in everywhere:
         assert "@import" not in css
@@ -258,10 +118,14 @@ def test_every_reference_inside_the_page_leads_somewhere_once(page: Page) -> Non
     """Figures made one by one must not share ids, or one would borrow the other's axis."""
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
-    wanted = {href[1:] for href in page.attributes("href")}
+    wanted = {href[1:] for href in page.attributes("href") if href.startswith("#")}
     wanted |= {text for found in page.attributes("clip-path") for text in
                re.findall(r"url\(#([^)]*)\)", found)}  # fmt: skip
-    wanted |= {word for found in page.attributes("aria-labelledby") for word in found.split()}
+    wanted |= {
+        word
+        for found in page.attributes("aria-labelledby") + page.attributes("aria-describedby")
+        for word in found.split()
+    }
     assert wanted <= set(ids)
 
 
@@ -270,7 +134,10 @@ def test_tables_and_figures_can_be_read_aloud(page: Page) -> None:
     assert all("scope" in found for tag, found in page.tags if tag == "th")
     figures = [found for tag, found in page.tags if tag == "svg" and "aria-hidden" not in found]
     assert len(figures) >= 4
-    assert all(found.get("role") == "img" and found.get("aria-label") for found in figures)
+    assert all(found.get("role") == "img" for found in figures)
+    named = {found.get("id") for tag, found in page.tags if tag in ("title", "desc")}
+    for found in figures:
+        assert {found["aria-labelledby"], found["aria-describedby"]} <= named
     headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
     assert headings.count(1) == 1
@@ -681,9 +548,9 @@ def test_the_mean_over_draws_and_differences_between_methods_are_shown(tmp_path:
     assert (found.repeats, table.repeated, table.averaged) == (3, False, True)
     [paired] = paired_tables(run.study, read_results(run))
     assert paired.sites == ("amber", "all")
-    [(title, cells)] = paired.lines
-    assert title == "scratch full minus pretrained full, k = 6"
-    assert cells["all"].cell.value == -0.21
+    [pair] = paired.lines
+    assert pair.title == "scratch full minus pretrained full, k = 6"
+    assert pair.cells["all"].cell.value == -0.21
     page, terminal = read(run), format_tables(run)
     for text in (page.text, terminal):
         assert "scratch full minus pretrained full, k = 6" in " ".join(text.split())
@@ -753,50 +620,3 @@ def test_the_terminal_shows_the_same_numbers_in_100_columns(run: Run) -> None:
                 assert sentence(line.cell, digits) in text
     [task] = task_tables(run.study, read_results(run))
     assert f"fine-tuning {task.task}" in text
-
-
-def _chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
-        "google-chrome"
-    )  # fmt: skip
-    if found is None:
-        pytest.skip("chromium is not installed")
-    return found
-
-
-def _browse(folder: Path, page: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--disable-gpu", "--no-sandbox"]  # fmt: skip
-    return subprocess.run(
-        [_chromium(), "--headless", *quiet, f"--user-data-dir={folder / 'profile'}",
-         "--virtual-time-budget=2000", *more, page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_browser_shows_the_page_on_a_phone_without_error_or_request(tmp_path: Path) -> None:
-    """No sideways scrolling at 400 pixels, nothing on the console, nothing asked of the network."""
-    run = finished(tmp_path / "run")
-    page = write_report(run, pictures())
-    # a frame of 400 pixels in a page of ours: headless windows are never that narrow themselves
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        '<!DOCTYPE html><iframe id="f" src="run/report.html" width="400" height="900"></iframe>'
-        "<script>onload = () => { const d = document.getElementById('f').contentDocument;"
-        " document.title = d.documentElement.scrollWidth + ' ' + d.querySelectorAll('svg').length"
-        "}</script>"
-    )
-    found = _browse(tmp_path, frame, "--allow-file-access-from-files", "--dump-dom")
-    title = re.search(r"<title>(\d+) (\d+)</title>", found.stdout)
-    assert title, found.stdout[:500]
-    assert int(title[1]) <= 400
-    assert int(title[2]) >= 4
-
-    log = tmp_path / "net.json"
-    seen = _browse(tmp_path, page, "--enable-logging=stderr", "--v=0", f"--log-net-log={log}",
-                   "--dump-dom")  # fmt: skip
-    assert "CONSOLE" not in seen.stderr
-    addresses = re.findall(r'"url":"((?:https?|wss?)://[^"]*)"', log.read_text())
-    # the browser asks its own maker things at start; the page has nothing to do with those
-    assert not [found for found in addresses if not re.search("google|gvt1|gstatic", found)]

@@ -1,0 +1,44 @@
+"""How often each site's people were learnt from or judged on: what there is to say of privacy.
+
+No noise is added to what sites send, so there is no formal bound to tell; what a site's policy
+caps, and its ledger counts, are these orders.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.report.findings import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """Orders of one run that a site answered, by what they did with its people."""
+
+    site: str
+    rounds: int
+    tuned: int
+    judged: int
+
+
+def exposures(
+    folder: Path, branches: Mapping[str, Sequence[Record]], sites: Iterable[str]
+) -> list[Exposure]:
+    """One for each site, in the order given; then for others that answered, as pooled data do."""
+    rounds = Counter(
+        site for records in branches.values() for record in records for site in record["answered"]
+    )
+    tuned = _answers((folder / "finetuning").glob("*/*/*.safetensors"))
+    judged = _answers((folder / "evaluation").glob("*/*.safetensors"))
+    named = dict.fromkeys([*sites, *sorted({*rounds, *tuned, *judged})])
+    return [
+        Exposure(site=site, rounds=rounds[site], tuned=tuned[site], judged=judged[site])
+        for site in named
+    ]
+
+
+def _answers(files: Iterable[Path]) -> Counter[str]:
+    return Counter(file.stem for file in files)
