@@ -25,7 +25,9 @@ from common.protocol.orders import PROTOCOL, Order
 from common.protocol.signing import Envelope, Sealed, unseal
 from common.study import Study
 
-_OF_TRAINING = ("settle", "train", "finetune", "judge", "explain", "send", "linear")
+_OF_TRAINING = (
+    "settle", "train", "finetune", "protocol", "judge", "explain", "send", "linear",
+)  # fmt: skip
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from common import metrics
 from common.errors import Refusal
 from common.network.plan import Plan
 from common.protocol.bounded_json import told
 from common.protocol.orders import Measurement, Order, Report
+from common.schemes import seed_of_repeat
 from common.seams import LABELS, SHARED
 from common.study import Study
 from server.federation.expectation import (
@@ -125,11 +127,20 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
         return False
     targets = targets_of(study, order)
     return (
-        row.target in targets
+        _is_of_its_draw(study, order, row)
+        and row.target in targets
         and row.model in models_of(order)
         and row.metric in metrics_of(study, order, targets[row.target], row.model)
         and row.repeat < repeats_of(study, order, row.metric)
     )
+
+
+def _is_of_its_draw(study: Study, order: Order, row: Measurement) -> bool:
+    """Whether a row has the seed of its draw, and was learnt from no more than its size."""
+    if order.kind != "protocol" or metrics.is_of_all_draws(row.metric):
+        return row.n_train == row.seed == 0
+    seed = seed_of_repeat(study.seed, order.site, order.task, order.k, row.repeat)
+    return row.seed == seed and row.n_train <= order.k
 
 
 def _is_possible(study: Study, row: Measurement, most: Most) -> bool:
