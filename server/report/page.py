@@ -29,6 +29,7 @@ from server.report import charts, findings, participation
 from server.report.charts import PENS, Pen, Series
 from server.report.faithfulness import faithfulness
 from server.report.findings import Record
+from server.report.protocols import html, protocol_tables
 from server.report.tables import (
     METRIC_NAMES,
     OTHER_NAMES,
@@ -115,6 +116,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": [_compared(i, comparison, study) for i, comparison in enumerate(compared)],
         "tasks": [_task(table, paired) for table in tasks],
+        "protocols": Markup(html(protocol_tables(study, rows))),  # noqa: S704  escaped where made
         "loss": _loss(study, records, "loss"),
         "validation_loss": _loss(study, records, "validation_loss"),
         "validation": _validation(run),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from common.printable import printable
 from server.report.gains import gains
+from server.report.protocols import ProtocolTable, protocol_tables, sentences
 from server.report.tables import (
     Comparison,
     Line,
@@ -47,12 +48,16 @@ def format_tables(run: Run) -> str:
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
     tables += [_paired(table, percent) for table in paired]
+    protocols = protocol_tables(run.study, rows)
+    tables += [table for one in protocols for table in _protocol(one)]
     missing = [] if compared else ["out of site: no held-out site has judged this run"]
     missing += [
         f"fine-tuning {table.task}: no site has reported a result"
         for table in task_tables(run.study, rows)
         if not table.cells
     ]
+    told += [f"{one.protocol.name} at {one.site}: {text}" for one in protocols
+             for text in sentences(one)]  # fmt: skip
     lines = [fill(printable(line), _WIDTH) for line in told]
     return "\n\n".join([*lines, *(_plain(table) for table in tables), *map(printable, missing)])
 
@@ -159,6 +164,20 @@ def _paired(paired: PairedTable, percent: str) -> Table:
         ]
         table.add_row(*map(_shown, (title, *texts)))
     return table
+
+
+def _protocol(one: ProtocolTable) -> Iterator[Table]:
+    """Ways by size, then their differences."""
+    titles = (one.title, "their differences, p of repeats' signs as adjusted over sizes")
+    for title, rows in zip(titles, (one.lines, one.differences), strict=True):
+        table = _table(title)
+        table.add_column("", overflow="fold")
+        for size in one.protocol.sizes:
+            table.add_column(str(size), overflow="fold")
+        for row in rows:
+            table.add_row(*map(_shown, row))
+        if rows:
+            yield table
 
 
 def _verdict(line: Line) -> str:
