@@ -46,8 +46,8 @@ def explain(study: Study) -> str:
     ]
     lines += [
         f"protocol {protocol.name}: each training site compares "
-        f"{', '.join(study.task_of(protocol).methods)} for {protocol.task}, {protocol.repeats} "
-        f"times from {', '.join(map(str, protocol.sizes))} images"
+        f"{', '.join(study.task_of(protocol).methods)} for {protocol.task}, {protocol.total} "
+        f"times {protocol.told}"
         f"{', labels dealt out anew' if protocol.shuffled else ''}"
         for protocol in study.protocols
     ]

@@ -166,7 +166,7 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
 
 def _of_protocol(study: Study, protocol: Protocol) -> str:
     """How many numbers about overlapping draws of the same people there will be."""
-    ways, sizes = study.task_of(protocol).methods, len(protocol.sizes)
+    ways, sizes = study.task_of(protocol).methods, len(protocol.counts)
     return (
         f"leaves after the protocol {protocol.name}, for each of {len(ways)} ways and {sizes} "
         f"sizes: a metric of each of {protocol.total} draws of people, where enough of them judge "
@@ -235,7 +235,7 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
         for task in study.finetuning
         if task.repeats
     )
-    compared = sum(len(study.task_of(one).methods) * len(one.sizes) for one in study.protocols)
+    compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in study.protocols)
     parts = {
         "rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks,
         "of protocols": compared,

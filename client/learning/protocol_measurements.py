@@ -75,9 +75,7 @@ class Measuring:
         split, judged, metric = self.splits[number], self._judged.get(number), self._metric
         value = judged.value(metric) if judged is not None else None
         bounds = judged.bounds(metric, self._z) if judged is not None else None
-        seed = seed_of_repeat(
-            self.study.seed, self.site.name, self.protocol.name, self.order.k, number
-        )
+        seed = seed_of_repeat(self.study.seed, self.site.name, self.protocol, self.order.k, number)
         more = {"repeat": number, "n_train": len(split.train), "seed": seed}
         return self._row(split.test, metric, value, bounds, **more)
 
@@ -136,7 +134,7 @@ class Measuring:
         people who change.
         """
         confidence = self.study.evaluation.confidence
-        if self.protocol.pool == "drawn":
+        if self.protocol.judges_change:
             ratio = np.mean([len(self.splits[n].test) / len(self.splits[n].train) for n in numbers])
             return corrected_mean(values, float(ratio), confidence)
         ours = self._judge([self.repeats[n] for n in numbers])

@@ -21,10 +21,10 @@ from client.learning.linear import Features
 from client.learning.protocol_measurements import Measuring
 from client.learning.repeat_workers import work_through, workers_of
 from client.learning.resampling import (
+    Draw,
     People,
     secret_number,
     shuffled,
-    split_of_repeat,
     tells_apart,
 )
 from client.learning.ways import Split, Way
@@ -131,10 +131,13 @@ class Repeats:
 
     def split(self, number: int) -> Split:
         """Who learns, chooses and judges in one repeat: the same for every way."""
-        order = self.order
-        seed = seed_of_repeat(self.study.seed, self.site.name, order.task, order.k, number)
-        generator = np.random.default_rng([seed, secret_number(self.cohort)])
-        return split_of_repeat(self.protocol, self._people, order.k, generator)
+        size, protocol = self.order.k, self.protocol
+        draw = Draw(
+            protocol=protocol, people=self._people, size=size, number=number,
+            seed=seed_of_repeat(self.study.seed, self.site.name, protocol, size, number),
+            secret=secret_number(self.cohort),
+        )  # fmt: skip
+        return draw.split()
 
     def is_told_apart(self, split: Split) -> bool:
         """Whether a repeat can say anything."""
@@ -144,7 +147,7 @@ class Repeats:
     def protocol(self) -> Protocol:
         """The study's protocol that the order is about, if the study asks for it in this way."""
         order, found = self.order, self.study.protocol(self.order.task)
-        if found is None or order.k not in found.sizes:
+        if found is None or order.k not in found.counts:
             raise Refusal(
                 "ORDER_MALFORMED", f"the study has no protocol {order.task!r} of {order.k}"
             )

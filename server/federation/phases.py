@@ -379,7 +379,7 @@ class Phases:
         for protocol in study.protocols:
             task = study.task_of(protocol)
             able = self._with_labels(task.target, sites, census, f"protocol {protocol.name}")
-            for size, way in itertools.product(protocol.sizes, task.methods):
+            for size, way in itertools.product(protocol.counts, task.methods):
                 init, _, method = way.rpartition("/")
                 more = {
                     "task": protocol.name, "init": init, "method": method, "k": size,

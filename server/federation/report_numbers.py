@@ -110,7 +110,7 @@ def _check_rows(study: Study, order: Order, report: Report, most: Most) -> None:
     seen = set()
     for row in report.measurements:
         place = (row.target, row.model, row.metric, row.repeat)  # the rest is the order's
-        if place in seen or not _is_named(study, order, row):
+        if place in seen or not _is_named(study, order, row, most):
             raise Refusal(
                 "REPORT_MALFORMED", f"a measurement of {told(row.model)} nobody asked for"
             )
@@ -119,7 +119,7 @@ def _check_rows(study: Study, order: Order, report: Report, most: Most) -> None:
             raise Refusal("REPORT_MALFORMED", f"a measurement of {row.model} that none can be")
 
 
-def _is_named(study: Study, order: Order, row: Measurement) -> bool:
+def _is_named(study: Study, order: Order, row: Measurement, most: Most) -> bool:
     """Whether study and order ask for such a row, and for no other of its name."""
     own = (row.phase, row.task, row.init, row.method, row.k, row.site, row.role)
     role = role_of(study, order.site)
@@ -127,7 +127,7 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
         return False
     targets = targets_of(study, order)
     return (
-        _is_of_its_draw(study, order, row)
+        _is_of_its_draw(study, order, row, most)
         and row.target in targets
         and row.model in models_of(order)
         and row.metric in metrics_of(study, order, targets[row.target], row.model)
@@ -135,12 +135,16 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
     )
 
 
-def _is_of_its_draw(study: Study, order: Order, row: Measurement) -> bool:
-    """Whether a row has the seed of its draw, and was learnt from no more than its size."""
-    if order.kind != "protocol" or metrics.is_of_all_draws(row.metric):
+def _is_of_its_draw(study: Study, order: Order, row: Measurement, most: Most) -> bool:
+    """Whether a row has the seed of its draw, and was learnt from no more than there is."""
+    protocol = study.protocol(order.task) if order.kind == "protocol" else None
+    if protocol is None or metrics.is_of_all_draws(row.metric):
         return row.n_train == row.seed == 0
-    seed = seed_of_repeat(study.seed, order.site, order.task, order.k, row.repeat)
-    return row.seed == seed and row.n_train <= order.k
+    seed = seed_of_repeat(study.seed, order.site, protocol, order.k, row.repeat)
+    drawn = protocol.scheme == "resampled"  # with replacement
+    return row.seed == seed and row.n_train <= (
+        order.k if drawn else most.scans(LABELS + row.target)
+    )
 
 
 def _is_possible(study: Study, row: Measurement, most: Most) -> bool:

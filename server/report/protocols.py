@@ -81,7 +81,7 @@ class ProtocolTable:
     def flips(self, pair: tuple[str, str]) -> dict[int, float]:
         """p-values of repeats' signs by size, adjusted over sizes."""
         name = f"{self.metric}_minus_{pair[1]}{metrics.FLIPPED}"
-        found = {size: self.told.get((pair[0], size, name)) for size in self.protocol.sizes}
+        found = {size: self.told.get((pair[0], size, name)) for size in self.protocol.counts}
         known = {
             size: row.p for size, row in found.items() if row is not None and row.p is not None
         }
@@ -97,13 +97,13 @@ class ProtocolTable:
         where = "all sites" if self.site == TOGETHER else self.site
         return (
             f"protocol {self.protocol.name} at {where}{dealt}: {what} {metric}{unit} of "
-            f"{self.protocol.total} repeats (interval of the mean), by images learnt from"
+            f"{self.protocol.total} repeats (interval of the mean), learnt {self.protocol.told}"
         )
 
     @property
     def lines(self) -> list[list[str]]:
         """A row for each way, a cell for each size."""
-        found = [[self.middle(way, size) for size in self.protocol.sizes] for way in self.ways]
+        found = [[self.middle(way, size) for size in self.protocol.counts] for way in self.ways]
         digits = digits_of(
             self.metric, *(c.value for cells in found for c in cells if c is not None)
         )
@@ -118,12 +118,12 @@ class ProtocolTable:
         return [
             [f"{_worded(pair[0])} minus {_worded(pair[1])}", *self._of_pair(pair)]
             for pair in self.pairs
-            if any(self.apart(pair, size) is not None for size in self.protocol.sizes)
+            if any(self.apart(pair, size) is not None for size in self.protocol.counts)
         ]
 
     def _of_pair(self, pair: tuple[str, str]) -> Iterator[str]:
         flips = self.flips(pair)
-        for size in self.protocol.sizes:
+        for size in self.protocol.counts:
             row = self.apart(pair, size)
             if row is None:
                 yield "no result"
@@ -167,13 +167,13 @@ def sentences(table: ProtocolTable) -> list[str]:
 
 def _lacking(table: ProtocolTable) -> Iterator[str]:
     """Repeats that say nothing."""
-    for size in table.protocol.sizes:
+    for size in table.protocol.counts:
         rows = [table.told.get((way, size, metrics.REPEATS)) for way in table.ways]
         known = [int(row.value) for row in rows if row is not None and row.value is not None]
         if known and min(known) < table.protocol.total:
             yield (
-                f"At {size} images {min(known)} of {table.protocol.total} repeats say anything; in "
-                "the others a part held one class alone, or a network diverged."
+                f"At {size or 'all'} {min(known)} of {table.protocol.total} repeats say anything; "
+                "in the others a part held one class alone, or a network diverged."
             )
 
 
@@ -184,7 +184,7 @@ def _verdicts(table: ProtocolTable) -> Iterator[str]:
     judged = 0
     for pair in table.pairs:
         flips = table.flips(pair)
-        for size in table.protocol.sizes:
+        for size in table.protocol.counts:
             row = table.apart(pair, size)
             if row is None or row.value is None:
                 continue
@@ -216,11 +216,12 @@ def _ahead(table: ProtocolTable, pair: tuple[str, str], value: float) -> str:
 
 def _shape(table: ProtocolTable) -> Iterator[str]:
     """Where the order of the three ways is another than Leonardsen et al. (2025) found."""
-    if table.metric != "auc" or not {LINEAR, TRANSFER, SCRATCH} <= set(table.ways):
+    asked = table.metric == "auc" and table.protocol.scheme == "resampled"
+    if not asked or not {LINEAR, TRANSFER, SCRATCH} <= set(table.ways):
         return
     same: list[str] = []
     other: list[str] = []
-    for size in table.protocol.sizes:
+    for size in table.protocol.counts:
         for first, second in _expected(size):
             found = [table.middle(way, size) for way in (first, second)]
             values = [cell.value for cell in found if cell is not None and cell.value is not None]
@@ -251,7 +252,7 @@ def _chance(table: ProtocolTable) -> Iterator[str]:
         yield "Labels were dealt out anew: an error has no chance level to be held against."
         return
     chance = 1 / max(2, len(table.target.classes))
-    cells = {(w, s): table.middle(w, s) for w in table.ways for s in table.protocol.sizes}
+    cells = {(w, s): table.middle(w, s) for w in table.ways for s in table.protocol.counts}
     known = {
         place: (cell.low, cell.high)
         for place, cell in cells.items()
@@ -278,13 +279,13 @@ def html(tables: Sequence[ProtocolTable]) -> str:
         label = f"{table.protocol.name} at {table.site}"
         for name, rows in (("ways", table.lines), ("differences", table.differences)):
             if rows:
-                parts.append(_table(f"{label}, {name}", table.protocol.sizes, rows))
+                parts.append(_table(f"{label}, {name}", table.protocol.counts, rows))
         parts += [f"<p>{_safe(text)}</p>" for text in sentences(table)]
     return "\n".join([*parts, "</section>"])
 
 
 def _table(label: str, sizes: Sequence[int], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{size}</th>' for size in sizes)
+    head = "".join(f'<th scope="col">{size or "all"}</th>' for size in sizes)
     body = "".join(
         f'<tr><th scope="row">{_safe(row[0])}</th>'
         + "".join(f"<td>{_safe(cell)}</td>" for cell in row[1:])
@@ -293,8 +294,8 @@ def _table(label: str, sizes: Sequence[int], rows: Sequence[Sequence[str]]) -> s
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_safe(label)}">'
-        f'<table data-protocol="{_safe(label)}"><thead><tr><th scope="col">images</th>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>"
+        f'<table data-protocol="{_safe(label)}"><thead><tr><th scope="col">learnt from</th>{head}'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -172,8 +172,8 @@ def _protocol(one: ProtocolTable) -> Iterator[Table]:
     for title, rows in zip(titles, (one.lines, one.differences), strict=True):
         table = _table(title)
         table.add_column("", overflow="fold")
-        for size in one.protocol.sizes:
-            table.add_column(str(size), overflow="fold")
+        for size in one.protocol.counts:
+            table.add_column(str(size or "all"), overflow="fold")
         for row in rows:
             table.add_row(*map(_shown, row))
         if rows:

@@ -9,7 +9,7 @@ import pytest
 
 from client.learning.linear import STRENGTHS
 from common.errors import SettingError
-from common.schemes import SETTINGS, seed_of_repeat
+from common.schemes import SETTINGS, Protocol, seed_of_repeat
 
 TASK = {
     "name": "dementia", "target": "diagnosis", "learning_rates": [1e-3, 1e-2, 3e-2],
@@ -46,8 +46,12 @@ def test_ways_without_a_network_need_no_grid(federation: Any) -> None:
         ({"task": "stroke"}, 'protocols.0.task is "stroke"; the study\'s tasks are dementia'),
         ({"name": "dementia"}, 'name is "dementia" as an earlier task or protocol is'),
         ({"sizes": [50, 50]}, "sizes lists something twice"),
+        ({"sizes": [9]}, "sizes has 9; resampled takes 10"),
+        ({"scheme": "fractions", "sizes": [101]}, "sizes has 101; fractions takes 1 to 100"),
+        ({"scheme": "folds"}, "folds learn from all"),
+        ({"scheme": "folds", "sizes": [], "repeats": 300}, "1,500 trainings; at most 1,000"),
         ({"sizes": []}, "sizes"),
-        ({"repeats": 1}, "repeats"),
+        ({"repeats": 0}, "repeats"),
         ({"scheme": "resample"}, "resampled"),
     ],
 )
@@ -57,10 +61,24 @@ def test_what_cannot_be_is_named(federation: Any, changes: Any, told: str) -> No
         study(federation, {**DRAWS, **changes})
 
 
+def protocol(**more: Any) -> Protocol:
+    return Protocol.model_validate({**DRAWS, **more})
+
+
+def test_shares_are_of_one_order_and_folds_of_one_parting() -> None:
+    """Nested, and each person in one fold: both need the same draw."""
+    shares = protocol(scheme="fractions", sizes=[10, 50])
+    assert seed_of_repeat(7, "alpha", shares, 10, 3) == seed_of_repeat(7, "alpha", shares, 50, 3)
+    folds = protocol(scheme="folds", sizes=[], folds=4)
+    seeds = [seed_of_repeat(7, "alpha", folds, 0, number) for number in range(8)]
+    assert len(set(seeds)) == 2
+    assert seeds[0] == seeds[3] != seeds[4]
+
+
 def test_no_two_repeats_share_a_seed() -> None:
     """Nor two sizes, sites or protocols."""
     seeds = {
-        seed_of_repeat(7, site, name, size, repeat)
+        seed_of_repeat(7, site, protocol(name=name), size, repeat)
         for site in ("alpha", "beta")
         for name in ("draws", "more")
         for size in (50, 100)

@@ -175,6 +175,37 @@ def test_a_repeat_of_few_people_keeps_its_number_and_all_of_them_tell_theirs(
     assert median.n_participants >= 20
 
 
+# The other schemes.
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "subjects": {"scheme": "subjects", "sizes": [40], "size": 40},
+    "fractions": {"scheme": "fractions", "sizes": [50], "size": 50},
+    "folds": {"scheme": "folds", "sizes": [], "size": 0, "repeats": 4},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_tells_its_repeats_and_their_mean(repeats: Make, scheme: str) -> None:
+    """One table for all of them: who is drawn differs, and what is told does not."""
+    one = repeats("linear", **SCHEMES[scheme])
+    rows = one.measured()
+    assert len(told(rows, "auc")) == one.protocol.total
+    mean = only(rows, "auc_over_draws")
+    assert mean.value == metrics.figures(float(np.mean(aucs(one))))
+    assert 0.5 < mean.ci_low < mean.value
+    people = [row.row.n_participants for row in told(rows, "auc")]
+    assert min(people) >= 10
+    assert len({row.row.n_train for row in told(rows, "auc")}) <= 3
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_shuffled_labels_give_chance_in_every_scheme(repeats: Make, scheme: str) -> None:
+    """A protocol that finds something in labels dealt out anew finds it everywhere."""
+    one = repeats("linear", shuffled=True, **SCHEMES[scheme])
+    found = only(one.measured(), "auc_over_draws")
+    assert found.ci_low <= 0.5 <= found.ci_high
+
+
 # Shuffled labels.
 
 
@@ -184,10 +215,10 @@ def test_shuffled_labels_give_chance_in_an_interval_that_covers_it(
     repeats: Make, way: str, pool: str
 ) -> None:
     """If anything of who judges reached who learns, this would be above a half."""
-    one = repeats(way, pool=pool, shuffled=True, repeats=20, sizes=[100], size=100)
+    one = repeats(way, pool=pool, shuffled=True, repeats=12, sizes=[100], size=100)
     found = only(one.measured(), "auc_over_draws")
     assert found.ci_low <= 0.5 <= found.ci_high
-    honest = only(repeats(way, pool=pool, repeats=20, sizes=[100], size=100, folder="own").measured(),
+    honest = only(repeats(way, pool=pool, repeats=12, sizes=[100], size=100, folder="own").measured(),
                   "auc_over_draws")  # fmt: skip
     assert honest.ci_low > 0.5  # the interval is no mere admission of ignorance
 

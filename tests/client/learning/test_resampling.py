@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from client.data.cohort import Cohort
 from client.learning.resampling import (
+    Draw,
     People,
     secret_number,
     shuffled,
-    split_of_repeat,
     tells_apart,
 )
 from client.learning.ways import Split
@@ -52,8 +53,12 @@ def people_of(one: Cohort) -> People:
 
 
 def drawn(one: Cohort, size: int = 50, seed: int = 0, **more: Any) -> Split:
-    generator = np.random.default_rng(seed)
-    return split_of_repeat(protocol(**more), people_of(one), size, generator)
+    number = more.pop("number", 0)
+    draw = Draw(
+        protocol=protocol(**more), people=people_of(one), size=size, number=number, seed=seed,
+        secret=secret_number(one),
+    )  # fmt: skip
+    return draw.split()
 
 
 def named(one: Cohort, indices: Any) -> set[str]:
@@ -105,6 +110,82 @@ def test_those_whom_nobody_trained_on_change_places_from_repeat_to_repeat() -> N
     everyone = set().union(*judges)
     chooses = named(one, one.indices("validation", SPLITS))
     assert everyone & chooses  # whoever chose in one repeat judges in another
+
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "resampled": {},
+    "fixed": {"pool": "fixed"},
+    "subjects": {"scheme": "subjects", "sizes": [5]},
+    "fractions": {"scheme": "fractions", "sizes": [50]},
+    "folds": {"scheme": "folds", "sizes": []},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_every_scheme_a_person_has_one_part_and_nobody_judges_unseen_scans_twice(
+    scheme: str,
+) -> None:
+    """Whoever learnt, chose or was pretrained on, and then judged, would flatter every way."""
+    one = cohort()
+    seen = named(one, one.indices("train", SPLITS))
+    for seed in range(5):
+        split = drawn(one, seed=seed, number=seed, size=5 if scheme == "subjects" else 50,
+                      **SCHEMES[scheme])  # fmt: skip
+        learn, choose, judge = (
+            named(one, part) for part in (split.train, split.validation, split.test)
+        )
+        assert not learn & (choose | judge)
+        assert not choose & judge
+        assert not seen & (judge | choose)
+
+
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_subjects_are_so_many_people_with_all_of_their_images(size: int) -> None:
+    """DeepLight's question is how many people, each with hundreds of volumes, are enough."""
+    one = cohort(scans=3)
+    split = drawn(one, size=size, scheme="subjects", sizes=[size])
+    assert len(named(one, split.train)) == size
+    assert len(split.train) == 3 * size
+    assert len(named(one, split.validation)) == min(size, len(named(one, split.validation)))
+
+
+def test_as_many_people_judge_as_the_protocol_says_and_the_same_each_time() -> None:
+    """A hundred fixed people: repeats then differ in who learnt alone."""
+    one = cohort(200)
+    asked = {"scheme": "subjects", "sizes": [3], "judges": 30}
+    judges = [named(one, drawn(one, size=3, seed=seed, **asked).test) for seed in range(4)]
+    assert all(found == judges[0] for found in judges)
+    assert len(judges[0]) == 30
+    with pytest.raises(Refusal, match="NO_DATA"):
+        drawn(one, size=3, **{**asked, "judges": 190})
+
+
+def test_more_people_than_there_are_is_a_refusal() -> None:
+    """A draw of all would be called by another number."""
+    with pytest.raises(Refusal, match="NO_DATA"):
+        drawn(cohort(), size=69, scheme="subjects", sizes=[69])
+
+
+def test_smaller_shares_are_inside_larger_ones() -> None:
+    """A curve over shares then shows what more people add, and not who they are."""
+    one = cohort()
+    shares = [10, 25, 50, 100]
+    asked = {"scheme": "fractions", "sizes": shares}
+    found = [named(one, drawn(one, size=share, **asked).train) for share in shares]
+    assert all(small < large for small, large in itertools.pairwise(found))
+    assert found[-1] == named(one, one.indices("train", SPLITS))
+
+
+def test_each_unseen_person_judges_in_one_fold_and_chooses_in_another() -> None:
+    """Five folds: everybody judges once, and never who chose the epoch that is judged."""
+    one = cohort()
+    splits = [drawn(one, number=number, scheme="folds", sizes=[]) for number in range(5)]
+    unseen = named(one, np.concatenate([one.indices(p, SPLITS) for p in ("validation", "test")]))
+    judges = [named(one, split.test) for split in splits]
+    assert set().union(*judges) == unseen
+    assert sum(map(len, judges)) == len(unseen)
+    assert [named(one, split.validation) for split in splits] == [*judges[1:], judges[0]]
+    assert named(one, splits[0].train) >= named(one, one.indices("train", SPLITS))
 
 
 def test_who_has_no_label_is_in_no_part() -> None:

@@ -32,7 +32,7 @@ def tell(federation: Any) -> Told:
     )  # fmt: skip
 
     def check(**more: Any) -> None:
-        seed = seed_of_repeat(7, "alpha", "draws", 50, more.get("repeat", 0))
+        seed = seed_of_repeat(7, "alpha", study.protocols[0], 50, more.get("repeat", 0))
         of_all = more.get("metric", "auc") != "auc"
         row = {
             "phase": "protocol", "task": "draws", "target": "diagnosis", "model": "federated",

@@ -129,7 +129,7 @@ def test_repeats_that_say_nothing_are_counted_aloud() -> None:
     told = rows(LIKE_THE_PAPER)
     told = [one if one.metric != "repeats" or one.k != 100 else one.model_copy(update={"value": 11.0})
             for one in told]  # fmt: skip
-    assert any("At 100 images 11 of 20 repeats say anything" in t for t in sentences(table(told)))
+    assert any("At 100 11 of 20 repeats say anything" in t for t in sentences(table(told)))
 
 
 def test_shuffled_labels_are_held_against_chance() -> None:
