@@ -67,6 +67,12 @@ class Device(Table):
         "cores, at most eight.",
     )
 
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        0,
+        description="Processes that do the repeats of a protocol, each with one thread and memory "
+        "for a step of its own; 0 takes one for each GPU, or for each core.",
+    )
+
     @property
     def loader_threads(self) -> int:
         """Threads that make and augment samples."""
@@ -83,13 +89,13 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "overlap", "settle", "train", "finetune", "judge", "evaluate"),
+        ("census", "overlap", "settle", "train", "finetune", "protocol", "judge", "evaluate"),
         description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
         1000,
-        description="Most training orders (train, finetune, linear) that it carries out, over all "
-        "studies and runs; 0 sets no limit.",
+        description="Most training orders (train, finetune, protocol, linear) that it carries "
+        "out, over all studies and runs; 0 sets no limit.",
     )
     sums_of_few: bool = Field(
         False,

@@ -138,3 +138,7 @@ class Refusal(CallosumError):  # noqa: N818  it is an answer, not a fault
         self.sentence = SENTENCES[code]
         self.detail = detail
         super().__init__(f"{code}: {detail or self.sentence}")
+
+    def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
+        """What another process makes it of again; an exception's own way would pass the message."""
+        return type(self), (self.code, self.detail)

@@ -42,6 +42,14 @@ def explain(study: Study) -> str:
         f"fine-tuning {task.name}: each training site learns {task.target} by "
         f"{', '.join(task.methods)}, {_extent(task)}"
         for task in study.finetuning
+        if task.repeats
+    ]
+    lines += [
+        f"protocol {protocol.name}: each training site compares "
+        f"{', '.join(study.task_of(protocol).methods)} for {protocol.task}, {protocol.total} "
+        f"times {protocol.told}"
+        f"{', labels dealt out anew' if protocol.shuffled else ''}"
+        for protocol in study.protocols
     ]
     splits = study.splits
     rest = 1 - splits.test - splits.validation

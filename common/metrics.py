@@ -30,6 +30,10 @@ AGREEMENT: Final = "agreement"  # of two kinds of maps, a rank correlation
 OVER_DRAWS: Final = "_over_draws"  # behind a metric: its mean over draws of people, and repeats
 VERDICT_PEOPLE: Final = 50  # whom a verdict on two models needs, and of each class the next
 VERDICT_OF_A_CLASS: Final = 10
+MEDIAN: Final = "_median"  # behind a metric: over the repeats of a protocol
+REPEATS: Final = "repeats"  # of a protocol, that say anything
+FLIPPED: Final = "_sign_flip"  # behind a difference: its p-value is of repeats' signs
+WITHIN: Final = "_within_repeats"  # behind a difference: the share of repeats that tell it apart
 OVER_SITES: Final = "_over_sites"  # behind a metric: its mean over sites, each counting once
 FEWEST_SITES: Final = 5  # of that mean
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
@@ -69,12 +73,13 @@ def together(metric: str, values: Sequence[float], weights: Sequence[float]) -> 
 
     Means of errors and shares are then what one place would have found. An AUC, or a mean recall,
     is the mean over sites: samples of two sites are never ranked against each other. What needs
-    all labels at once, as a correlation does, cannot be put together so.
+    all labels at once, as a correlation does, or all repeats, cannot be put together so.
 
     >>> together("mae", [4.0, 6.0], [10, 30]), together("rmse", [1.0, 7.0], [1, 1])
     (5.5, 5.0)
     """
-    if metric in _OF_ALL_LABELS or not sum(weights):
+    own = metric == REPEATS or metric.endswith((MEDIAN, FLIPPED, WITHIN))
+    if own or metric in _OF_ALL_LABELS or not sum(weights):
         return None
     power = 2 if metric == "rmse" else 1
     total = sum(weight * value**power for value, weight in zip(values, weights, strict=True))
@@ -283,7 +288,7 @@ def is_of_all_draws(metric: str) -> bool:
     >>> [is_of_all_draws(one) for one in ("auc", "auc_over_draws", "auc_minus_linear")]
     [False, True, True]
     """
-    return metric.endswith(OVER_DRAWS) or "_minus_" in metric
+    return metric.endswith((OVER_DRAWS, MEDIAN)) or "_minus_" in metric or metric == REPEATS
 
 
 def better(target: Target, candidate: float, best: float) -> bool:

@@ -353,8 +353,10 @@ class FineTuning(Steps):
     draws: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="How often those participants are drawn."
     )
-    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1, description="How often each training is repeated with other random numbers."
+    repeats: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1,
+        description="How often each training is repeated with other random numbers; 0 leaves the "
+        "task to the study's protocols.",
     )
     then: tuple[Literal["judge", "explain", "send"], ...] = Field(
         (),
@@ -373,6 +375,10 @@ class FineTuning(Steps):
         for key, values in (("methods", self.methods), ("participants", self.participants)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} lists something twice")
+        if self.then and not self.repeats:
+            raise ValueError(
+                f"then is [{', '.join(self.then)}] and repeats is 0; no tuned model would be kept"
+            )
         if self.draws > 1 and not self.participants:
             raise ValueError(f"draws is {self.draws}; participants must say how many are drawn")
         grid = len(self.learning_rates) * len(self.weight_decays)

@@ -26,6 +26,7 @@ from pydantic import (
 from common import catalogue
 from common.catalogue import Shelf
 from common.errors import LineageError, SettingError
+from common.schemes import Protocol, check_grid
 from common.seams import Layout
 from common.sections import (
     Aggregation,
@@ -74,6 +75,9 @@ class Study(Table):
     finetuning: tuple[FineTuning, ...] = Field(
         (), description="Tasks for each site.", max_length=100
     )
+    protocols: tuple[Protocol, ...] = Field(
+        (), description="Comparisons of a task's ways over many draws.", max_length=100
+    )
     evaluation: Evaluation = Field(Evaluation(), description="How held-out sites judge.")
 
     @model_validator(mode="after")
@@ -88,6 +92,7 @@ class Study(Table):
             if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
             names.add(task.name)
+        self._protocols_exist(names)
         for place, steps in self._steps():
             self._can_sample(place, steps.sampling)
         self._can_protect()
@@ -97,6 +102,29 @@ class Study(Table):
                 "that no fine-tuning task is about, or objective.targets must list it"
             )
         return self
+
+    def _protocols_exist(self, names: set[str]) -> None:
+        """Each is about a task of the study, under a name that neither task nor protocol has."""
+        for number, protocol in enumerate(self.protocols):
+            place = f"protocols.{number}"
+            if protocol.name in names:
+                raise ValueError(
+                    f'{place}.name is "{protocol.name}" as an earlier task or protocol is'
+                )
+            check_grid(place, self.task_of(protocol, place))
+            names.add(protocol.name)
+
+    def task_of(self, protocol: Protocol, place: str = "protocols") -> FineTuning:
+        """The task whose ways a protocol compares."""
+        for task in self.finetuning:
+            if task.name == protocol.task:
+                return task
+        tasks = ", ".join(task.name for task in self.finetuning) or "none"
+        raise ValueError(f'{place}.task is "{protocol.task}"; the study\'s tasks are {tasks}')
+
+    def protocol(self, name: str) -> Protocol | None:
+        """The protocol of that name."""
+        return next((protocol for protocol in self.protocols if protocol.name == name), None)
 
     def _steps(self) -> list[tuple[str, Steps]]:
         tasks = ((f"finetuning.{number}", task) for number, task in enumerate(self.finetuning))

@@ -29,6 +29,7 @@ def measurements(run: Run) -> list[Measurement]:
     """Every measurement that sites reported in fine-tuning, of its maps, and in evaluation."""
     files = [
         *sorted((run.folder / "finetuning").glob("*/*/*.safetensors")),
+        *sorted((run.folder / "protocols").glob("*/*/*.safetensors")),
         *sorted((run.folder / "judge").glob("*/*/*.safetensors")),
         *sorted((run.folder / "explain").glob("*/*/*.safetensors")),
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
@@ -71,7 +72,7 @@ def together(run: Run) -> list[Measurement]:
             row.model_copy(update={"site": all_of(group_of(run.folder))})
             for row in put_together(_reported(folder, copied), confidence=confidence)
         ]
-    for phase in ("finetuning", "judge"):
+    for phase in ("finetuning", "protocols", "judge"):
         for folder in sorted((run.folder / phase).glob("*/*")):
             reported = map(_of_all_draws, _reported(folder))
             found += put_together(reported, confidence=confidence, by_people=True)

@@ -26,7 +26,9 @@ from common.protocol.signing import Envelope, Sealed, unseal
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
-_OF_TRAINING = ("settle", "train", "finetune", "judge", "explain", "send", "linear")
+_OF_TRAINING = (
+    "settle", "train", "finetune", "protocol", "judge", "explain", "send", "linear",
+)  # fmt: skip
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 

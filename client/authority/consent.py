@@ -18,6 +18,7 @@ from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.settling import constants
 from common.network.size import Limits, outline
+from common.schemes import Protocol
 from common.study import Study
 
 
@@ -148,7 +149,7 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
         f"{size / 1e6:.2f} MB{stay}; how many scans, people and labels were used; the sums that "
         "losses and validation metrics are made of"
     )
-    for task in study.finetuning:
+    for task in (task for task in study.finetuning if task.repeats):
         yield (
             f"leaves after fine-tuning {task.name} ({', '.join(task.methods)}): metrics on this "
             "site's test participants with their intervals, no arrays; the tuned models stay here"
@@ -164,6 +165,21 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
                 f"leaves after that, if policy.orders has send: ALL THAT TUNING TRAINED for "
                 f"{task.name}, from this site's participants alone"
             )
+
+    for protocol in study.protocols:
+        yield _of_protocol(study, protocol)
+
+
+def _of_protocol(study: Study, protocol: Protocol) -> str:
+    """How many numbers about overlapping draws of the same people there will be."""
+    ways, sizes = study.task_of(protocol).methods, len(protocol.counts)
+    return (
+        f"leaves after the protocol {protocol.name}, for each of {len(ways)} ways and {sizes} "
+        f"sizes: a metric of each of {protocol.total} draws of people, where enough of them judge "
+        f"in it, and over all draws their median, mean and differences; {len(ways) * sizes} "
+        f"orders, {len(ways) * sizes * protocol.total:,} draws in all. Who is in which draw hangs "
+        "on a secret of this site's; the models are not kept"
+    )
 
 
 _OVERLAP = (
@@ -220,8 +236,16 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
     """How often the participants would be learnt from, and how often they still may be."""
     rounds = study.pretraining.rounds
     alone = rounds if study.comparisons.single_site and len(study.sites.train) > 1 else 0
-    tasks = sum(len(task.methods) * max(1, len(task.participants)) for task in study.finetuning)
-    parts = {"rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks}
+    tasks = sum(
+        len(task.methods) * max(1, len(task.participants))
+        for task in study.finetuning
+        if task.repeats
+    )
+    compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in study.protocols)
+    parts = {
+        "rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks,
+        "of protocols": compared,
+    }  # fmt: skip
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())
     yield f"training orders in one run: {asked} ({counted})"
@@ -241,7 +265,8 @@ def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[
     policy = site.policy
     wanted = {"census", "overlap", "train" if site.role == "train" else "evaluate"}
     if site.role == "train":
-        wanted |= {"finetune" for _ in study.finetuning}
+        wanted |= {"finetune" for task in study.finetuning if task.repeats}
+        wanted |= {"protocol" for _ in study.protocols}
         wanted |= {kind for task in study.finetuning for kind in task.then}
         wanted |= {"settle"} if settled else set()
     missing = sorted(wanted - set(policy.orders))

@@ -26,7 +26,9 @@ from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
 from common.runtime.locks import lock
 
-SPENDING: Final = frozenset({"train", "finetune", "linear"})  # kinds that learn from participants
+SPENDING: Final = frozenset(
+    {"train", "finetune", "protocol", "linear"}
+)  # kinds that learn from participants
 JUDGING: Final = "evaluate"  # tells about participants what the arrays of an order ask
 
 _EXPOSURES: Final = """

@@ -161,11 +161,11 @@ def _until_broken(
 ) -> Generator[Outcome, None, None]:
     """Outcomes in order, fewer than sources if a process died."""
     kind = study.kind_name
-    _place_socket()
+    place_socket()
     # forkserver, not fork: the caller may hold threads and a GPU
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["client.data.workers", reader_of(kind).__module__])
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent)
     waiting: deque[Future[Outcome]] = deque()
     form, upcoming = _form(study), iter(sources)
     try:
@@ -189,7 +189,7 @@ def socket_folder() -> Path | None:
     return None
 
 
-def _place_socket() -> None:
+def place_socket() -> None:
     """Let Python make its folder for sockets where their names are not too long."""
     place, before = socket_folder(), tempfile.tempdir
     if place is not None:
@@ -204,7 +204,7 @@ def _form(study: Study) -> Form:
     return np.dtype(study.kind.dtype), study.shape
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this worker when the process that asked for it is gone, killed or not.
 
     The pool's own pipes never tell: each worker holds both ends of them.

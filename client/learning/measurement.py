@@ -43,7 +43,7 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
     A primary metric that is not defined, since all samples are of one class, has no value. Below
     three people nothing has an interval, nor a correlation a value.
     """
-    judged, people, fewest = _judged(study, cohort, name, indices, [predicted])
+    judged, people, smallest = _judged(study, cohort, name, indices, [predicted])
     of = model or order.model
     asked = judged.metrics if intervals else metrics.of_rounds(study.targets[name])
     rows = []
@@ -59,7 +59,7 @@ def measure(  # noqa: PLR0913, PLR0917  a row of results.csv has as many columns
                 site, order, people, task=task, target=name, model=of, metric=metric,
                 value=value if np.isfinite(value) else None, bounds=bounds,
             )  # fmt: skip
-            rows.append(Measured(told, fewest))
+            rows.append(Measured(told, smallest))
     return rows
 
 
@@ -109,7 +109,7 @@ def _one(  # noqa: PLR0913
     called: str,
 ) -> list[Measured]:
     """The row of one metric under a name of its own; none where it is not defined."""
-    judged, people, fewest = _judged(study, cohort, name, indices, predicted)
+    judged, people, smallest = _judged(study, cohort, name, indices, predicted)
     value = judged.value(metric)
     if not np.isfinite(value):
         return []
@@ -118,7 +118,7 @@ def _one(  # noqa: PLR0913
         site, order, people, task=task, target=name, model=order.model, value=value,
         metric=called, bounds=bounds,
     )  # fmt: skip
-    return [Measured(told, fewest)]
+    return [Measured(told, smallest)]
 
 
 def difference(  # noqa: PLR0913, PLR0917
@@ -138,18 +138,18 @@ def difference(  # noqa: PLR0913, PLR0917
     Of several models each, one for each draw, it is the difference of their means. A p-value, and
     with it a verdict, needs 50 people and 10 of each class.
     """
-    found, people, fewest = _judged(study, cohort, name, indices, ours)
+    found, people, smallest = _judged(study, cohort, name, indices, ours)
     other, _, _ = _judged(study, cohort, name, indices, theirs)
     primary = metrics.primary(study.targets[name])
     if not np.isfinite(found.value(primary) - other.value(primary)):
         return []
-    several = len(set(people)) >= metrics.VERDICT_PEOPLE and fewest >= metrics.VERDICT_OF_A_CLASS
+    several = len(set(people)) >= metrics.VERDICT_PEOPLE and smallest >= metrics.VERDICT_OF_A_CLASS
     apart = between(found, other, primary, study.evaluation.confidence, tested=several)
     told = row(
         site, order, people, task=task, target=name, model=order.model, value=apart.value,
         metric=f"{primary}_minus_{rival}", bounds=apart.bounds, p=apart.p,
     )  # fmt: skip
-    return [Measured(told, fewest)]
+    return [Measured(told, smallest)]
 
 
 def _judged(
@@ -162,7 +162,7 @@ def _judged(
     """What is judged, whose samples these are, and the people of the rarest class."""
     target, label = study.targets[name], cohort.labels[name][indices]
     people = tuple(cohort.participants[i] for i in indices)
-    return Judged.of(target, label, predicted, people), people, _fewest(target, label, people)
+    return Judged.of(target, label, predicted, people), people, fewest(target, label, people)
 
 
 def means(
@@ -222,7 +222,7 @@ def row(
     )
 
 
-def _fewest(target: Target, label: Floats, people: tuple[str, ...]) -> int:
+def fewest(target: Target, label: Floats, people: tuple[str, ...]) -> int:
     """People behind the measurement, or in the rarest class that it tells apart."""
     if target.kind == "regression":
         return len(set(people))

@@ -41,6 +41,7 @@ from client.learning.harmonisation import harmonised
 from client.learning.linear import choose, fit, regional_features
 from client.learning.measurement import means
 from client.learning.pretraining import train_round
+from client.learning.protocols import Repeats
 from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among
 from client.learning.training import choose_device
@@ -66,7 +67,13 @@ from common.study import Study
 
 _log = getLogger("callosum.site")
 _MOST_COLUMNS = 10  # that are named in the log
-_TUNED = ("finetune", "judge", "explain", "send")  # kinds of order about a site's own tuned models
+_TUNED = (
+    "finetune",
+    "protocol",
+    "judge",
+    "explain",
+    "send",
+)  # kinds of order about a site's own tuned models
 _LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
 
 
@@ -384,6 +391,12 @@ class Agent:
         cache = self._cache(order)
         if order.init == "pretrained":
             arrays = {**arrays, **cache.own_arrays(order.model)}
+        if order.kind == "protocol":
+            repeats = Repeats(
+                study=self.study, site=self.site, cohort=self._harmonised(arrays), order=order,
+                arrays=arrays, folder=cache.folder,
+            )  # fmt: skip
+            return Answer(measured=tuple(repeats.measured()))
         models = TunedModels(cache.folder)
         cohort = self._harmonised(arrays)
         tuning = Tuning(self.study, self.site, cohort, order, arrays, models)

@@ -32,7 +32,7 @@ from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 LINEAR: Final = "-linear"  # end of the names of linear models
-_OF_TUNING: Final = ("finetune", "judge", "explain", "send")
+_OF_TUNING: Final = ("finetune", "protocol", "judge", "explain", "send")
 _ORDER: Final = "ORDER_MALFORMED"
 
 

@@ -28,6 +28,7 @@ OrderKind = Literal[
     "settle",
     "train",
     "finetune",
+    "protocol",
     "judge",
     "explain",
     "send",
@@ -50,6 +51,8 @@ class Order(Table):
     settle: sums over the training scans that the network's constants are made of.
     train: train the given arrays for one round; the report holds the trained arrays.
     finetune: learn `task` by one method; the report holds measurements, the site keeps the models.
+    protocol: learn by one way of the protocol `task` from `k`, anew in each of its repeats; the
+        report holds measurements.
     judge, explain, send: measure a tuned model anew, map what it looks at, hand it over.
     linear: fit penalised linear models to regional measures; the report holds their coefficients.
     evaluate: judge the given arrays as `model`; the report holds measurements.
@@ -65,7 +68,9 @@ class Order(Table):
     task: str = ""
     init: Init = ""
     method: MethodName = ""
-    k: Count = Field(0, description="Training participants to learn from; 0: all.")
+    k: Count = Field(
+        0, description="Training participants to learn from; 0: all. Of a protocol: its size."
+    )
     repeat: Count = Field(0, description="Which of the kept models is meant.")
     lineage: tuple[Name, ...] = Field(
         (), description="Sites that contributed to the arrays.", fail_fast=True
@@ -106,6 +111,8 @@ class Measurement(Table):
     n_participants: Count
     n_scans: Count
     repeat: Count = 0
+    n_train: Count = Field(0, description="Of a protocol: images that were learnt from.")
+    seed: Count = Field(0, description="Of a protocol: what a repeat's draws come from.")
 
 
 class Books(Table):

@@ -1,7 +1,8 @@
 """Progress bars for people, plain lines for logs: whatever lasts is seen to move.
 
 On a terminal every open task is one bar; elsewhere a task that took two seconds or more leaves one
-line behind, so that a log of a night's run stays readable.
+line behind, so that a log of a night's run stays readable, and one that lasts says every minute how
+much time it still needs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.progress import (
 from common.printable import printable
 
 _WORTH_A_LINE_S: Final = 2.0
+_EVERY_S: Final = 60.0  # a line of what lasts
 
 # what people wrote is neither markup nor a picture
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -97,13 +99,29 @@ def _stop(task: TaskID) -> None:
             _bars.stop()
 
 
+def lasting(seconds: float) -> str:
+    """A time that is still to come, as roughly as it is known.
+
+    >>> lasting(40), lasting(400), lasting(40_000)
+    ('1 min', '7 min', '11.1 h')
+    """
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def _lines(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     began, done = time.monotonic(), 0
+    told = began
 
     def advance() -> None:
-        nonlocal done
+        nonlocal done, told
         done += 1
+        now = time.monotonic()
+        if total is not None and done < total and now - told >= _EVERY_S:
+            told = now
+            left = lasting((now - began) / done * (total - done))
+            print(f"{title}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
 
     yield advance
     seconds = time.monotonic() - began

@@ -15,6 +15,7 @@ import numpy as np
 from common import metrics
 from common.label_sums import MEDIAN
 from common.protocol.orders import Order, Report
+from common.schemes import MOST_REPEATS
 from common.seams import LABELS, SHARED, TERM
 from common.sections import CALIBRATED, FineTuning, Target, calibrated
 from common.study import Study
@@ -23,7 +24,14 @@ from server.federation.census import POOLED
 HELD: Final = "scans"  # group of a census that holds everything
 INCOMPLETE: Final = "incomplete"  # group of those that lack a column, where a study lets them
 LARGEST: Final = float(np.finfo(np.float32).max)  # of any value that a network may have made
-WITH_ROWS: Final = ("train", "finetune", "judge", "explain", "evaluate")  # orders that measure
+WITH_ROWS: Final = (
+    "train",
+    "finetune",
+    "protocol",
+    "judge",
+    "explain",
+    "evaluate",
+)  # orders that measure
 TUNED: Final = ("finetune", "judge")  # those of them about models of one task, one a draw
 COUNTED: Final = {"train": ("loss", "validation-loss")}  # what comes as mergeable sums
 _TEXT: Final = 1 << 20  # bytes of a report without a row
@@ -96,6 +104,10 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     if order.kind == "train":
         return metrics.of_rounds(target)
     told, first = metrics.names(target), metrics.primary(target)
+    if order.kind == "protocol":
+        alone = (first, first + metrics.MEDIAN, first + metrics.OVER_DRAWS, metrics.REPEATS)
+        ends = ("", metrics.FLIPPED, metrics.WITHIN)
+        return (*alone, *(f"{first}_minus_{rival}{end}" for rival in order.against for end in ends))
     if model.startswith(f"{order.model}{CALIBRATED}"):
         return (*told, f"{first}_minus_{order.model}")
     if order.kind in TUNED:
@@ -117,15 +129,20 @@ def _of_tuned(target: Target, model: str) -> tuple[str, ...]:
 
 def repeats_of(study: Study, order: Order, metric: str = "") -> int:
     """How often each number is measured; what is told of all draws at once, once."""
-    task = _task(study, order)
+    task, protocol = _task(study, order), study.protocol(order.task)
     if task is None or metrics.is_of_all_draws(metric):
         return 1
+    if protocol is not None:
+        return protocol.total
     return task.repeats * (task.draws if order.k else 1)
 
 
 def bounds_of(target: Target, metric: str) -> tuple[float, float]:
     """The least and the largest value of a metric, or of a difference of two models in it."""
-    name, _, rival = metric.removesuffix(metrics.OVER_DRAWS).partition("_minus_")
+    if metric == metrics.REPEATS or metric.endswith(metrics.WITHIN):
+        return 0.0, float(MOST_REPEATS) if metric == metrics.REPEATS else 1.0
+    plain = metric.removesuffix(metrics.OVER_DRAWS).removesuffix(metrics.MEDIAN)
+    name, _, rival = plain.partition("_minus_")
     if name in _SHARES:
         return (-1.0 if rival else _SHARES[name]), 1.0
     return (-LARGEST if rival or name in metrics.OF_A_LINE else 0.0), LARGEST
@@ -157,4 +174,6 @@ def groups_of(study: Study, order: Order) -> frozenset[str]:
 
 
 def _task(study: Study, order: Order) -> FineTuning | None:
-    return next((task for task in study.finetuning if task.name == order.task), None)
+    protocol = study.protocol(order.task)
+    name = order.task if protocol is None else protocol.task
+    return next((task for task in study.finetuning if task.name == name), None)

@@ -6,6 +6,7 @@ is asked of the tuned models -> out-of-site evaluation -> results.csv.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ from server.run import (
 )
 
 OVERLAP: Final = "overlap"  # folder of sites' tokens
+_FOLDERS: Final = {"finetune": "finetuning", "protocol": "protocols"}
 REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code
 
 
@@ -91,6 +93,7 @@ class Phases:
             orders = self._orders("linear", [POOLED], NOTHING)
             self._ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
         self._finetune(able, census)
+        self._compare(able, census)
         self._sum_labels(able)
         self._tell_shortcuts(able)
         self.judge([site for site in study.sites.heldout if site in census], census)
@@ -437,12 +440,8 @@ class Phases:
             return
         final = load_checkpoint(branch.final, study)
         parcel = parcel_of(final.arrays, branch.plan(study))
-        for task in study.finetuning:
-            labels = f"labels/{task.target}"
-            able = [site for site in sites if census[site].support.get(labels, 0)]
-            lacking = ", ".join(site for site in sites if site not in able)
-            if lacking:
-                say(f"fine-tuning {task.name}: no labels of {task.target} at {lacking}")
+        for task in (task for task in study.finetuning if task.repeats):
+            able = self._with_labels(task.target, sites, census, f"fine-tuning {task.name}")
             for named in ways_of(task):
                 more = {**named, "task": task.name, "lineage": final.lineage.contributors}
                 compared = {**more, "against": _before(task, named)}
@@ -450,6 +449,35 @@ class Phases:
                 for kind in task.then:
                     asked = compared if kind == "judge" else more
                     self._afterwards(kind, able, parcel, task, asked)
+
+    def _compare(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
+        """Each protocol at each training site that has its labels: an order a way and size."""
+        study, branch = self.run.study, self.run.federated
+        if not study.protocols:
+            return
+        final = load_checkpoint(branch.final, study)
+        parcel = parcel_of(final.arrays, branch.plan(study))
+        for protocol in study.protocols:
+            task = study.task_of(protocol)
+            able = self._with_labels(task.target, sites, census, f"protocol {protocol.name}")
+            for size, way in itertools.product(protocol.counts, task.methods):
+                init, _, method = way.rpartition("/")
+                more = {
+                    "task": protocol.name, "init": init, "method": method, "k": size,
+                    "lineage": final.lineage.contributors,
+                    "against": _before(task, {"init": init, "method": method}),
+                }  # fmt: skip
+                self._tuned("protocol", able, parcel, more)
+
+    def _with_labels(
+        self, target: str, sites: Sequence[str], census: Mapping[str, Report], title: str
+    ) -> list[str]:
+        """Those of `sites` that hold labels of a target; the others are named."""
+        able = [site for site in sites if census[site].support.get(f"labels/{target}", 0)]
+        lacking = ", ".join(site for site in sites if site not in able)
+        if lacking:
+            say(f"{title}: no labels of {target} at {lacking}")
+        return able
 
     def _afterwards(
         self,
@@ -487,7 +515,7 @@ class Phases:
         name = _named(more["init"], more["method"])
         name += f"-k{more['k']}" if more["k"] else ""
         name += f"-repeat{more['repeat']}" if "repeat" in more else ""
-        folder = self.run.folder / ("finetuning" if kind == "finetune" else kind) / more["task"]
+        folder = self.run.folder / _FOLDERS.get(kind, kind) / more["task"]
         verb = "fine-tuning" if kind == "finetune" else kind
         self._ask(
             orders, carried, folder / name, plan or {}, f"{verb} {more['task']}, {name}: sites"

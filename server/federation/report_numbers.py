@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from common import metrics
 from common.errors import Refusal
 from common.network.plan import Plan
 from common.protocol.bounded_json import told
 from common.protocol.orders import Measurement, Order, Report
+from common.schemes import seed_of_repeat
 from common.seams import LABELS, SHARED
 from common.study import Study
 from server.federation.expectation import (
@@ -108,7 +110,7 @@ def _check_rows(study: Study, order: Order, report: Report, most: Most) -> None:
     seen = set()
     for row in report.measurements:
         place = (row.target, row.model, row.metric, row.repeat)  # the rest is the order's
-        if place in seen or not _is_named(study, order, row):
+        if place in seen or not _is_named(study, order, row, most):
             raise Refusal(
                 "REPORT_MALFORMED", f"a measurement of {told(row.model)} nobody asked for"
             )
@@ -117,7 +119,7 @@ def _check_rows(study: Study, order: Order, report: Report, most: Most) -> None:
             raise Refusal("REPORT_MALFORMED", f"a measurement of {row.model} that none can be")
 
 
-def _is_named(study: Study, order: Order, row: Measurement) -> bool:
+def _is_named(study: Study, order: Order, row: Measurement, most: Most) -> bool:
     """Whether study and order ask for such a row, and for no other of its name."""
     own = (row.phase, row.task, row.init, row.method, row.k, row.site, row.role)
     role = role_of(study, order.site)
@@ -125,10 +127,23 @@ def _is_named(study: Study, order: Order, row: Measurement) -> bool:
         return False
     targets = targets_of(study, order)
     return (
-        row.target in targets
+        _is_of_its_draw(study, order, row, most)
+        and row.target in targets
         and row.model in models_of(study, order)
         and row.metric in metrics_of(study, order, targets[row.target], row.model)
         and row.repeat < repeats_of(study, order, row.metric)
+    )
+
+
+def _is_of_its_draw(study: Study, order: Order, row: Measurement, most: Most) -> bool:
+    """Whether a row has the seed of its draw, and was learnt from no more than there is."""
+    protocol = study.protocol(order.task) if order.kind == "protocol" else None
+    if protocol is None or metrics.is_of_all_draws(row.metric):
+        return row.n_train == row.seed == 0
+    seed = seed_of_repeat(study.seed, order.site, protocol, order.k, row.repeat)
+    drawn = protocol.scheme == "resampled"  # with replacement
+    return row.seed == seed and row.n_train <= (
+        order.k if drawn else most.scans(LABELS + row.target)
     )
 
 

@@ -35,6 +35,7 @@ from server.report.gains import judged_together
 from server.report.learning_curves import learning_curves
 from server.report.loss_curves import losses, validation
 from server.report.paired_tables import paired_tables
+from server.report.protocols import html, protocol_tables
 from server.report.recommendation import RULE, choices, in_short, size
 from server.report.tables import (
     SMALL,
@@ -131,6 +132,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
             for task in sorted(curves.keys() - {table.task for table in tasks})
             for one in curves[task]
         ],
+        "protocols": Markup(html(protocol_tables(study, rows))),  # noqa: S704  escaped where made
         "loss": losses(study, records, "loss"),
         "validation_loss": losses(study, records, "validation_loss"),
         "validation": validation(study, branches),

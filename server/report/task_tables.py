@@ -60,7 +60,7 @@ class TaskTable:
 def task_tables(study: Study, rows: Iterable[Measurement]) -> list[TaskTable]:
     """A table for each fine-tuning task of the study; what was not reported has no cell."""
     kept = list(rows)
-    asked = [("finetune", task) for task in study.finetuning]
+    asked = [("finetune", task) for task in study.finetuning if task.repeats]
     asked += [("judge", task) for task in study.finetuning if "judge" in task.then]
     return [
         _task_table(study, task, phase, [row for row in kept if row.phase == phase])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ from common.printable import printable
 from server.report.comparisons import Comparison, Line, comparisons
 from server.report.gains import gains
 from server.report.paired_tables import PairedTable, paired_tables
+from server.report.protocols import ProtocolTable, protocol_tables, sentences
 from server.report.recommendation import choices, in_short
 from server.report.tables import digits_of, of_metric, p_shown, read_results, sentence
 from server.report.task_tables import TaskTable, task_tables
@@ -40,12 +41,16 @@ def format_tables(run: Run) -> str:
     tables = [_comparison(found, percent) for found in compared]
     tables += [_task(table, percent) for table in task_tables(run.study, rows) if table.cells]
     tables += [_paired(table, percent) for table in paired]
+    protocols = protocol_tables(run.study, rows)
+    tables += [table for one in protocols for table in _protocol(one)]
     missing = [] if compared else ["out of site: no held-out site has judged this run"]
     missing += [
         f"fine-tuning {table.task}: no site has reported a result"
         for table in task_tables(run.study, rows)
         if not table.cells
     ]
+    told += [f"{one.protocol.name} at {one.site}: {text}" for one in protocols
+             for text in sentences(one)]  # fmt: skip
     lines = [fill(printable(line), _WIDTH) for line in told]
     return "\n\n".join([*lines, *(_plain(table) for table in tables), *map(printable, missing)])
 
@@ -154,6 +159,20 @@ def _paired(paired: PairedTable, percent: str) -> Table:
         ]
         table.add_row(*map(_shown, (pair.title, *texts)))
     return table
+
+
+def _protocol(one: ProtocolTable) -> Iterator[Table]:
+    """Ways by size, then their differences."""
+    titles = (one.title, "their differences, p of repeats' signs as adjusted over sizes")
+    for title, rows in zip(titles, (one.lines, one.differences), strict=True):
+        table = _table(title)
+        table.add_column("", overflow="fold")
+        for size in one.protocol.counts:
+            table.add_column(str(size or "all"), overflow="fold")
+        for row in rows:
+            table.add_row(*map(_shown, row))
+        if rows:
+            yield table
 
 
 def _verdict(line: Line) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
+from common import metrics
 from common.protocol.orders import Measurement
 from common.sections import Target
 
@@ -23,9 +24,11 @@ def adjusted(rows: Iterable[Measurement]) -> Mapping[Measurement, float]:
     """Every row of a run that has a p-value, with it as adjusted for all the others.
 
     All models, targets, sites and tasks are one family: whoever reads a page for what is better
-    reads all of it.
+    reads all of it. Of repeats' signs no verdict is made: they take draws for independent.
     """
-    tested = {row: row.p for row in rows if row.p is not None}
+    tested = {
+        row: row.p for row in rows if row.p is not None and not row.metric.endswith(metrics.FLIPPED)
+    }
     return dict(zip(tested, holm(list(tested.values())), strict=True))
 
 

@@ -299,11 +299,12 @@ def changed(value: Any, at: tuple[Any, ...]) -> Any:
     return None
 
 
+GRID = "learning_rates = [0.1, 0.2, 0.4]\nweight_decays = [0.0, 0.1, 0.2]"  # as protocols need it
 EVERYTHING = (
     TEXT.replace('unit = "years"', 'unit = "years"\nlow = 1.0\ncentre = 40.0')
     .replace('name = "mlp"', 'name = "mlp"\nharmonisation = "combat"')
-    .replace('"second"', '"second"\nparticipants = [5]\nthen = ["judge"]')
-    .replace('"first"', '"first"\nparticipants = [5]')
+    .replace('"second"', f'"second"\n{GRID}\nparticipants = [5]\nthen = ["judge"]')
+    .replace('"first"', f'"first"\n{GRID}\nparticipants = [5]')
     .replace(
         "[sites]",
         f"""
@@ -324,13 +325,20 @@ calibration = [20]
 
 [sites]""",
     )
+    + """
+[[protocols]]
+name = "draws"
+task = "first"
+scheme = "resampled"
+sizes = [20]
+"""
 )
 
 CANDIDATES: list[Any] = [
     True, False, 1, 2, 3, 500, 0.3, 0.6, 2.5, "zeta", "age", "sex", "sgd", "constant", "fedadam",
     "groupnorm", "reestimated", "squared", "linear", "regression", ["zeta"], ["age"],
     "participants", "kept", "cosine", "all", "pretrained/lora", "explain", ["explain"], "2" * 64, "lora",
-    "relevance", "squared-hinge", "log", "l1",
+    "relevance", "squared-hinge", "log", "l1", "fixed", "second", "subjects", 20,
     {"age": {"low": -2e9, "high": 2e9, "step": 1e9, "sigma": 1e9}},
 ]  # fmt: skip
 
@@ -351,7 +359,7 @@ def test_the_digest_changes_with_every_value() -> None:
     assert len(places) > 120
     # these have one valid value beside the keys that they stand with
     tied = {"backbone.name", "objective.name", "augmentation.0.name", "targets.age.classes"}
-    tied |= {"backbone.harmonisation"}
+    tied |= {"backbone.harmonisation", "finetuning.0.name"}
     tied |= {f"targets.{name}.{key}" for name in ("sex", "state") for key in ("transform", "loss")}
     assert {key for key in unmoved if not key.endswith(".kind")} == tied
 

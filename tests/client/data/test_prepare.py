@@ -433,9 +433,9 @@ def test_a_killed_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
         f"import sys; sys.path[:0] = [{str(Path(__file__).parents[3])!r}]\n"
         "import multiprocessing, os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from client.data.workers import _end_with_parent\n"
+        "from client.data.workers import end_with_parent\n"
         "context = multiprocessing.get_context('forkserver')\n"
-        "pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)\n"
+        "pool = ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from client.answer import Measured
-from client.learning import finetuning
+from client.learning import ways
 from client.learning.finetuning import Tuning
 from client.learning.intervals import Judged, difference, z_of
 from client.learning.prediction import losses
@@ -186,7 +186,7 @@ def test_the_same_order_is_not_learnt_twice(
         raise AssertionError("it is learnt already")
 
     for name in ("train", "fit"):
-        monkeypatch.setattr(finetuning, name, never)
+        monkeypatch.setattr(ways, name, never)
     assert one.finetune() == first
 
 
@@ -437,4 +437,4 @@ def test_all_chance_of_a_repeat_comes_from_the_study(tuning: Make) -> None:
     second.finetune()
     assert same(kept(first), kept(second))
     wanted = seed_of(first.study.seed, "finetune", "alpha", "dementia", 0)
-    assert first._seed("finetune", 0) == wanted
+    assert first._way(0)._seed("finetune") == wanted

@@ -198,7 +198,7 @@ def test_order_for_another_site_is_refused(tiny):
     assert refusal_of(agent, order_for(agent, "census", site="beta")) == "ORDER_MALFORMED"
 
 
-KINDS = ("census", "settle", "train", "finetune", "judge", "explain", "send", "linear")
+KINDS = ("census", "settle", "train", "finetune", "protocol", "judge", "explain", "send", "linear")
 
 
 @pytest.mark.parametrize("kind", KINDS)
