@@ -349,7 +349,7 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
     write_json(run.folder / "census.json", {**census(amber=HOSTILE), HOSTILE: census()["birch"]})
     with (run.folder / "results.csv").open("a") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        numbers = [1, 0, 2, 0.5, 60, 60, 0]
+        numbers = [1, 0, 2, 0.5, 60, 60, 0, 0, 0]
         table.writerow(
             ["evaluate", "", "age", HOSTILE, "", "", 0, "elm", "heldout", "mae", *numbers]
         )
