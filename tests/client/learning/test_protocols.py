@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from client.answer import Answer, Measured
 from client.authority.egress import inspect
-from client.learning import protocols
+from client.learning import repeat_workers
 from client.learning.kept_repeats import KeptRepeats
 from client.learning.protocols import Repeats
 from client.learning.ways import Way
@@ -321,15 +321,28 @@ def test_the_number_of_processes_changes_no_bit(
     assert kept[0] == kept[1]
 
 
+def test_no_more_processes_are_started_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty cores and a network of ten GB: the machine must not be brought down by its number."""
+    monkeypatch.setattr(repeat_workers.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(repeat_workers.os, "sched_getaffinity", lambda _: set(range(30)))
+    monkeypatch.setattr(repeat_workers, "peak_bytes", lambda: 10 << 30)
+    for free, wanted in ((64 << 30, 6), (1 << 30, 1), (1 << 50, 30)):
+        monkeypatch.setattr(repeat_workers, "free_bytes", lambda free=free: free)
+        assert repeat_workers.workers_of("auto") == wanted
+    monkeypatch.undo()
+    assert repeat_workers.free_bytes() > repeat_workers.peak_bytes() > 0
+
+
 @pytest.mark.whole
 def test_a_process_that_dies_costs_no_repeat(
     repeats: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out in one of many: what it had before it is done here."""
     monkeypatch.setattr("client.learning.repeat_workers._START_S", -1e9)
-    monkeypatch.setattr(protocols, "workers_of", lambda *_: 2)
     calm = repeats("linear", folder="calm").measured()
     one = repeats("linear")
+    device = one.site.device.model_copy(update={"workers": 2})
+    one = replace(one, site=one.site.model_copy(update={"device": device}))
     monkeypatch.setattr("client.learning.repeat_workers._work", _dies)
     assert one.measured() == calm
 
