@@ -159,6 +159,23 @@ def test_one_class_draws_are_undefined_and_counted(repeats: Make) -> None:
     assert only(rows, "repeats").value == 30 - len(undefined)
 
 
+@pytest.mark.parametrize("pool", ["drawn", "fixed"])
+def test_a_network_that_diverged_says_nothing_and_is_counted(
+    repeats: Make, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN can be sorted, and an area under its curve is a number; it is nobody's."""
+    told_by = Way.predicted
+    monkeypatch.setattr(
+        Way, "predicted", lambda way, *of: told_by(way, *of) * (np.nan if way.again == 2 else 1.0)
+    )
+    calm = repeats("pretrained/frozen", pool=pool)
+    calm.measured()
+    rows = repeats("linear", pool=pool, against=["pretrained-frozen"]).measured()
+    assert [one.row.repeat for one in told(rows, "auc") if one.row.value is None] == [2]
+    assert only(rows, "repeats").value == 7.0
+    assert np.isfinite(only(rows, "auc_minus_pretrained-frozen").value)
+
+
 def test_a_repeat_of_few_people_keeps_its_number_and_all_of_them_tell_theirs(
     repeats: Make,
 ) -> None:
