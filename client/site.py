@@ -70,7 +70,7 @@ class Device(Table):
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
         0,
         description="Processes that do the repeats of a protocol, each with one thread and memory "
-        "for a step of its own; 0 takes one for each GPU, or for each core.",
+        "for a step of its own; 0 takes one for each GPU, or for each core as far as memory goes.",
     )
 
     @property

@@ -59,8 +59,13 @@ class Measuring:
 
     @cached_property
     def _judged(self) -> dict[int, Judged]:
-        """Repeats whose metric is defined; a network that diverged says nothing."""
-        found = {number: self._judge([one]) for number, one in self.repeats.items()}
+        """Repeats whose metric is defined."""
+        return self._defined(self.repeats)
+
+    def _defined(self, repeats: Mapping[int, Repeat]) -> dict[int, Judged]:
+        """Those that say something: a network that diverged ranks nobody, if NaN has a place."""
+        finite = {n: one for n, one in repeats.items() if np.isfinite(one.predicted).all()}
+        found = {number: self._judge([one]) for number, one in finite.items()}
         return {n: one for n, one in found.items() if np.isfinite(one.value(self._metric))}
 
     def _judge(self, repeats: list[Repeat]) -> Judged:
@@ -100,8 +105,8 @@ class Measuring:
 
     def _against(self, rival: str, theirs: Mapping[int, Repeat]) -> list[Measured]:
         """What lies between this way and a rival, repeat by repeat."""
-        judged = {n: self._judge([theirs[n]]) for n in self._judged if n in theirs}
-        both = [n for n, one in judged.items() if np.isfinite(one.value(self._metric))]
+        judged = self._defined({n: theirs[n] for n in self._judged if n in theirs})
+        both = list(judged)
         if not both:
             return []
         their = np.array([judged[number].value(self._metric) for number in both])

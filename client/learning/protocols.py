@@ -19,7 +19,7 @@ from client.data.cohort import Cohort
 from client.learning.kept_repeats import KeptRepeats, Repeat
 from client.learning.linear import Features
 from client.learning.protocol_measurements import Measuring
-from client.learning.repeat_workers import work_through, workers_of
+from client.learning.repeat_workers import work_through
 from client.learning.resampling import (
     Draw,
     People,
@@ -91,7 +91,7 @@ class Repeats:
         device = self.site.device
         title = f"{self.site.name}: {self.order.task} by {self._named} of {self.order.k}, repeats"
         with track(title, len(waiting)) as advance:
-            work_through(job, waiting, workers_of(device.workers, device.kind), advance)
+            work_through(job, waiting, device.workers, device.kind, advance)
 
     def work(self, number: int) -> None:
         """Learn, choose and judge once."""

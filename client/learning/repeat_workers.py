@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -48,31 +51,50 @@ class _Mapped:
 
 
 def work_through(
-    job: Job, numbers: Sequence[int], workers: int, advance: Callable[[], None]
+    job: Job, numbers: Sequence[int], asked: int, kind: str, advance: Callable[[], None]
 ) -> None:
-    """Do the repeats `numbers`; other processes are only started where that saves time."""
+    """Do the repeats `numbers`; other processes are only started where that saves time.
+
+    asked: a site's `device.workers`; kind: its `device.kind`.
+    """
     waiting = list(numbers)
     began = time.monotonic()
     with _one_thread():
         _here(job, waiting[:1], advance)
     left = waiting[1:]
     here_s = (time.monotonic() - began) * len(left)
-    workers = min(workers, len(left))
+    workers = min(asked or workers_of(kind), len(left))
     if workers > 1 and here_s > here_s / workers + _START_S:
         left = _elsewhere(job, left, workers, advance)
     with _one_thread():
         _here(job, left, advance)
 
 
-def workers_of(asked: int, kind: str) -> int:
-    """How many processes a site's `device.workers` means: 0 is one for each GPU, or each core."""
-    if asked:
-        return asked
+def workers_of(kind: str) -> int:
+    """One process for each GPU; without any, for each core, as far as free memory goes.
+
+    Each takes about what this process, which has just done a repeat, took at most.
+    """
     if kind != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, free_bytes() // peak_bytes()))
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes() -> int:
+    """Memory that can be had without swapping, as Linux tells it; elsewhere no limit."""
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return sys.maxsize
+    found = re.search(r"MemAvailable:\s+(\d+) kB", told)
+    return int(found[1]) * 1024 if found else sys.maxsize
 
 
 def _here(job: Job, numbers: Sequence[int], advance: Callable[[], None]) -> None:

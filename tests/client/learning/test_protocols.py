@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from client.answer import Answer, Measured
 from client.authority.egress import inspect
-from client.learning import protocols
+from client.learning import repeat_workers
 from client.learning.kept_repeats import KeptRepeats
 from client.learning.protocols import Repeats
 from client.learning.ways import Way
@@ -157,6 +157,23 @@ def test_one_class_draws_are_undefined_and_counted(repeats: Make) -> None:
     assert 0 < len(undefined) < 30
     assert all(row.row.n_scans for row in undefined)
     assert only(rows, "repeats").value == 30 - len(undefined)
+
+
+@pytest.mark.parametrize("pool", ["drawn", "fixed"])
+def test_a_network_that_diverged_says_nothing_and_is_counted(
+    repeats: Make, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN can be sorted, and an area under its curve is a number; it is nobody's."""
+    told_by = Way.predicted
+    monkeypatch.setattr(
+        Way, "predicted", lambda way, *of: told_by(way, *of) * (np.nan if way.again == 2 else 1.0)
+    )
+    calm = repeats("pretrained/frozen", pool=pool)
+    calm.measured()
+    rows = repeats("linear", pool=pool, against=["pretrained-frozen"]).measured()
+    assert [one.row.repeat for one in told(rows, "auc") if one.row.value is None] == [2]
+    assert only(rows, "repeats").value == 7.0
+    assert np.isfinite(only(rows, "auc_minus_pretrained-frozen").value)
 
 
 def test_a_repeat_of_few_people_keeps_its_number_and_all_of_them_tell_theirs(
@@ -321,15 +338,28 @@ def test_the_number_of_processes_changes_no_bit(
     assert kept[0] == kept[1]
 
 
+def test_no_more_processes_are_started_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty cores and a network of ten GB: the machine must not be brought down by its number."""
+    monkeypatch.setattr(repeat_workers.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(repeat_workers.os, "sched_getaffinity", lambda _: set(range(30)))
+    monkeypatch.setattr(repeat_workers, "peak_bytes", lambda: 10 << 30)
+    for free, wanted in ((64 << 30, 6), (1 << 30, 1), (1 << 50, 30)):
+        monkeypatch.setattr(repeat_workers, "free_bytes", lambda free=free: free)
+        assert repeat_workers.workers_of("auto") == wanted
+    monkeypatch.undo()
+    assert repeat_workers.free_bytes() > repeat_workers.peak_bytes() > 0
+
+
 @pytest.mark.whole
 def test_a_process_that_dies_costs_no_repeat(
     repeats: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out in one of many: what it had before it is done here."""
     monkeypatch.setattr("client.learning.repeat_workers._START_S", -1e9)
-    monkeypatch.setattr(protocols, "workers_of", lambda *_: 2)
     calm = repeats("linear", folder="calm").measured()
     one = repeats("linear")
+    device = one.site.device.model_copy(update={"workers": 2})
+    one = replace(one, site=one.site.model_copy(update={"device": device}))
     monkeypatch.setattr("client.learning.repeat_workers._work", _dies)
     assert one.measured() == calm
 
