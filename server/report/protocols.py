@@ -294,7 +294,9 @@ def _table(label: str, sizes: Sequence[int], rows: Sequence[Sequence[str]]) -> s
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_safe(label)}">'
-        f'<table data-protocol="{_safe(label)}"><thead><tr><th scope="col">learnt from</th>{head}'
+        f'<table data-protocol="{_safe(label)}"><caption><span>{_safe(label)}, by how many were '
+        f"learnt from</span></caption>"
+        f'<thead><tr><th scope="col">learnt from</th>{head}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -19,10 +19,23 @@ from server.report.page import write_report
 from server.results import write_results
 from tests.server.report.chromium import Tab, browsing
 from tests.server.report.made_up_run import STUDY, TRAIN, finished, pictures, row, rows, tuned
+from tests.server.report.test_protocols import LIKE_THE_PAPER
+from tests.server.report.test_protocols import rows as of_protocol
 
 pytestmark = pytest.mark.whole
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+PROTOCOL = """
+participants = [5, 10, 20]
+learning_rates = [1e-3, 1e-2, 3e-2]
+weight_decays = [0.0, 1e-3, 1e-2]
+[[protocols]]
+name = "draws"
+task = "dementia"
+scheme = "resampled"
+sizes = [100, 300]
+repeats = 20
+"""
 PHONE, DESK = 390, 1200
 
 
@@ -44,9 +57,10 @@ def measured() -> list[Measurement]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    study = STUDY.replace('["elm"]', '["elm", "fir"]') + "participants = [5, 10, 20]\n"
+    study = STUDY.replace('["elm"]', '["elm", "fir"]') + PROTOCOL
     run = finished(folder / "run", study)
-    write_results(run, measured())
+    drawn = [one.model_copy(update={"site": "amber"}) for one in of_protocol(LIKE_THE_PAPER)]
+    write_results(run, [*measured(), *drawn])
     write_report(run, pictures())
     return run.folder
 
@@ -81,6 +95,7 @@ def test_a_hostile_name_is_text(tab: Tab) -> None:
     """Names come from other people's machines; none may become an element, or run."""
     assert told(tab, "Page.javascriptDialogOpening") == []
     assert tab.evaluate("document.querySelectorAll('script, img[onerror]').length") == 0
+    assert tab.evaluate("document.querySelectorAll('table[data-protocol]').length") > 0
     assert "<script>alert(1)</script>" in tab.evaluate("document.body.textContent")
 
 
