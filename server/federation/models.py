@@ -110,9 +110,7 @@ class Models:
             quorum=quorum,
             members={POOLED: study.sites.train},
             absent={site: "NO_ANSWER" for site in sites if site not in census}
-            | {
-                site: code for site, code in self.asking.refusals("census").items() if site in sites
-            },
+            | {site: code for site, code in refused.items() if site in sites},
         )
 
     def _keep_seen(self, branch: Branch, census: Mapping[str, Report]) -> None:
