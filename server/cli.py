@@ -76,7 +76,8 @@ def show(folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN
     from server.report.live_view import ROUND, present_of, row_of
     from server.report.participation import census
     from server.report.terminal import table_in_text
-    from server.run import lineage_told, read_refused, read_run
+    from server.run import lineage_told, read_run
+    from server.run_files import read_refused
     from server.run_state import failure_of, read_state_file, state_of
     from server.site_findings import kept, without_labels
 

@@ -22,7 +22,7 @@ from common.protocol.wire import Stored
 from common.settings import Table
 from common.study import Study
 from server.lineage import Lineage, prepared_of
-from server.run import read_json, write_json
+from server.run_files import read_json, write_json
 
 FILE: Final = "overlap.json"
 

@@ -17,7 +17,8 @@ from common.protocol.orders import Measurement
 from common.protocol.wire import read_spooled
 from common.runtime.durable import write_atomically
 from server.overlap import kept
-from server.run import Run, read_sealed
+from server.run import Run
+from server.run_files import read_sealed
 
 TOGETHER: Final = "all"  # in the column `site`: all sites that measured it, as one
 GROUPS: Final = "groups"  # folder of those who judged later, a folder each group

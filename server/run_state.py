@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ValidationError
 
 from common.protocol.bounded_json import parsed
-from server.run import write_json
+from server.run_files import write_json
 
 Wanted = Literal["running", "stopped"]
 State = Literal["waiting", "running", "finished", "failed", "stopped"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.column_units import Columns, apart, factors, figures, in_words, named
 from common.study import Study
-from server.run import read_json, write_json
+from server.run_files import read_json, write_json
 
 _FILE: Final = "columns.json"
 _MOST_COLUMNS: Final = 3  # spelt out in a sentence

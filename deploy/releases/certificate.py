@@ -24,10 +24,12 @@ from common.protocol.wire import read_spooled
 from common.sections import Name
 from common.settings import Table
 from deploy.releases.documents import digest_of_file, read_document, write_document
+from server.checkpoints import about_checkpoint
 from server.lineage import Lineage
 from server.overlap import kept
 from server.results import all_of, group_of
-from server.run import Run, about_checkpoint, read_json
+from server.run import Run
+from server.run_files import read_json
 
 FILE: Final = "certificate.json"
 STUDY: Final = "study.json"

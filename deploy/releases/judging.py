@@ -29,21 +29,13 @@ from deploy.local import pin_threads, site_files
 from deploy.local_grid import LocalGrid
 from deploy.releases.certificate import STUDY, certify
 from deploy.releases.documents import coordinator_key, digest_of_file
+from server.checkpoints import about_checkpoint, seen_by
 from server.federation.exchange import Exchange
 from server.federation.phases import Phases
 from server.overlap import held_before
 from server.results import EVALUATION, GROUPS, all_of, write_results
-from server.run import (
-    Run,
-    about_checkpoint,
-    alone,
-    open_run,
-    read_run,
-    read_sealed,
-    seen_by,
-    write_json,
-    write_sealed,
-)
+from server.run import Run, alone, open_run, read_run
+from server.run_files import read_sealed, write_json, write_sealed
 
 _LATER: Final = "later"
 

@@ -29,11 +29,12 @@ from common.runtime.durable import storage_checked, write_atomically
 from deploy.releases.certificate import certify
 from deploy.releases.documents import coordinator_key, digest_of_file, write_document
 from deploy.releases.model_card import model_card
+from server.checkpoints import SEEN, about_checkpoint
 from server.overlap import FILE as OVERLAP
 from server.overlap import kept
 from server.report.comparisons import comparisons
 from server.report.tables import read_results
-from server.run import SEEN, Run, about_checkpoint, read_run
+from server.run import Run, read_run
 
 MANIFEST: Final = "manifest.json"
 _FILES: Final = (

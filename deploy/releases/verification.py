@@ -19,10 +19,12 @@ from common.study import read_resolved
 from deploy.releases.certificate import FILE, STUDY, Certificate, read_certificate, results_of
 from deploy.releases.documents import digest_of_file, fingerprint_of, read_document, signer_of
 from deploy.releases.release import MANIFEST, listed
+from server.checkpoints import SEEN, about_checkpoint, seen_by
 from server.overlap import Held, held_before, held_now, took_part
 from server.report.tables import read_results
 from server.results import EVALUATION, measurements
-from server.run import SEEN, Run, about_checkpoint, read_json, read_sealed, seen_by
+from server.run import Run
+from server.run_files import read_json, read_sealed
 
 _WORDS: Final = {True: "holds", False: "DOES NOT HOLD", None: "not known"}
 

@@ -14,7 +14,8 @@ from common.runtime.progress import say
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import Parcel
 from server.federation.report_validation import Sound
-from server.run import Run, read_refused, write_json
+from server.run import Run
+from server.run_files import read_refused, write_json
 
 OVERLAP: Final = "overlap"  # folder of sites' tokens
 REFUSED: Final = "refused.json"  # who declined the orders of a folder, and with which code

@@ -37,8 +37,9 @@ from common.sections import FineTuning, Start
 from common.seeding import seed_of
 from common.settings import checked, read_toml
 from common.study import Study, load_study, parse_study, with_plugins
+from server.beginning import told_of
+from server.checkpoints import about_checkpoint, model_file, seen_by
 from server.federation.report_validation import Sound
-from server.run import about_checkpoint, model_file, seen_by, told_of
 
 # (number of the pass, constants so far, what a site's sums must be) -> sums of each site
 Ask = Callable[[int, Arrays, Plan, Sound], Sequence[Mapping[str, NDArray[Any]]]]

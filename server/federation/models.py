@@ -15,6 +15,8 @@ from common.protocol.tokens import salt_of
 from common.protocol.wire import Stored, write_arrays
 from common.runtime.progress import say
 from server import site_findings
+from server.beginning import start_arrays, start_lineage, start_seen
+from server.checkpoints import Branch, Checkpoint
 from server.federation.asking import OVERLAP, Asking
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
@@ -23,7 +25,7 @@ from server.federation.report_validation import Sound
 from server.federation.rounds import Rounds
 from server.lineage import Use, begun
 from server.overlap import held_now, seen_with
-from server.run import Branch, Checkpoint, read_json, start_arrays, start_lineage, start_seen
+from server.run_files import read_json
 
 Rival = tuple[Branch, tuple[str, ...]]
 

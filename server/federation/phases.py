@@ -22,6 +22,8 @@ from common.seeding import seed_of
 from common.site_shortcuts import AFTER, BEFORE, Moments
 from common.study import Study
 from server import site_findings
+from server.beginning import start_arrays, start_lineage, start_seen
+from server.checkpoints import Branch, about_checkpoint, load_checkpoint, seen_by
 from server.federation.asking import OVERLAP, Asking
 from server.federation.census import POOLED, summarise
 from server.federation.exchange import Exchange, Outcome
@@ -39,17 +41,8 @@ from server.overlap import (
     took_part,
 )
 from server.results import write_results
-from server.run import (
-    Branch,
-    Run,
-    about_checkpoint,
-    load_checkpoint,
-    seen_by,
-    start_arrays,
-    start_lineage,
-    start_seen,
-    write_json,
-)
+from server.run import Run
+from server.run_files import write_json
 
 
 @dataclass(frozen=True, slots=True)

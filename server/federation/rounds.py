@@ -21,12 +21,14 @@ from common.network.plan import Plan
 from common.protocol.orders import Order
 from common.protocol.wire import Stored
 from common.runtime.progress import say
+from server.checkpoints import Branch, Checkpoint
 from server.federation.aggregation import Contribution, aggregate
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import Parcel, parcel_of
 from server.federation.record import line, means, validation, weights
 from server.federation.update_norms import Moved, overlong
-from server.run import Branch, Checkpoint, Run, write_sealed
+from server.run import Run
+from server.run_files import write_sealed
 
 
 class Rounds:

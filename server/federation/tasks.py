@@ -11,9 +11,9 @@ from common.network.plan import Plan
 from common.protocol.orders import Report
 from common.runtime.progress import say
 from common.sections import FineTuning
+from server.checkpoints import load_checkpoint
 from server.federation.asking import Asking
 from server.federation.parcel import NOTHING, Parcel, parcel_of
-from server.run import load_checkpoint
 
 _FOLDERS: Final = {"finetune": "finetuning", "protocol": "protocols"}
 

@@ -50,7 +50,8 @@ from server.report.tables import (
 )
 from server.report.task_tables import task_tables
 from server.report.terminal import format_tables
-from server.run import Run, read_json
+from server.run import Run
+from server.run_files import read_json
 
 __all__ = ["Picture", "format_tables", "write_report"]
 

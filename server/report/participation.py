@@ -11,9 +11,11 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from common.errors import DamagedError
 from common.study import Study
+from server.checkpoints import Branch
 from server.report import findings
 from server.report.findings import Census, Record
-from server.run import Branch, Run, read_json
+from server.run import Run
+from server.run_files import read_json
 
 _MOST_ROUNDS: Final = 100  # rows of the participation table; longer runs show what went wrong
 

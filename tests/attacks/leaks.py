@@ -26,10 +26,12 @@ from common.study import load_study
 from deploy.local import simulate
 from deploy.releases.judging import judge
 from deploy.releases.release import write_release
+from server.checkpoints import load_checkpoint
 from server.federation.initial import start_table
 from server.overlap import kept
 from server.results import TOGETHER, measurements
-from server.run import Run, load_checkpoint, read_json
+from server.run import Run
+from server.run_files import read_json
 from tests.conftest import Federation, overridden, write_federation, write_table_site
 
 STUDY: Final[dict[str, Any]] = {

@@ -178,7 +178,7 @@ def poisoned(run: Any, text: str) -> None:
     """Let a run's records say `text` wherever a site or a study may have written it."""
     import json
 
-    from server.run import write_sealed
+    from server.run_files import write_sealed
 
     path = next(run.folder.glob("rounds/*/record.json"))
     [record] = run.federated.records()

@@ -14,7 +14,7 @@ import tomli_w
 from common.errors import LineageError
 from common.study import load_study
 from deploy.cli import main
-from server.run import load_checkpoint
+from server.checkpoints import load_checkpoint
 from tests.conftest import overridden
 
 STUDIES = Path(__file__).parents[2] / "deploy" / "studies"

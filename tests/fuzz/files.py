@@ -27,18 +27,12 @@ from common.errors import CallosumError
 from common.network.plan import Rule
 from common.protocol.orders import EMPTY, Order, Report
 from common.protocol.wire import read_spooled, spool, write_arrays
+from server.checkpoints import Branch, Checkpoint, load_checkpoint
 from server.lineage import Lineage
 from server.report import participation
 from server.report.live_view import row_of, table_of
-from server.run import (
-    Branch,
-    Checkpoint,
-    create_run,
-    load_checkpoint,
-    read_run,
-    write_json,
-    write_sealed,
-)
+from server.run import create_run, read_run
+from server.run_files import write_json, write_sealed
 from server.run_state import failure_of, state_of, wanted_of, wanted_since
 from tests.fuzz.border import Border
 from tests.fuzz.made import SITE_TABLE, STUDY, STUDY_TABLE, folder, of_this_process, written

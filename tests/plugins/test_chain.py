@@ -22,8 +22,8 @@ from common.protocol.orders import digest_of
 from common.protocol.wire import Stored, open_arrays, write_arrays
 from common.study import load_study
 from deploy.local import simulate
+from server.checkpoints import load_checkpoint
 from server.federation.initial import start_table
-from server.run import load_checkpoint
 from tests.conftest import overridden
 from tests.plugins.federations import CLIP, MOTION, write_site
 

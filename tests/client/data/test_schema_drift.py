@@ -14,7 +14,7 @@ import pytest
 from client.data.check import check
 from client.site import load_site
 from common.errors import DataError
-from server.run import read_json
+from server.run_files import read_json
 
 Table = list[list[str]]  # a header line, and rows
 

@@ -15,8 +15,8 @@ from client.site import Policy
 from common.errors import SettingError
 from common.network.building import build
 from common.study import parse_study
+from server.checkpoints import load_checkpoint
 from server.results import measurements
-from server.run import load_checkpoint
 from tests.conftest import overridden
 
 COMBAT: dict[str, Any] = {

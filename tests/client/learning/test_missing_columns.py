@@ -20,8 +20,8 @@ from common.errors import SettingError
 from common.network.building import build
 from common.network.settling import added, sums_of
 from common.network.settling import settle as settle_modules
+from server.checkpoints import load_checkpoint
 from server.results import measurements
-from server.run import load_checkpoint
 from tests.conftest import overridden
 
 HOLES: dict[str, Any] = {

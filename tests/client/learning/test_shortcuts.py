@@ -13,7 +13,7 @@ from common.network.building import arrays_of, build
 from common.protocol.orders import Order, digest_of
 from common.seeding import seed_of
 from server import site_findings
-from server.run import read_json
+from server.run_files import read_json
 from tests.client.learning.test_harmonisation import move
 
 SHORTCUTS: dict[str, Any] = {

@@ -19,7 +19,7 @@ from common.errors import QuorumError, RunBusyError, SettingError
 from common.study import load_study
 from deploy.loso import folds
 from deploy.loso.folds import Beginning, Fold, Folds, design
-from server.run import about_checkpoint
+from server.checkpoints import about_checkpoint
 from tests.conftest import overridden
 
 SITES = {"train": ["alpha", "beta"], "heldout": ["omega"]}

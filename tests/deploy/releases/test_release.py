@@ -21,8 +21,9 @@ from common.errors import FolderError
 from deploy.releases.judging import judge
 from deploy.releases.release import write_release
 from deploy.releases.verification import Claim, verified
+from server.checkpoints import about_checkpoint
 from server.federation.initial import start_table
-from server.run import Run, about_checkpoint
+from server.run import Run
 from tests.conftest import FEATURES, Federation
 from tests.deploy.releases.conftest import STUDY
 

@@ -15,7 +15,7 @@ from common.network import settling
 from common.network.buildable import check_networks
 from common.network.building import build, load_arrays
 from common.protocol.wire import open_arrays
-from server.run import about_checkpoint
+from server.checkpoints import about_checkpoint
 
 RIDGE = {
     "backbone": {"name": "linear"},

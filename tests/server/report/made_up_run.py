@@ -12,7 +12,8 @@ from common.protocol.orders import Measurement
 from common.study import load_study
 from server.report.page import Picture
 from server.results import write_results
-from server.run import Run, open_run, read_run, write_json, write_sealed
+from server.run import Run, open_run, read_run
+from server.run_files import write_json, write_sealed
 
 TRAIN = ("amber", "birch", "cedar")
 STUDY = """

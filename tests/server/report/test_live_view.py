@@ -15,7 +15,8 @@ from rich.console import Console
 from common.errors import SENTENCES
 from server.report import live_view as room
 from server.report.live_view import follow, row_of, table_of
-from server.run import Run, write_json, write_sealed
+from server.run import Run
+from server.run_files import write_json, write_sealed
 from server.run_state import note_state, want
 
 RECORD: dict[str, Any] = {

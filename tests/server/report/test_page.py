@@ -20,7 +20,8 @@ from server.report.paired_tables import paired_tables
 from server.report.tables import UNDEFINED, WITHHELD, digits_of, read_results, sentence
 from server.report.task_tables import task_tables
 from server.results import write_results
-from server.run import Run, read_run, write_json
+from server.run import Run, read_run
+from server.run_files import write_json
 from tests.server.report.made_up_run import (
     STUDY,
     TRAIN,
