@@ -30,6 +30,7 @@ from deploy.releases.certificate import certify
 from deploy.releases.documents import coordinator_key, digest_of_file, write_document
 from deploy.releases.model_card import model_card
 from server.checkpoints import SEEN, about_checkpoint
+from server.constant_models import release_constants
 from server.overlap import FILE as OVERLAP
 from server.overlap import kept
 from server.report.comparisons import comparisons
@@ -95,6 +96,7 @@ def _fill(made: Path, run: Run, key: Ed25519PrivateKey | None, *, tokens: bool) 
         if (run.folder / name).exists():
             (made / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(run.folder / name, made / name)
+    release_constants(run, made)
     lineage = about_checkpoint(run.federated.final, run.study).lineage
     write_atomically(made / "lineage.json", lineage.model_dump_json(indent=1).encode())
     if any((run.folder / "evaluation").glob("*/*.safetensors")):

@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common import label_sums, site_shortcuts
 from common.errors import DataError, LineageError, QuorumError
 from common.protocol.orders import Report
@@ -24,6 +21,7 @@ from common.study import Study
 from server import site_findings
 from server.beginning import start_arrays, start_lineage, start_seen
 from server.checkpoints import Branch, about_checkpoint, load_checkpoint, seen_by
+from server.constant_models import constants_of, labels_of
 from server.federation.asking import OVERLAP, Asking
 from server.federation.census import POOLED, summarise
 from server.federation.exchange import Exchange, Outcome
@@ -99,7 +97,7 @@ class Phases:
             with open_arrays(linear) as file:
                 parcel = parcel_of(file.all(), {})
             self._judge_one(f"{POOLED}-linear", parcel, study.sites.train, sites)
-        for model, values in self._constants().items():
+        for model, values in constants_of(self.run).items():
             if values:
                 self._judge_one(model, parcel_of(values, {}), study.sites.train, sites)
 
@@ -109,7 +107,7 @@ class Phases:
         if study.evaluation.baselines and label_sums.numbers(study):
             orders = self._asking.orders("settle", sites, NOTHING, model=label_sums.BASELINES)
             plan, sound = label_sums.plan_of_sums(study), label_sums.refuse_unsound
-            self._asking.ask(orders, NOTHING, self._labels, plan, "labels: sites", sound)
+            self._asking.ask(orders, NOTHING, labels_of(self.run), plan, "labels: sites", sound)
 
     def _tell_shortcuts(self, sites: Sequence[str]) -> None:
         """How well features give a person's site away, before and after training."""
@@ -142,15 +140,6 @@ class Phases:
         self._asking.ask(orders, parcel, folder, plan, f"{model}: sites", sound)
         stored = sorted(folder.glob("*.safetensors"))
         return {path.stem: Moments.of_sums(Stored(path)) for path in stored}
-
-    def _constants(self) -> dict[str, dict[str, NDArray[np.float64]]]:
-        """Mean and median of the training labels, as far as sites have told."""
-        parts = [Stored(path) for path in sorted(self._labels.glob("*.safetensors"))]
-        return label_sums.constants_of(self.run.study, parts) if parts else {}
-
-    @property
-    def _labels(self) -> Path:
-        return self.run.folder / "labels"
 
     def _none_took_part(
         self, branch: Branch, sites: Sequence[str], census: Mapping[str, Report]
