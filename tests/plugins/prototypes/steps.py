@@ -65,8 +65,8 @@ class MixUp(Multitask):
         found = {}
         outputs: dict[str, Any] = self(mixed)
         for name, output in outputs.items():
-            one = self._terms(self.targets[name], output.float(), labels[name])
-            other = self._terms(self.targets[name], output.float(), labels[name][partner])
+            one = self._terms(name, output.float(), labels[name])
+            other = self._terms(name, output.float(), labels[name][partner])
             values = share * one.values + (1 - share) * other.values
             found[name] = Terms(values=values, counted=one.counted & other.counted)
         return found
