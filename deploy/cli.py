@@ -48,7 +48,7 @@ RunFolder = Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")]
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the hospitals and the run.")] = Path("demo"),
-    participants: Annotated[int, typer.Option(help="Participants in each hospital.", min=20)] = 200,
+    participants: Annotated[int, typer.Option(help="Participants in each hospital.", min=20)] = 180,
 ) -> None:
     """Five synthetic hospitals: four train together, each fine-tunes, the fifth judges."""
     from common.study import load_study
