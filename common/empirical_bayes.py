@@ -45,7 +45,7 @@ def effects_of(n: int, mean: Floats, variance: Floats) -> Effects:
 
     >>> found = effects_of(50, np.array([0.2, 0.4, 0.6]), np.array([0.9, 1.0, 1.1]))
     >>> found.location.round(3).tolist(), found.scale.round(3).tolist()
-    ([0.247, 0.4, 0.55], [0.945, 0.991, 1.04])
+    ([0.266, 0.4, 0.533], [0.977, 0.996, 1.016])
     """
     # a column that does not vary here has no scale of its own, as in neuroCombat
     variance = np.where(variance == 0, 1.0, variance)

@@ -205,7 +205,7 @@ def _looked_at(made: Path) -> None:
         lambda: table_of(run, state, hub_lives=True),
         lambda: [row_of(record, 2) for record in participation.records(run.federated)],
         lambda: participation.holdings(STUDY, participation.census(run)),
-        lambda: participation.traffic(run.federated),
+        lambda: participation.traffic("federated", participation.records(run.federated)),
         lambda: participation.participation(
             STUDY, run.federated.records(), participation.census(run)
         ),

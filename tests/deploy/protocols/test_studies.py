@@ -27,7 +27,7 @@ def work(protocol_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     made = Cells(protocol, tmp_path / "out", {})
     ran: list[str] = []
 
-    def simulate(study: Path, sites: Path, out: Path) -> None:
+    def simulate(study: Path, sites: Path, out: Path, **more: Any) -> None:
         ran.append(out.name)
         out.mkdir(parents=True, exist_ok=True)
         (out / "study.toml").write_bytes(study.read_bytes())
@@ -61,7 +61,7 @@ def test_a_cell_that_fails_is_named_and_ends_no_other(
     )
     made, every = Cells(protocol, made.out, {}), cells(protocol)
 
-    def some(study: Path, sites: Path, out: Path) -> None:
+    def some(study: Path, sites: Path, out: Path, **more: Any) -> None:
         if out.name.endswith("-1"):
             raise QuorumError("nobody\nanswered")
         if out.name.endswith("-2"):
@@ -83,7 +83,7 @@ def test_a_full_disk_ends_the_command(work: Any, monkeypatch: pytest.MonkeyPatch
     """Every other cell would fail of it, too."""
     made, every, _, _ = work
 
-    def full(*_: Path) -> None:
+    def full(*_: Path, **more: Any) -> None:
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(studies, "simulate", full)
@@ -98,7 +98,7 @@ def test_a_cell_that_another_process_works_in_is_left_to_it(
     made, every, _, _ = work
     asked = []
 
-    def busy(study: Path, sites: Path, out: Path) -> None:
+    def busy(study: Path, sites: Path, out: Path, **more: Any) -> None:
         asked.append(out.name)
         raise RunBusyError("another process is working in it")
 
