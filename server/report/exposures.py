@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from server.report.findings import Record
 
@@ -19,9 +20,16 @@ class Exposure:
     """Orders of one run that a site answered, by what they did with its people."""
 
     site: str
+    summed: int
     rounds: int
     tuned: int
     judged: int
+
+
+# reports of a run's folder, by what was done with people
+_SUMMED: Final = ("settle/*", "comparisons/*/settle/*", "labels", "shortcuts/*/*", "linear")
+_TUNED: Final = ("finetuning/*/*", "protocols/*/*")
+_JUDGED: Final = ("evaluation/*",)
 
 
 def exposures(
@@ -31,14 +39,16 @@ def exposures(
     rounds = Counter(
         site for records in branches.values() for record in records for site in record["answered"]
     )
-    tuned = _answers((folder / "finetuning").glob("*/*/*.safetensors"))
-    judged = _answers((folder / "evaluation").glob("*/*.safetensors"))
-    named = dict.fromkeys([*sites, *sorted({*rounds, *tuned, *judged})])
+    summed, tuned, judged = (_answers(folder, places) for places in (_SUMMED, _TUNED, _JUDGED))
+    named = dict.fromkeys([*sites, *sorted({*summed, *rounds, *tuned, *judged})])
     return [
-        Exposure(site=site, rounds=rounds[site], tuned=tuned[site], judged=judged[site])
+        Exposure(
+            site=site, summed=summed[site], rounds=rounds[site], tuned=tuned[site],
+            judged=judged[site],
+        )
         for site in named
-    ]
+    ]  # fmt: skip
 
 
-def _answers(files: Iterable[Path]) -> Counter[str]:
-    return Counter(file.stem for file in files)
+def _answers(folder: Path, places: Iterable[str]) -> Counter[str]:
+    return Counter(file.stem for place in places for file in folder.glob(f"{place}/*.safetensors"))
