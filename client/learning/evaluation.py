@@ -6,7 +6,7 @@ the model predicted is kept at the site, so that the next is compared on the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
@@ -85,10 +85,17 @@ class Judge:
         constants = Constants.among(network, arrays_of(network))
         if constants is None or self.order.model != "federated":
             return
+        minimum = site.policy.minimum_support
         for number in study.evaluation.calibration:
+            if number not in far_apart(study.evaluation.calibration, minimum):
+                _log.warning(
+                    "%s: not calibrated on %d people: figures would be told of others who differ "
+                    "by fewer than %d", site.name, number, minimum,
+                )  # fmt: skip
+                continue
             chosen, others = _drawn(study, site, cohort, number)
             left = people_among(cohort, others)
-            if left < max(2, site.policy.minimum_support):
+            if left < max(2, minimum):
                 _log.warning(
                     "%s: not calibrated on %d people: %d others are left to judge",
                     site.name, number, left,
@@ -143,6 +150,21 @@ class Judge:
                 if theirs is not None and theirs.shape == values.shape:
                     rows += difference(*found, [values[labelled]], [theirs[labelled]], rival)
         return Answer(measured=tuple(rows))
+
+
+def far_apart(numbers: Iterable[int], minimum: int) -> list[int]:
+    """Those of some numbers of people that lie `minimum` from each other, and from nobody.
+
+    Draws are nested: figures about all but 12 people and all but 13 would tell of one.
+
+    >>> far_apart([13, 12, 5, 22], 10)
+    [12, 22]
+    """
+    found = [0]
+    for number in sorted(numbers):
+        if number - found[-1] >= minimum:
+            found.append(number)
+    return found[1:]
 
 
 def _drawn(study: Study, site: Site, cohort: Cohort, people: int) -> tuple[Indices, Indices]:

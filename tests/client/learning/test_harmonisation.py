@@ -24,7 +24,7 @@ COMBAT: dict[str, Any] = {
     "objective": {"name": "ridge", "targets": ["age"]},
     "pretraining": {"rounds": 0},
     "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
-    "evaluation": {"calibration": [12], "head": False},
+    "evaluation": {"calibration": [12, 13], "head": False},
 }
 POLICY = Policy(sums_of_few=True)
 FAR = 25.0  # deviations that omega's scanner adds
@@ -97,6 +97,8 @@ def test_a_judge_is_left_as_it_is_unless_calibrated_without_labels(done: Any) ->
     paired = rows["federated+unlabelled-12", "mae_minus_federated"]
     assert paired.n_participants == 28
     assert paired.ci_high < 0
+    # figures of all but 12 people and of all but 13 would be about one
+    assert not [model for model, _ in rows if model.endswith("-13")]
 
 
 def test_what_harmonises_is_of_training_sites_alone(done: Any) -> None:
