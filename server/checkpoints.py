@@ -74,7 +74,10 @@ class Branch:
         return [read_sealed(path) for path in sorted(self.folder.glob("rounds/*/record.json"))]
 
     def save(self, checkpoint: Checkpoint, study: Study, plan: Plan, *, last: bool) -> None:
-        """Write a checkpoint; the last one becomes `final.safetensors`, without optimiser state."""
+        """Write a checkpoint; the last one becomes `final.safetensors`, without optimiser state.
+
+        What it was made of goes: replies of earlier rounds, and the sums that settled constants.
+        """
         path = self.final if last else self._path(checkpoint.round)
         arrays: Arrays = {f"model/{name}": array for name, array in checkpoint.arrays.items()}
         if not last:
@@ -84,6 +87,9 @@ class Branch:
             old.unlink()
         for reply in self.round(checkpoint.round - _KEPT_CHECKPOINTS).glob("replies/*.safetensors"):
             reply.unlink()
+        # products of people's features, in hundreds of megabytes: no longer kept than needed
+        for sums in self.folder.glob("settle/*/*.safetensors"):
+            sums.unlink()
 
     def latest(self, study: Study) -> Checkpoint | None:
         """The newest checkpoint that is what was written, or None before the first round.
