@@ -259,6 +259,17 @@ class Comparisons(Table):
     pooled: bool = Field(
         True, description="Train one model on all training data (local engine only)."
     )
+    ensemble: Annotated[int, Field(ge=0, le=20)] = Field(
+        0,
+        description="Train so many federated models that differ in their seed alone, and judge "
+        "each and the mean of what they say (`ensemble`); 0: none.",
+    )
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.ensemble == 1:
+            raise ValueError("ensemble is 1; the mean is of 2 models at least, or 0 for none")
+        return self
 
 
 class Start(Table):

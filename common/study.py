@@ -25,6 +25,7 @@ from pydantic import (
 
 from common import catalogue
 from common.catalogue import Shelf
+from common.ensembles import ENSEMBLE, members
 from common.errors import LineageError, SettingError
 from common.schemes import Protocol, check_grid
 from common.seams import Layout
@@ -41,6 +42,7 @@ from common.sections import (
     Steps,
     Target,
 )
+from common.seeding import seed_of
 from common.settings import Table, checked, line_of, read_toml
 
 # the tables that a plug-in describes: section, shelf of the catalogue, and the key with its name
@@ -96,6 +98,11 @@ class Study(Table):
         for place, steps in self._steps():
             self._can_sample(place, steps.sampling)
         self._can_protect()
+        if self.comparisons.ensemble and not self.pretraining.rounds:
+            raise ValueError(
+                f"comparisons.ensemble is {self.comparisons.ensemble} and pretraining.rounds is 0; "
+                "models that are settled by sums are the same by every seed"
+            )
         if not self.pretraining_targets and self.learns_from_labels:
             raise ValueError(
                 f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
@@ -192,7 +199,20 @@ class Study(Table):
         pooled = ("pooled", "pooled-linear") if self.comparisons.pooled else ()
         constants = ("training-mean", "training-median") if self.evaluation.baselines else ()
         singly = (f"single-{site}" for site in singles)
-        return frozenset({"federated", *singly, *pooled, *constants})
+        together = (ENSEMBLE,) if self.comparisons.ensemble else ()
+        return frozenset({*self.members, *singly, *pooled, *constants, *together})
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Models that are trained by all sites together, the study's own first."""
+        return members(self.comparisons.ensemble) or ("federated",)
+
+    def as_trained(self, model: str) -> Study:
+        """The study as a model of it is drawn and trained: further members by other seeds."""
+        if model not in self.members[1:]:
+            return self
+        seed = seed_of(self.seed, ENSEMBLE, model) % 2**31
+        return Study.model_construct(**{**dict(self), "seed": seed})  # a copy has the old digest
 
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""

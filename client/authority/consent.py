@@ -242,9 +242,10 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
         if task.repeats
     )
     compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in study.protocols)
+    more = rounds * (len(study.members) - 1)
     parts = {
-        "rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks,
-        "of protocols": compared,
+        "rounds": rounds, "for models by other seeds": more,
+        "for a model of this site alone": alone, "of fine-tuning": tasks, "of protocols": compared,
     }  # fmt: skip
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())

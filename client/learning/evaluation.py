@@ -134,6 +134,24 @@ class Judge:
         told = told_by(arrays, self.study)
         return self._predictions({name: np.full(everyone, value) for name, value in told.items()})
 
+    def ensemble(self) -> Answer:
+        """Judge the mean of what the members of the ensemble said here, which was kept.
+
+        Raises
+        ------
+        Refusal
+            NO_DATA if one of them has not judged here, or others are here to be judged since.
+        """
+        members, means = self.study.members, dict[str, NDArray[Any]]()
+        for name in self.study.targets:
+            found = [_kept(self.folder, model, name) for model in members]
+            told = [one for one in found if one is not None and len(one) == len(self.cohort)]
+            if len(told) == len(members):
+                means[name] = np.stack(told).mean(0, dtype=np.float64)
+        if not means:
+            raise Refusal("NO_DATA", f"not all of {', '.join(members)} have judged here")
+        return self._predictions(means)
+
     def _predictions(self, predicted: Mapping[str, NDArray[Any]]) -> Answer:
         """Measure predictions of all samples, alone and against rivals; keep them for the next."""
         path = self.folder / "predictions" / f"{self.order.model}.safetensors"

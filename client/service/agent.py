@@ -51,6 +51,7 @@ from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
+from common.ensembles import ENSEMBLE
 from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
@@ -217,7 +218,7 @@ class Agent:
             or (
                 order.kind == "evaluate"
                 and not order.model.endswith("-linear")
-                and order.model not in CONSTANTS
+                and order.model not in (*CONSTANTS, ENSEMBLE)
             )
         )
         plan = _network(self.study)[1] if of_network else {}
@@ -249,26 +250,26 @@ class Agent:
 
     def _check_origin(self, order: Order, arrays: Arrays) -> None:
         """Refuse arrays that the study, or the rounds before, cannot have led to."""
-        first = order.kind == "train" and order.round == 1
-        if first:
-            self._check_first(arrays)
+        study = self.study.as_trained(order.model)
+        if order.kind == "train" and order.round == 1:
+            self._check_first(arrays, study)
             return
         before = order.round if order.kind == "train" else self.study.pretraining.rounds + 1
         trained = self._cache(order).trained(order.model, before)
         if trained is not None:
             check_follows(order, arrays, trained, self.site.policy)
         elif order.kind == "train" and self.keeps_training:
-            check_joined(self.study, _network(self.study)[1], order, arrays, self.site.policy)
+            check_joined(study, _network(self.study)[1], order, arrays, self.site.policy)
         # what was tuned from it would go back whole
         elif order.kind == "send" and self.keeps_training:
             raise Refusal("ORDER_MALFORMED", "this site never trained what it was tuned from")
 
-    def _check_first(self, arrays: Arrays) -> None:
+    def _check_first(self, arrays: Arrays, study: Study) -> None:
         """Refuse arrays from before any training that are not the seed's, or the study's start."""
-        start = self.study.start
+        start = study.start
         if start is not None and digest_of(taken(start, arrays)) != start.arrays:
             raise Refusal("ORDER_MALFORMED", "the first arrays are not the study's start")
-        check_first(self.study, arrays)
+        check_first(study, arrays)
 
     def _held(self, order: Order) -> tuple[str, ...]:
         """Which of the order's sets need not come again; what else is held is not told."""
@@ -317,7 +318,8 @@ class Agent:
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
         done = train_round(
-            self.study, self.site, self._harmonised(arrays), order, network=network, plan=plan,
+            self.study.as_trained(order.model), self.site, self._harmonised(arrays), order,
+            network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
             moments=cache.moments(order.model, before=order.round),
         )  # fmt: skip
@@ -353,7 +355,7 @@ class Agent:
         if set(arrays) != sent_to_settle(network, plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not those that constants are made by")
         if set(arrays) == set(plan):
-            self._check_first(arrays)
+            self._check_first(arrays, self.study.as_trained(order.model))
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
         cohort = self._harmonised(arrays)
@@ -365,7 +367,7 @@ class Agent:
         if order.round > 1:
             raise Refusal("ORDER_MALFORMED", f"there are two such sums, not number {order.round}")
         if order.model == BEFORE or not study.pretraining.rounds:
-            self._check_first(arrays)
+            self._check_first(arrays, study)
         else:
             self._check_origin(order.model_copy(update={"model": "federated"}), arrays)
         network, _ = _network(study)
@@ -381,6 +383,8 @@ class Agent:
             return judge.linear(arrays)
         if order.model in CONSTANTS:
             return judge.constants(arrays)
+        if order.model == ENSEMBLE:
+            return judge.ensemble()
         network, _ = _network(self.study)
         self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})

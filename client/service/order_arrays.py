@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from client.data.cohort import Cohort
 from client.learning.linear import features_width
 from client.link.frames import Sizes
+from common.ensembles import ENSEMBLE
 from common.errors import Refusal
 from common.label_sums import CONSTANTS, plan_of_constants
 from common.network.building import plan_of
@@ -38,10 +39,8 @@ _ORDER: Final = "ORDER_MALFORMED"
 
 def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
     """The arrays that may come with `order`; some may be held here and need not come."""
-    if order.kind == "evaluate" and order.model.endswith(LINEAR):
-        return _linear(study, features_width(cohort))
-    if order.kind == "evaluate" and order.model in CONSTANTS:
-        return plan_of_constants(study)
+    if order.kind == "evaluate" and not _is_network(order.model):
+        return _simple(order.model, study, cohort)
     if order.kind in ("train", "evaluate") or (
         order.kind in _OF_TUNING and order.init == "pretrained"
     ):
@@ -52,6 +51,19 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
         plan, sent = _plan(study)
         return {name: plan[name] for name in sent}
     return {}
+
+
+def _is_network(model: str) -> bool:
+    return not model.endswith(LINEAR) and model not in (*CONSTANTS, ENSEMBLE)
+
+
+def _simple(model: str, study: Study, cohort: Cohort) -> Plan:
+    """What comes with a judged model that is no network; nothing with a mean of kept answers."""
+    if model == ENSEMBLE:
+        return {}
+    if model in CONSTANTS:
+        return plan_of_constants(study)
+    return _linear(study, features_width(cohort))
 
 
 def check_announced(order: Order, sizes: Sizes, plan: Plan) -> None:

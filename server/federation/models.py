@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 from common.arrays import Arrays
+from common.ensembles import ENSEMBLE
 from common.errors import QuorumError
 from common.network.plan import Plan
 from common.protocol.orders import Report
@@ -37,12 +38,23 @@ class Models:
     asking: Asking
 
     def train(self, census: Mapping[str, Report]) -> None:
-        """The federated model; then rivals of each training site alone, and of pooled data."""
-        study = self.asking.run.study
-        rounds = self._settled(self.asking.run.federated, study.sites.train, study.quorum, census)
+        """The federated model; then its like by other seeds, and rivals of one site or pooled."""
+        run, study = self.asking.run, self.asking.run.study
+        self._train_one(run.federated, study.sites.train, study.quorum, census)
+        for model in study.members[1:]:
+            try:
+                self._train_one(run.comparison(model), study.sites.train, study.quorum, census)
+            except QuorumError as error:
+                say(f"{model} is left out, and so is {ENSEMBLE}: {error}")
+        self._train_rivals(self._rivals(census), census)
+
+    def _train_one(
+        self, branch: Branch, sites: Sequence[str], quorum: int, census: Mapping[str, Report]
+    ) -> None:
+        """What is left to do of one model."""
+        rounds = self._settled(branch, sites, quorum, census)
         if rounds is not None:
             rounds.train()
-        self._train_rivals(self._rivals(census), census)
 
     def _train_rivals(self, rivals: Sequence[Rival], census: Mapping[str, Report]) -> None:
         """Train rival models, several at a time where the grid works on several orders at once.
@@ -146,7 +158,7 @@ class Models:
             settled.update(found)
             return [found[site] for site in sorted(found)]
 
-        arrays, plan = initial(study, start_arrays(self.asking.run), ask)
+        arrays, plan = initial(study.as_trained(branch.model), start_arrays(self.asking.run), ask)
         before = start_lineage(self.asking.run)
         lineage = begun(study, branch.model, before, census, salt_of(study))
         # all training data in one place are its members'

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import label_sums, site_shortcuts
+from common.ensembles import ENSEMBLE
 from common.errors import DataError, LineageError, QuorumError
 from common.protocol.orders import Report
 from common.protocol.wire import Stored, open_arrays
@@ -92,6 +93,7 @@ class Phases:
             final = load_checkpoint(branch.final, study)
             parcel = parcel_of(final.arrays, branch.plan(study))
             self._judge_one(branch.model, parcel, final.lineage.contributors, sites)
+        self._judge_ensemble(finished, sites)
         linear = self.run.linear / f"{POOLED}.safetensors"
         if linear.exists():
             with open_arrays(linear) as file:
@@ -100,6 +102,15 @@ class Phases:
         for model, values in constants_of(self.run).items():
             if values:
                 self._judge_one(model, parcel_of(values, {}), study.sites.train, sites)
+
+    def _judge_ensemble(self, finished: Sequence[Branch], sites: Sequence[str]) -> None:
+        """The mean of what the members said, which each judge has kept; if all are there."""
+        several = {one.model: one for one in finished if one.model in self.run.study.members}
+        if not self.run.study.comparisons.ensemble or len(several) < len(self.run.study.members):
+            return
+        abouts = [about_checkpoint(one.final, self.run.study) for one in several.values()]
+        lineage = sorted({site for about in abouts for site in about.lineage.contributors})
+        self._judge_one(ENSEMBLE, NOTHING, lineage, sites)
 
     def _sum_labels(self, sites: Sequence[str]) -> None:
         """Ask training sites for what their labels add up to (`common.label_sums`)."""

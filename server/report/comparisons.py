@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from common import metrics
+from common.ensembles import ENSEMBLE, SEEDED
 from common.protocol.orders import Measurement
 from common.sections import CALIBRATED, Target
 from common.study import Study
@@ -174,6 +175,7 @@ def _title(model: str, site: str) -> str:
         "constant": "the study's constant",
         "training-mean": "mean of the training sites",
         "training-median": "median of the training sites",
+        ENSEMBLE: "mean of several seeds",
         "site-mean": f"{site}'s own mean",
         "site-linear": f"{site}'s own linear model",
     }
@@ -184,6 +186,8 @@ def _title(model: str, site: str) -> str:
     of, _, people = model.partition(CALIBRATED)
     if people:
         return f"{_title(of, site)}, calibrated on {people} unlabelled scans of the site"
+    if model.startswith(SEEDED):
+        return f"seed {model.removeprefix(SEEDED)}"
     return f"{model.removeprefix(_SINGLE)} alone" if model.startswith(_SINGLE) else model
 
 
@@ -198,6 +202,14 @@ def _group(model: str) -> Group:
 def _place(line: Line) -> tuple[int, int, str]:
     groups: tuple[Group, ...] = ("as it comes", "scan unseen", "site's labels")
     bare = line.model.removesuffix("+head")
-    first = ("site-mean", "site-linear", FEDERATED, "pooled", "pooled-linear", MEAN_OF_SINGLES)
+    first = (
+        "site-mean",
+        "site-linear",
+        FEDERATED,
+        ENSEMBLE,
+        "pooled",
+        "pooled-linear",
+        MEAN_OF_SINGLES,
+    )
     rank = first.index(bare) if bare in first else len(first) + (line.model == BEST_SINGLE)
     return (groups.index(line.group), rank, line.model)

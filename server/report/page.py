@@ -22,6 +22,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from common.ensembles import ENSEMBLE
 from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
@@ -56,6 +57,7 @@ from server.run_files import read_json
 __all__ = ["Picture", "format_tables", "write_report"]
 
 RIVAL_TITLES: Final = {
+    ENSEMBLE: "mean of several seeds",
     "pooled": "pooled network",
     "pooled-linear": "pooled linear model",
     "training-median": "training median",

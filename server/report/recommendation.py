@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from common.ensembles import ENSEMBLE
 from common.study import Study
 from server.report.comparisons import Comparison
 from server.report.findings import Census
@@ -20,6 +21,7 @@ from server.results import TOGETHER
 
 _JOINT: Final = {
     "pooled-linear": "a linear model of all sites",
+    ENSEMBLE: "the mean of several seeds' federated models",
     "training-median": "the training median",
     "training-mean": "the training mean",
 }
