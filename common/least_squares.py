@@ -4,7 +4,8 @@ With w_s = n_s^-e the weight of a sample at site s, a solution minimises
 
     sum_s w_s sum_i (z_i - b - u_i'a)^2 + penalty (sum_s w_s n_s) |a|^2,
 
-where u are the features standardised by those same weights. Penalty and exponent are chosen by
+where u are the features standardised by those same weights, but for the last ones where they have a
+scale of their own (`unscaled`), which are centred alone. Penalty and exponent are chosen by
 leaving sites out: the squared error at a site follows from its own sums alone. Letters: F features,
 K outputs, P penalties. All float64.
 """
@@ -75,13 +76,15 @@ class Path:
     freedom: Tensor
 
     @staticmethod
-    def of(products: Products, penalties: Sequence[float]) -> Path:
-        """Solve for all penalties by one eigendecomposition."""
+    def of(products: Products, penalties: Sequence[float], unscaled: int = 0) -> Path:
+        """Solve for all penalties by one eigendecomposition; the last features are `unscaled`."""
         n = products.n
         centre, means = products.gram[0, 1:] / n, products.cross[0] / n
         covariance = products.gram[1:, 1:] / n - torch.outer(centre, centre)
         variance, size = covariance.diagonal(), products.gram.diagonal()[1:] / n
         deviation = torch.where(variance > _FLAT * size, variance, torch.inf).sqrt()
+        if unscaled:
+            deviation[-unscaled:] = torch.where(deviation[-unscaled:].isfinite(), 1.0, torch.inf)
         correlation = covariance / torch.outer(deviation, deviation)
         values, vectors = _eigen(correlation)
         right = (products.cross[1:] / n - torch.outer(centre, means)) / deviation[:, None]
@@ -106,7 +109,10 @@ class Path:
 
 
 def chosen(
-    sites: Sequence[Products], penalties: Sequence[float], exponents: Sequence[float]
+    sites: Sequence[Products],
+    penalties: Sequence[float],
+    exponents: Sequence[float],
+    unscaled: int = 0,
 ) -> tuple[float, float]:
     """(penalty, exponent) with the least squared error where sites are left out in turn.
 
@@ -114,7 +120,7 @@ def chosen(
     """
     held = [site for site in sites if site.n]
     if len(held) == 1:
-        path = Path.of(held[0], penalties)
+        path = Path.of(held[0], penalties, unscaled)
         left = (held[0].n - path.freedom).clamp(min=1e-9)
         score = path.squared_errors(held[0]) / left.square()
         return penalties[int(score.argmin())], 0.0
@@ -128,7 +134,7 @@ def chosen(
                 rest = one.plus(rest)
             if rest is None:
                 continue
-            path = Path.of(rest, penalties)
+            path = Path.of(rest, penalties, unscaled)
             for site in held[fold::_FOLDS]:
                 errors += path.squared_errors(site)
         scores.append(errors)

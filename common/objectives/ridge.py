@@ -37,8 +37,9 @@ _PENALTIES: Final = tuple(float(f"{10.0 ** (power / 4):.3g}") for power in range
 class Ridge(nn.Module):
     """A backbone that rests, and heads that are settled before the first round.
 
-    With `random_features` D, heads see sqrt(2 / D) cos(W'u + b) beside the features u: ridge on
-    them approaches a Gaussian kernel's (Rahimi and Recht 2007).
+    With `random_features` D, heads see sqrt(2F / D) cos(W'u + b) beside the F features u: ridge on
+    both approaches that of the kernel u'v + F exp(-|u - v|^2 / 4 F width^2), whose halves weigh
+    alike (Rahimi and Recht 2007). Standardised one by one, D cosines would drown F columns.
     """
 
     supervised: ClassVar[bool] = True
@@ -122,7 +123,7 @@ class RandomFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         waves = (x @ self.directions + self.phases).cos()
-        return torch.cat([x, waves * math.sqrt(2 / len(self.phases))], 1)
+        return torch.cat([x, waves * math.sqrt(2 * x.shape[1] / len(self.phases))], 1)
 
 
 class Heads(nn.Module):
@@ -240,14 +241,16 @@ class Heads(nn.Module):
         settings, products = self._network.settings, _ProductsOf(sites, name)
         if not any(one.n for one in products):
             return  # nobody has labels: a head that says the centre
-        penalty, exponent = chosen(products, settings.penalties, settings.site_weights)
+        penalty, exponent = chosen(
+            products, settings.penalties, settings.site_weights, settings.random_features
+        )
         total = None
         for one in products:
             if one.n:
                 total = one.times(one.n**-exponent).plus(total)
         if total is None:
             return
-        path = Path.of(total, [penalty])
+        path = Path.of(total, [penalty], settings.random_features)
         a = path.coefficients[0]
         self._put("chosen", name, torch.tensor([penalty, exponent], dtype=torch.float64))
         self._put("centre", name, path.centre)

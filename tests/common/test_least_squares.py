@@ -62,6 +62,18 @@ def test_weights_of_sites_are_weights_of_their_rows() -> None:
     np.testing.assert_allclose(path.coefficients[0].T, oracle.coef_, atol=1e-8)
 
 
+def test_features_with_a_scale_of_their_own_are_centred_alone() -> None:
+    """Divided by their spread, a thousand small cosines would count like a thousand columns."""
+    u, z = site(60, 4, shift=1.0)
+    u[:, 3:] *= 0.01
+    path = Path.of(products(u, z), PENALTIES, unscaled=2)
+    scaled = (u - u.mean(0)) / u.std(0, correction=0)
+    scaled[:, 3:] = (u - u.mean(0))[:, 3:]
+    for number, penalty in enumerate(PENALTIES):
+        oracle = Ridge(alpha=penalty * 60).fit(scaled.numpy(), z.numpy())
+        np.testing.assert_allclose(path.coefficients[number].T, oracle.coef_, atol=1e-8)
+
+
 def test_leaving_sites_out_finds_what_leaving_rows_out_would_miss() -> None:
     """Where each site has a slope of its own, a strong penalty is right for the next site."""
     random = np.random.default_rng(0)

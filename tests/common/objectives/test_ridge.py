@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as PooledRidge
+from sklearn.preprocessing import KernelCenterer
 from torch import Tensor
 
 from common.backbones.linear import Linear
@@ -201,6 +203,31 @@ def test_random_features_bend_what_is_straight() -> None:
         net = settled(Ridge(settings, backbone, {"age": TARGETS["age"]}).eval(), held)
         errors.append(float((net.predict(x)["age"] - labels["age"]).abs().mean()))
     assert errors[1] < errors[0] / 2
+
+
+def test_cosines_beside_columns_come_near_to_a_kernel_of_both() -> None:
+    """scikit-learn's kernel ridge, of the kernel that the docstring names, on all rows."""
+    random = np.random.default_rng(5)
+    x = random.normal(size=(150, COLUMNS))
+    u = (x - x.mean(0)) / x.std(0)
+    z = np.sin(2 * u[:, :1]) + 0.5 * u[:, 1:2] + 0.1 * random.normal(size=(150, 1))
+    target = Target(kind="regression", centre=0.0)
+    settings = Ridge.Settings(
+        name="ridge", random_features=3000, width=0.5, penalties=(0.03,), site_weights=(0.0,)
+    )
+    backbone = Linear(Linear.Settings(name="linear"), (COLUMNS,), "average")
+    torch.manual_seed(0)
+    held = [(torch.from_numpy(x).float(), {"age": torch.from_numpy(z[:, 0]).float()})]
+    net = settled(Ridge(settings, backbone, {"age": target}).eval(), held)
+    between = np.square(u[:, None] - u[None]).sum(2)
+    kernel = u @ u.T + COLUMNS * np.exp(-between / (4 * COLUMNS * 0.5**2))
+    centred = KernelCenterer().fit_transform(kernel)
+    oracle = KernelRidge(alpha=0.03 * 150, kernel="precomputed").fit(centred, z - z.mean())
+    told = net.predict(held[0][0])["age"].numpy() - z.mean()
+    apart = np.square(told - oracle.predict(centred)[:, 0]).mean() ** 0.5
+    assert apart < 0.05 * z.std()
+    line = np.linalg.lstsq(np.c_[np.ones(150), u], z, rcond=None)
+    assert np.abs(told - (np.c_[np.ones(150), u] @ line[0])[:, 0] + z.mean()).max() > z.std() / 2
 
 
 def test_nothing_of_it_is_trained_in_rounds() -> None:
