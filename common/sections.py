@@ -435,8 +435,9 @@ class Evaluation(Table):
     calibration: tuple[Annotated[int, Field(ge=3, le=1_000_000)], ...] = Field(
         (),
         description="Also judge the federated model where the site takes its own location and "
-        "scale off its columns, as so many of its people without a label tell them; on the "
-        "others. Several numbers are compared.",
+        "scale off its columns (combat), else the mean off its scores of targets with two classes, "
+        "as so many of its people without a label tell them; on the others. Several numbers are "
+        "compared.",
         max_length=10,
     )
     shortcuts: Annotated[int, Field(ge=0, le=64)] = Field(

@@ -158,10 +158,12 @@ class Study(Table):
                 f"backbone.covariates names {', '.join(unfit)}; targets that are numbers or have "
                 f"two classes are {', '.join(able) or 'none'}"
             )
-        if self.evaluation.calibration and not self.harmonises:
+        binary = any(target.kind == "binary" for target in self.pretraining_targets.values())
+        if self.evaluation.calibration and not (self.harmonises or binary):
             raise ValueError(
                 f"evaluation.calibration is {list(self.evaluation.calibration)}, and nothing of "
-                'the study can be calibrated; backbone.harmonisation = "combat" can'
+                'the study can be calibrated; backbone.harmonisation = "combat" can, and scores of '
+                "targets with two classes"
             )
 
     @property

@@ -6,9 +6,8 @@ the model predicted is kept at the site, so that the next is compared on the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,21 @@ from numpy.typing import NDArray
 
 from client.answer import Answer, Measured
 from client.data.cohort import Cohort
-from client.learning.harmonisation import Constants, calibrated_on
+from client.learning.calibration import calibrations
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
 from client.learning.measurement import difference, measure
 from client.learning.prediction import features_of, predict, reestimate_statistics
-from client.learning.support import people_among
 from client.learning.training import choose_device, tell
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.label_sums import told_by
-from common.network.building import arrays_of, forget_own_heads
+from common.network.building import forget_own_heads
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
 from common.sections import Target, calibrated
 from common.seeding import seed_of
 from common.study import Study
-
-_log = getLogger("callosum.site")
 
 Indices = NDArray[np.int64]
 
@@ -82,36 +78,19 @@ class Judge:
         `before` is what it said of everyone without; the two are compared on the same people.
         """
         study, cohort, site = self.study, self.cohort, self.site
-        constants = Constants.among(network, arrays_of(network))
-        if constants is None or self.order.model != "federated":
+        if self.order.model != "federated":
             return
-        minimum = site.policy.minimum_support
-        for number in study.evaluation.calibration:
-            if number not in far_apart(study.evaluation.calibration, minimum):
-                _log.warning(
-                    "%s: not calibrated on %d people: figures would be told of others who differ "
-                    "by fewer than %d", site.name, number, minimum,
-                )  # fmt: skip
-                continue
-            chosen, others = _drawn(study, site, cohort, number)
-            left = people_among(cohort, others)
-            if left < max(2, minimum):
-                _log.warning(
-                    "%s: not calibrated on %d people: %d others are left to judge",
-                    site.name, number, left,
-                )  # fmt: skip
-                continue
-            device = choose_device(site.device.kind)
-            told = predict(network, calibrated_on(cohort, constants, chosen), others, device)
-            model = calibrated(self.order.model, number)
+        for one in calibrations(study, site, cohort, network, before):
+            model = calibrated(self.order.model, one.people)
             order = self.order.model_copy(update={"model": model})
-            for name, values in told.items():
-                known = ~np.isnan(cohort.labels[name][others])
+            for name, values in one.said.items():
+                known = ~np.isnan(cohort.labels[name][one.others])
                 if known.sum() < 2 or not np.isfinite(values).all():
                     continue
-                found = (study, site, cohort, order, name, others[known])
+                judged = one.others[known]
+                found = (study, site, cohort, order, name, judged)
                 yield from measure(*found, values[known])
-                without = before[name][others[known]]
+                without = before[name][judged]
                 yield from difference(*found, [values[known]], [without], self.order.model)
 
     def linear(self, arrays: Arrays) -> Answer:
@@ -168,32 +147,6 @@ class Judge:
                 if theirs is not None and theirs.shape == values.shape:
                     rows += difference(*found, [values[labelled]], [theirs[labelled]], rival)
         return Answer(measured=tuple(rows))
-
-
-def far_apart(numbers: Iterable[int], minimum: int) -> list[int]:
-    """Those of some numbers of people that lie `minimum` from each other, and from nobody.
-
-    Draws are nested: figures about all but 12 people and all but 13 would tell of one.
-
-    >>> far_apart([13, 12, 5, 22], 10)
-    [12, 22]
-    """
-    found = [0]
-    for number in sorted(numbers):
-        if number - found[-1] >= minimum:
-            found.append(number)
-    return found[1:]
-
-
-def _drawn(study: Study, site: Site, cohort: Cohort, people: int) -> tuple[Indices, Indices]:
-    """Samples of so many people, drawn by the study's seed, one each; and those of all others."""
-    names = sorted(set(cohort.participants))
-    generator = np.random.default_rng(seed_of(study.seed, "calibration", site.name))
-    drawn = {names[place] for place in generator.permutation(len(names))[:people]}
-    inside = np.array([name in drawn for name in cohort.participants])
-    chosen = np.flatnonzero(inside)
-    _, first = np.unique(np.asarray(cohort.participants)[chosen], return_index=True)
-    return np.sort(chosen[first]), np.flatnonzero(~inside)
 
 
 def _baselines(study: Study, site: Site, cohort: Cohort, order: Order) -> list[Measured]:

@@ -129,7 +129,14 @@ def test_too_few_with_all_covariates_leave_columns_alone(done: Any, caplog: Any)
     ("change", "told"),
     [
         ({"backbone.covariates": ["iq"]}, "backbone.covariates names iq"),
-        ({"backbone.harmonisation": "none", "backbone.covariates": []}, "nothing of"),
+        (
+            {
+                "backbone.harmonisation": "none",
+                "backbone.covariates": [],
+                "objective.targets": ["age"],
+            },
+            "nothing of",
+        ),
     ],
 )
 def test_covariates_and_calibration_that_cannot_be_are_refused(
