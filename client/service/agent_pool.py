@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from client.authority.differencing import FILE, Censuses
+from client.authority.label_sets import with_settled_labels
 from client.authority.records import Records
 from client.data.cohort import Cohort, empty_cohort, open_cohort
 from client.data.generation import current_generation, prepared_folder
@@ -56,6 +57,7 @@ def open_agent(
         )
     if records is not None:  # else nothing leaves
         cohort = _without_newcomers(site, cohort, tell)
+        cohort = with_settled_labels(study, site, cohort, tell)
     left_out = [finding for finding in cohort.findings if finding.left_out]
     if left_out:
         tell(f"{site.name}: {len(left_out)} left out, named in its quality.tsv; the first: "
