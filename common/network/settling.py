@@ -37,11 +37,12 @@ class Settles(Protocol):
     finite buffers too: `ValueError` for any that no samples can give, so that nobody spoils it for
     everyone. A sum called ``n`` or ``n_...`` is a number of samples.
 
-    Three things may be left out. With `sees_network` true, sums depend on more of the network than
+    Four things may be left out. With `sees_network` true, sums depend on more of the network than
     its constants, and all of its arrays go to the sites with each order. `settle_by_site` is called
     in place of `settle`, with the sums of each site, which are read as they are looked at.
     `labelled(key)` names the targets of which a sample must have every label to be in the sum of
-    that name; without it all samples are.
+    that name; without it all samples are. `check_sums(sums, number)` raises `ValueError` for one
+    site's sums that no samples can give, where that is cheaper than to settle by them.
     """
 
     passes: int
@@ -121,8 +122,12 @@ def refuse_unsound(
 
     Added to other sites' they might divide everybody's samples by zero.
     """
-    alone = deepcopy(dict(modules))
+    checked = {place: one for place, one in modules.items() if hasattr(one, "check_sums")}
+    alone = {place: deepcopy(one) for place, one in modules.items() if place not in checked}
     try:
+        for place, module in checked.items():
+            if own := Sums([sums], place)[0]:
+                module.check_sums(own, number)
         settle(alone, [sums], number)
     except ValueError as error:
         raise Refusal("REPORT_MALFORMED", str(error)) from None

@@ -31,6 +31,8 @@ from common.settings import Table
 
 _MOST: Final = 4096  # features; their products are then 8 million numbers
 _STILL: Final = 1e-9  # of standardised coefficients: a shorter step moves no prediction
+_ROUNDING: Final = 1 + 1e-9
+_SLACK: Final = 1e-8  # of products of columns of length 1, whose sums round
 _PENALTIES: Final = tuple(float(f"{10.0 ** (power / 4):.3g}") for power in range(-12, 5))
 
 
@@ -237,6 +239,24 @@ class Heads(nn.Module):
             except RuntimeError as error:  # of torch.linalg
                 raise ValueError("no samples have such sums") from error
 
+    def check_sums(self, sums: Mapping[str, Tensor], number: int) -> None:
+        """Raise `ValueError` for sums of one site that no samples have; nothing is solved."""
+        for name, target in self._network.targets.items():
+            if number == self._before:
+                products = _ProductsOf([sums], name)[0]
+                bound = torch.outer(products.gram.diagonal(), products.squares).sqrt()
+                sound = (products.cross.abs() <= bound * _ROUNDING).all() and _is_of_rows(
+                    products.gram
+                )
+            elif target.kind != "regression":
+                sound = (sums[f"loss_{name}"] >= 0).all() and all(
+                    _is_of_rows(one) for one in unpacked(sums[f"hessian_{name}"])
+                )
+            else:
+                continue
+            if not sound:
+                raise ValueError("no samples have such sums")
+
     def _solve(self, name: str, target: Target, sites: Sequence[Mapping[str, Tensor]]) -> None:
         settings, products = self._network.settings, _ProductsOf(sites, name)
         if not any(one.n for one in products):
@@ -327,10 +347,20 @@ class _ProductsOf(Sequence[Products]):
         )
         sound = found.n == float(site[f"n_{name}"]) >= 0 and (found.squares >= 0).all()
         lengths = found.gram.diagonal().clamp(min=0).sqrt()
-        bound = torch.outer(lengths, lengths) * (1 + 1e-9)  # of any two columns' product
+        bound = torch.outer(lengths, lengths) * _ROUNDING  # of any two columns' product
         if not sound or not (found.gram.abs() <= bound).all():
             raise ValueError("no samples have such sums")
         return found
+
+
+def _is_of_rows(square: Tensor) -> bool:
+    """Whether a matrix (M, M) can be the products of the columns of any rows."""
+    lengths = square.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+    scaled = square * torch.outer(scale, scale) + _SLACK * torch.eye(
+        len(square), dtype=square.dtype
+    )
+    return int(torch.linalg.cholesky_ex(scaled).info) == 0
 
 
 def passes_of(backbone: nn.Module) -> int:

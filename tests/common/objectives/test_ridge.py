@@ -25,6 +25,7 @@ from common.study import parse_study
 from tests.conftest import FEATURES
 
 COLUMNS = 6
+DIAGONAL = np.cumsum([0, *range(COLUMNS + 1, 1, -1)])  # of a packed triangle
 TARGETS = {
     "age": Target(kind="regression", transform="log", low=1.0, high=200.0, centre=30.0, scale=0.4),
     "sex": Target(kind="binary", classes=("female", "male")),
@@ -173,6 +174,11 @@ def test_a_site_without_a_target_changes_nothing_of_it() -> None:
         ("heads/gram_age", lambda a: a * np.where(np.arange(a.size) == 8, 1e6, 1.0)),
         ("heads/gram_age", lambda a: -a),
         ("heads/squares_age", lambda a: -a),
+        ("heads/cross_age", lambda a: a * 1e3),
+        (
+            "heads/gram_age",
+            lambda a: np.where(np.isin(np.arange(a.size), DIAGONAL), a, -0.9 * a[0]),
+        ),
     ],
 )
 def test_sums_that_no_samples_have_are_refused(name: str, spoil: Any) -> None:
