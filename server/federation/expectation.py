@@ -39,7 +39,7 @@ _TEXT_OF_ROW: Final = 1 << 10
 # lowest values of what is at most 1
 _SHARES: Final = {
     "auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0, metrics.AGREEMENT: -1.0,
-    "f1": 0.0, "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
+    "f1": 0.0, **dict.fromkeys(metrics.F1S, 0.0), "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
     "balanced_accuracy" + metrics.CHOSEN: 0.0,
     metrics.SAID: 0.0,
     **{
