@@ -99,4 +99,7 @@ def _target(study: Study, name: str) -> str:
 def _comparisons(study: Study) -> list[str]:
     wanted = study.comparisons
     single = [f"one model for each of {len(study.sites.train)} sites"] if wanted.single_site else []
-    return [*single, *(["one of pooled data (local engine only)"] if wanted.pooled else [])]
+    pooled = ["one of pooled data (local engine only)"] if wanted.pooled else []
+    some = [f"{name}, which learns {', '.join(study.learnt_by(name))} alone"
+            for name in sorted(wanted.targets)]  # fmt: skip
+    return [*single, *pooled, *some]

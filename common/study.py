@@ -25,12 +25,12 @@ from pydantic import (
 
 from common import catalogue
 from common.catalogue import Shelf
+from common.comparisons import POOLED, Comparisons, check_starts, check_targets
 from common.errors import LineageError, SettingError
 from common.schemes import Protocol, check_grid
 from common.seams import Layout
 from common.sections import (
     Aggregation,
-    Comparisons,
     Evaluation,
     FineTuning,
     Name,
@@ -91,6 +91,7 @@ class Study(Table):
                 )
             if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+            check_starts(f"finetuning.{number}", task, self.comparisons, self.sites.train)
             names.add(task.name)
         self._protocols_exist(names)
         for place, steps in self._steps():
@@ -101,7 +102,22 @@ class Study(Table):
                 f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
                 "that no fine-tuning task is about, or objective.targets must list it"
             )
+        self._can_compare()
         return self
+
+    def _can_compare(self) -> None:
+        """Models of some targets are trained in rounds, by labels, and end up where they can go."""
+        compared, rounds = self.comparisons, self.pretraining.rounds
+        if compared.targets and not (rounds and self.learns_from_labels):
+            why = "the objective learns from no labels" if rounds else "pretraining.rounds is 0"
+            raise ValueError(f"comparisons.targets is not empty, and {why}; leave it out")
+        check_targets(compared, self.pretraining_targets, self.pretraining.sampling)
+        starts = {way.rpartition("/")[0] for task in self.finetuning for way in task.methods}
+        if POOLED in starts and self.aggregation.normalisation == "silobn":
+            raise ValueError(
+                'finetuning.methods has a way of pooled and aggregation.normalisation is "silobn", '
+                "which keeps statistics with the pooled data; leave one of the two"
+            )
 
     def _protocols_exist(self, names: set[str]) -> None:
         """Each is about a task of the study, under a name that neither task nor protocol has."""
@@ -192,7 +208,12 @@ class Study(Table):
         pooled = ("pooled", "pooled-linear") if self.comparisons.pooled else ()
         constants = ("training-mean", "training-median") if self.evaluation.baselines else ()
         singly = (f"single-{site}" for site in singles)
-        return frozenset({"federated", *singly, *pooled, *constants})
+        return frozenset({"federated", *singly, *pooled, *self.comparisons.targets, *constants})
+
+    def learnt_by(self, model: str) -> dict[str, Target]:
+        """The pretraining targets that a model of the run learns: all, but where the study says."""
+        targets = self.pretraining_targets
+        return {name: targets[name] for name in self.comparisons.targets.get(model, targets)}
 
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""

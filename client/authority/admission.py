@@ -17,6 +17,7 @@ from client.authority.books import check_books
 from client.authority.ledger import SPENDING, Ledger
 from client.hours import open_at
 from client.site import Site
+from common.comparisons import model_of
 from common.errors import Refusal, StorageError
 from common.label_sums import BASELINES
 from common.protocol.bounded_json import parsed
@@ -26,9 +27,8 @@ from common.protocol.signing import Envelope, Sealed, unseal
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
-_OF_TRAINING = (
-    "settle", "train", "finetune", "protocol", "judge", "explain", "send", "linear",
-)  # fmt: skip
+TUNING = ("finetune", "protocol", "judge", "explain", "send")  # about a site's own tuned models
+_OF_TRAINING = ("settle", "train", "linear", *TUNING)
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 
@@ -135,6 +135,9 @@ def check_model(study: Study, order: Order) -> None:
     summed = {BASELINES, *(SHORTCUTS if study.evaluation.shortcuts else ())}
     if order.model not in study.models and (order.kind != "settle" or order.model not in summed):
         raise Refusal("ORDER_MALFORMED", f"{study.name} has no model {order.model}")
+    begun = model_of(order.init, order.site)
+    if order.kind in TUNING and order.model != begun:
+        raise Refusal("ORDER_MALFORMED", f"what begins from {order.init} is of model {begun}")
 
 
 def check_kind(site: Site, order: Order) -> None:

@@ -236,6 +236,7 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
     """How often the participants would be learnt from, and how often they still may be."""
     rounds = study.pretraining.rounds
     alone = rounds if study.comparisons.single_site and len(study.sites.train) > 1 else 0
+    some = rounds * len(study.comparisons.targets)
     tasks = sum(
         len(task.methods) * max(1, len(task.participants))
         for task in study.finetuning
@@ -243,8 +244,8 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
     )
     compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in study.protocols)
     parts = {
-        "rounds": rounds, "for a model of this site alone": alone, "of fine-tuning": tasks,
-        "of protocols": compared,
+        "rounds": rounds, "for a model of this site alone": alone,
+        "for models of some targets": some, "of fine-tuning": tasks, "of protocols": compared,
     }  # fmt: skip
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())

@@ -63,7 +63,9 @@ class Judge:
         if reestimated or study.aggregation.normalisation == "silobn":
             reestimate_statistics(network, cohort, everyone, device)
         forget_own_heads(network)
-        told = predict(network, cohort, everyone, device)
+        learnt = study.learnt_by(self.order.model)  # other heads of it are as they were drawn
+        predicted = predict(network, cohort, everyone, device)
+        told = {name: values for name, values in predicted.items() if name in learnt}
         answer = self._predictions(
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.answer import Answer
-from client.authority.admission import check_kind, check_model, check_role, check_start
+from client.authority.admission import TUNING, check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
 from client.authority.differencing import FILE as CENSUSES
 from client.authority.differencing import Censuses
@@ -43,7 +43,7 @@ from client.learning.measurement import means
 from client.learning.pretraining import train_round
 from client.learning.protocols import Repeats
 from client.learning.shortcuts import shortcut_sums
-from client.learning.support import learnt_from, people_among
+from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
 from client.learning.tuned_models import TunedModels
 from client.service.array_store import ArrayStore
@@ -51,6 +51,7 @@ from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
+from common.comparisons import brings_arrays
 from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
@@ -67,13 +68,6 @@ from common.study import Study
 
 _log = getLogger("callosum.site")
 _MOST_COLUMNS = 10  # that are named in the log
-_TUNED = (
-    "finetune",
-    "protocol",
-    "judge",
-    "explain",
-    "send",
-)  # kinds of order about a site's own tuned models
 _LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
 
 
@@ -135,7 +129,7 @@ class Agent:
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
         if order.kind == "train":
-            self._check_labels()
+            self._check_labels(order)
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
@@ -192,14 +186,13 @@ class Agent:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
 
-    def _check_labels(self) -> None:
+    def _check_labels(self, order: Order) -> None:
         """Refuse to train on nobody, or on too few, before the ledger is charged for it."""
         policy = self.site.policy
-        people = people_among(
-            self.cohort, learnt_from(self.study, self.cohort, policy.minimum_support)[1]
-        )
+        cohort = with_labels_for(self.study, self.cohort, order.model)
+        people = people_among(cohort, learnt_from(self.study, cohort, policy.minimum_support)[1])
         if people == 0:
-            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, self.cohort))
+            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, cohort))
         if people < policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
 
@@ -212,7 +205,7 @@ class Agent:
             NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
         """
         of_network = (
-            order.kind in ("train", *_TUNED)
+            order.kind in ("train", *TUNING)
             or order.model in SHORTCUTS
             or (
                 order.kind == "evaluate"
@@ -226,12 +219,12 @@ class Agent:
         moving = {name: array for name, array in sent.items() if name not in static}
         whole = {
             **self._set(order.base or EMPTY, base, keep=True),
-            **self._set(order.arrays, moving, keep=order.kind in _TUNED),
+            **self._set(order.arrays, moving, keep=order.kind in TUNING),
         }
-        from_nothing = order.kind in _TUNED and order.init != "pretrained"
+        from_nothing = order.kind in TUNING and not brings_arrays(order.init)
         if of_network and not from_nothing and set(whole) != set(plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
-        if order.kind == "train" or order.init == "pretrained":
+        if order.kind == "train" or (order.kind in TUNING and brings_arrays(order.init)):
             self._check_origin(order, whole)
         return whole
 
@@ -283,7 +276,7 @@ class Agent:
         return ReportCache(self.site.state / "runs" / order.run[:16])
 
     def _work(self, order: Order, arrays: Arrays) -> Answer:
-        if order.kind in _TUNED:
+        if order.kind in TUNING:
             return self._tune(order, arrays)
         work = {
             "census": self._census,
@@ -316,8 +309,9 @@ class Agent:
         network, plan = _network(self.study)
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
+        cohort = with_labels_for(self.study, self._harmonised(arrays), order.model)
         done = train_round(
-            self.study, self.site, self._harmonised(arrays), order, network=network, plan=plan,
+            self.study, self.site, cohort, order, network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
             moments=cache.moments(order.model, before=order.round),
         )  # fmt: skip
@@ -389,7 +383,7 @@ class Agent:
     def _tune(self, order: Order, arrays: Arrays) -> Answer:
         """Orders about a task of the site's own, and about what was tuned for it."""
         cache = self._cache(order)
-        if order.init == "pretrained":
+        if brings_arrays(order.init):
             arrays = {**arrays, **cache.own_arrays(order.model)}
         if order.kind == "protocol":
             repeats = Repeats(

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
+from client.authority.admission import TUNING
 from client.data.cohort import Cohort
 from client.learning.linear import features_width
 from client.link.frames import Sizes
+from common.comparisons import brings_arrays
 from common.errors import Refusal
 from common.label_sums import CONSTANTS, plan_of_constants
 from common.network.building import plan_of
@@ -32,7 +34,6 @@ from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 LINEAR: Final = "-linear"  # end of the names of linear models
-_OF_TUNING: Final = ("finetune", "protocol", "judge", "explain", "send")
 _ORDER: Final = "ORDER_MALFORMED"
 
 
@@ -42,9 +43,7 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
         return _linear(study, features_width(cohort))
     if order.kind == "evaluate" and order.model in CONSTANTS:
         return plan_of_constants(study)
-    if order.kind in ("train", "evaluate") or (
-        order.kind in _OF_TUNING and order.init == "pretrained"
-    ):
+    if order.kind in ("train", "evaluate") or (order.kind in TUNING and brings_arrays(order.init)):
         return _plan(study)[0]
     if order.kind == "settle" and order.model in SHORTCUTS:
         return _plan(study)[0]

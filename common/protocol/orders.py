@@ -37,7 +37,7 @@ OrderKind = Literal[
 ]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
-Init = Literal["", "pretrained", "scratch"]
+Init = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_-]{0,30})?$")]  # becomes a folder
 MethodName = Annotated[str, Field(pattern=r"^([a-z][a-z0-9-]{0,30})?$")]
 Model = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,80}$")]  # becomes a folder
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -66,7 +66,7 @@ class Order(Table):
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     model: Model = "federated"
     task: str = ""
-    init: Init = ""
+    init: Init = Field("", description="What tuning begins from (`common.comparisons`).")
     method: MethodName = ""
     k: Count = Field(
         0, description="Training participants to learn from; 0: all. Of a protocol: its size."

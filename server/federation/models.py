@@ -37,12 +37,33 @@ class Models:
     asking: Asking
 
     def train(self, census: Mapping[str, Report]) -> None:
-        """The federated model; then rivals of each training site alone, and of pooled data."""
+        """The federated model; then those of some targets, of each site alone, of pooled data."""
         study = self.asking.run.study
         rounds = self._settled(self.asking.run.federated, study.sites.train, study.quorum, census)
         if rounds is not None:
             rounds.train()
+        for name in sorted(study.comparisons.targets):
+            self._train_of_some_targets(name, census)
         self._train_rivals(self._rivals(census), census)
+
+    def _train_of_some_targets(self, name: str, census: Mapping[str, Report]) -> None:
+        """Like the federated model, by the sites that have labels of what this one learns."""
+        study, branch = self.asking.run.study, self.asking.run.comparison(name)
+        groups = [f"labels/{target}" for target in study.learnt_by(name)]
+        able = [
+            site
+            for site in study.sites.train
+            if site in census and any(census[site].support.get(group, 0) for group in groups)
+        ]
+        quorum = max(1, min(study.quorum, len(able)))
+        try:
+            if not able:
+                raise QuorumError(f"no training site holds labels of {', '.join(groups)}")
+            rounds = self._settled(branch, able, quorum, census)
+            if rounds is not None:
+                rounds.train()
+        except QuorumError as error:
+            say(f"{name} is left out: {error}")
 
     def _train_rivals(self, rivals: Sequence[Rival], census: Mapping[str, Report]) -> None:
         """Train rival models, several at a time where the grid works on several orders at once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,14 @@ def parcel_of(arrays: Arrays, plan: Plan, base: str | None = None) -> Parcel:
     if base:
         sets[base] = static
     return Parcel(digest, base, sets)
+
+
+def together(parcels: Iterable[Parcel]) -> Parcel:
+    """The sets of several orders; each order names its own."""
+    sets: dict[str, Arrays] = {}
+    for parcel in parcels:
+        sets |= parcel.sets
+    return Parcel(EMPTY, "", sets)
 
 
 def _moves(name: str, plan: Plan) -> bool:

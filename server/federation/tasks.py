@@ -11,9 +11,9 @@ from common.network.plan import Plan
 from common.protocol.orders import Report
 from common.runtime.progress import say
 from common.sections import FineTuning
-from server.checkpoints import load_checkpoint
 from server.federation.asking import Asking
-from server.federation.parcel import NOTHING, Parcel, parcel_of
+from server.federation.parcel import together
+from server.federation.starts import Start, Starts
 
 _FOLDERS: Final = {"finetune": "finetuning", "protocol": "protocols"}
 
@@ -26,39 +26,32 @@ class Tasks:
 
     def finetune(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
         """Each task at each training site that has its labels, by each of the study's methods."""
-        study, branch = self.asking.run.study, self.asking.run.federated
-        if not study.finetuning:
-            return
-        final = load_checkpoint(branch.final, study)
-        parcel = parcel_of(final.arrays, branch.plan(study))
+        study = self.asking.run.study
+        starts = Starts(self.asking.run)
         for task in (task for task in study.finetuning if task.repeats):
             able = self._with_labels(task.target, sites, census, f"fine-tuning {task.name}")
             for named in ways_of(task):
-                more = {**named, "task": task.name, "lineage": final.lineage.contributors}
+                more = {**named, "task": task.name}
                 compared = {**more, "against": _before(task, named)}
-                self._tuned("finetune", able, parcel, compared)
+                begun = starts.of(named["init"], able, _told(task.name, named))
+                self._tuned("finetune", begun, compared)
                 for kind in task.then:
                     asked = compared if kind == "judge" else more
-                    self._afterwards(kind, able, parcel, task, asked)
+                    self._afterwards(kind, begun, task, asked)
 
     def compare(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
         """Each protocol at each training site that has its labels: an order a way and size."""
-        study, branch = self.asking.run.study, self.asking.run.federated
-        if not study.protocols:
-            return
-        final = load_checkpoint(branch.final, study)
-        parcel = parcel_of(final.arrays, branch.plan(study))
+        study = self.asking.run.study
+        starts = Starts(self.asking.run)
         for protocol in study.protocols:
             task = study.task_of(protocol)
             able = self._with_labels(task.target, sites, census, f"protocol {protocol.name}")
             for size, way in itertools.product(protocol.counts, task.methods):
                 init, _, method = way.rpartition("/")
-                more = {
-                    "task": protocol.name, "init": init, "method": method, "k": size,
-                    "lineage": final.lineage.contributors,
-                    "against": _before(task, {"init": init, "method": method}),
-                }  # fmt: skip
-                self._tuned("protocol", able, parcel, more)
+                named = {"init": init, "method": method, "k": size}
+                begun = starts.of(init, able, _told(protocol.name, named))
+                more = {"task": protocol.name, "against": _before(task, named)}
+                self._tuned("protocol", begun, {**named, **more})
 
     def _with_labels(
         self, target: str, sites: Sequence[str], census: Mapping[str, Report], title: str
@@ -73,14 +66,13 @@ class Tasks:
     def _afterwards(
         self,
         kind: str,
-        sites: Sequence[str],
-        parcel: Parcel,
+        begun: Mapping[str, Start],
         task: FineTuning,
         more: Mapping[str, Any],
     ) -> None:
         """Judge the tuned models that sites keep, have them explained, or sent."""
         if kind == "judge":
-            self._tuned(kind, sites, parcel, more)
+            self._tuned(kind, begun, more)
             return
         if more["method"] in ("frozen", "linear"):
             return  # no network was tuned
@@ -91,25 +83,34 @@ class Tasks:
             map_plan(study, task) if kind == "explain" else tuned_plan(study, task, more["method"])
         )
         for repeat in range(task.repeats * (task.draws if more["k"] else 1)):
-            self._tuned(kind, sites, parcel, {**more, "repeat": repeat}, plan)
+            self._tuned(kind, begun, {**more, "repeat": repeat}, plan)
 
     def _tuned(
         self,
         kind: str,
-        sites: Sequence[str],
-        parcel: Parcel,
+        begun: Mapping[str, Start],
         more: Mapping[str, Any],
         plan: Plan | None = None,
     ) -> None:
-        carried = parcel if more["init"] == "pretrained" else NOTHING
-        orders = self.asking.orders(kind, sites, carried, **more)
-        name = _named(more["init"], more["method"])
-        name += f"-k{more['k']}" if more["k"] else ""
-        name += f"-repeat{more['repeat']}" if "repeat" in more else ""
+        """One order for each site, about the arrays that the site begins from."""
+        if not begun:
+            return
+        orders = [
+            order
+            for site, start in begun.items()
+            for order in self.asking.orders(
+                kind, [site], start.parcel, model=start.model, lineage=start.lineage, **more
+            )
+        ]
         folder = self.asking.run.folder / _FOLDERS.get(kind, kind) / more["task"]
-        verb = "fine-tuning" if kind == "finetune" else kind
+        repeat = f"-repeat{more['repeat']}" if "repeat" in more else ""
+        told = _told(("fine-tuning " if kind == "finetune" else f"{kind} ") + more["task"], more)
         self.asking.ask(
-            orders, carried, folder / name, plan or {}, f"{verb} {more['task']}, {name}: sites"
+            orders,
+            together([start.parcel for start in begun.values()]),
+            folder / f"{_way_of(more)}{repeat}",
+            plan or {},
+            f"{told}{repeat}: sites",
         )
 
 
@@ -125,6 +126,15 @@ def _before(task: FineTuning, way: Mapping[str, Any]) -> tuple[str, ...]:
     """The task's methods that come before one: it is compared with each, person by person."""
     names = [_named(*one.rpartition("/")[::2]) for one in task.methods]
     return tuple(names[: names.index(_named(way["init"], way["method"]))])
+
+
+def _told(task: str, way: Mapping[str, Any]) -> str:
+    """`fine-tuning dementia, pretrained-full-k10`."""
+    return f"{task}, {_way_of(way)}"
+
+
+def _way_of(way: Mapping[str, Any]) -> str:
+    return _named(way["init"], way["method"]) + (f"-k{way['k']}" if way["k"] else "")
 
 
 def _named(init: str, method: str) -> str:

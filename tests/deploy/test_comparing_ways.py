@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from common.network.building import build
+from common.protocol.wire import Stored, read_spooled
+from common.seeding import seed_of
+from common.study import with_plugins
+from server.federation.starts import Starts
 from server.report.page import write_report
 from server.report.terminal import format_tables
 
@@ -52,3 +59,103 @@ def test_a_protocol_is_told_by_site_and_over_all_and_is_not_done_twice(federatio
     assert 'id="protocols"' in write_report(run).read_text()
     assert made.simulate().folder == run.folder
     assert Path(run.folder, "results.csv").read_bytes() == first
+
+
+STARTS = {
+    "sites": {"train": ["alpha", "beta", "gamma"], "heldout": ["omega"]},
+    "comparisons": {"single_site": True, "pooled": True, "targets": {"age-only": ["age"]}},
+    "evaluation": {"bootstrap": 100, "head": False, "baselines": False},
+    "splits": {"validation": 0.2, "test": 0.3},
+    "finetuning": [{
+        "name": "dementia", "target": "diagnosis", "epochs": 1, "learning_rates": [0.01],
+        "methods": ["scratch/full", "pretrained/full", "age-only/full", "pooled/frozen",
+                    "single-site/full"],
+    }],
+    "protocols": [
+        {"name": "folds", "task": "dementia", "scheme": "folds", "folds": 3, "repeats": 1},
+    ],
+}  # fmt: skip
+GRID = {"learning_rates": [0.003, 0.01, 0.03], "weight_decays": [0.0, 1e-3, 1e-2]}
+
+
+@pytest.fixture(scope="module")
+def begun(module_federation: Any) -> Any:
+    """A run whose ways begin from every kind of model; gamma knows nobody's age."""
+    task = {**STARTS["finetuning"][0], **GRID}
+    made = module_federation(
+        {**STARTS, "finetuning": [task]},
+        participants=dict.fromkeys(("alpha", "beta", "gamma", "omega"), 80),
+        lacks={"gamma": ("age",)},
+    )
+    return made.simulate()
+
+
+def arrays_of(branch: Any) -> dict[str, np.ndarray]:
+    return dict(Stored(branch.final, "model/").items())
+
+
+@pytest.mark.whole
+def test_a_model_of_some_targets_is_trained_by_those_who_have_their_labels(begun: Any) -> None:
+    """Gamma has no ages: it is not asked, and the heads that nobody learnt are as they were drawn."""
+    age_only, federated = begun.comparison("age-only"), begun.federated
+    for record in age_only.records():
+        assert sorted(record["answered"]) == ["alpha", "beta"]
+        assert not record["refused"]
+    assert all(sorted(r["answered"]) == ["alpha", "beta", "gamma"] for r in federated.records())
+    ours, theirs = arrays_of(age_only), arrays_of(federated)
+    first = "backbone.layers.0.weight"
+    assert (ours[first] != theirs[first]).any()
+    whole = with_plugins(begun.study)
+    drawn = build(whole, seed=seed_of(whole.seed, "initial")).state_dict()
+    np.testing.assert_array_equal(ours["heads.sex.weight"], drawn["heads.sex.weight"].numpy())
+    assert (theirs["heads.sex.weight"] != ours["heads.sex.weight"]).any()
+    judged = read_spooled(begun.folder / "evaluation" / "age-only" / "omega.safetensors")
+    assert {row.target for row in judged.measurements} == {"age"}
+    assert any(row.metric == "mae_minus_federated" for row in judged.measurements)
+
+
+@pytest.mark.whole
+def test_every_start_has_its_model_in_the_results(begun: Any) -> None:
+    """A reader sees from one row what was tuned from what, at each site and over all."""
+    with Path(begun.folder, "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for phase in ("finetune", "protocol"):
+        told = {
+            (r["init"], r["method"], r["site"], r["model"]) for r in rows if r["phase"] == phase
+        }
+        for site in ("alpha", "beta", "gamma"):
+            assert {one for one in told if one[2] == site} == {
+                ("scratch", "full", site, "federated"), ("pretrained", "full", site, "federated"),
+                ("age-only", "full", site, "age-only"), ("pooled", "frozen", site, "pooled"),
+                ("single-site", "full", site, f"single-{site}"),
+            }  # fmt: skip
+        assert ("single-site", "full", "all", "single-site") in told
+    metrics = {r["metric"] for r in rows if r["init"] == "single-site" and r["site"] == "all"}
+    assert {"auc_minus_pretrained-full", "auc_minus_age-only-full"} <= metrics
+    shown = format_tables(begun)
+    assert "single-site full minus pretrained full" in shown
+    assert "age-only full" in shown
+
+
+@pytest.mark.whole
+def test_a_site_s_own_model_goes_back_to_that_site_alone(begun: Any) -> None:
+    """Whoever never agreed to share it must not find it at a neighbour's."""
+    found = Starts(begun).of("single-site", ["alpha", "beta"], "")
+    for site, start in found.items():
+        own, [sent] = arrays_of(begun.comparison(f"single-{site}")), start.parcel.sets.values()
+        assert start.model == f"single-{site}"
+        assert start.lineage == (site,)
+        assert all((sent[name] == own[name]).all() for name in sent)
+    assert found["alpha"].parcel.arrays != found["beta"].parcel.arrays
+
+
+@pytest.mark.whole
+def test_what_was_not_trained_is_begun_from_by_nobody(
+    begun: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Pooled data exist in the local engine alone: over the wire the way is named and left out."""
+    bare = replace(begun, folder=tmp_path)
+    (tmp_path / "checkpoints").symlink_to(begun.folder / "checkpoints")
+    assert Starts(bare).of("pooled", ["alpha"], "fine-tuning dementia, pooled-frozen") == {}
+    assert "pooled was not trained, so nothing begins from it" in capsys.readouterr().err
+    assert Starts(bare).of("scratch", ["alpha"], "")["alpha"].parcel.sets == {}

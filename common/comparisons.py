@@ -1,0 +1,120 @@
+"""Models that a run trains beside the federated one, and ways of tuning that begin from them.
+
+A way is START/METHOD. Beside `pretrained`, the federated model, and `scratch`, a start is a rival
+model's backbone: of pooled data, of the tuning site alone, or learnt from some of the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Annotated, Final, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from common.sections import FineTuning, Target
+from common.settings import Table
+
+# short enough for a method behind it to be named in an order
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+FEDERATED: Final = "federated"
+PRETRAINED: Final = "pretrained"
+SCRATCH: Final = "scratch"
+POOLED: Final = "pooled"
+SINGLE_SITE: Final = "single-site"
+# whose names results, folders and ways give a meaning of their own
+_TAKEN: Final = frozenset(
+    {FEDERATED, PRETRAINED, SCRATCH, POOLED, "linear", "closed", "constant", "baselines", "all"}
+)
+_BEGINNINGS: Final = ("single-", "site-", "training-", "shortcuts-")
+_ENDS: Final = ("-linear", "-mean", "-median")
+
+
+class Comparisons(Table):
+    """Models trained beside the federated one, with the same settings, to judge it by."""
+
+    single_site: bool = Field(True, description="Train one model on each training site alone.")
+    pooled: bool = Field(
+        True, description="Train one model on all training data (local engine only)."
+    )
+    targets: dict[ModelName, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
+        {},
+        description="Models trained by all training sites on some of the pretraining targets "
+        'alone, by name: {age-only = ["age"]}.',
+        max_length=10,
+    )
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        for name in self.targets:
+            if name in _TAKEN or name.startswith(_BEGINNINGS) or name.endswith(_ENDS):
+                raise ValueError(
+                    f'targets has a model "{name}", which means something else in results; '
+                    "take another name"
+                )
+        return self
+
+
+def model_of(start: str, site: str) -> str:
+    """The model whose arrays a way at `site` begins from; without a start, the study's own.
+
+    >>> model_of("pretrained", "amber"), model_of("single-site", "amber"), model_of("age", "amber")
+    ('federated', 'single-amber', 'age')
+    """
+    if start == SINGLE_SITE:
+        return f"single-{site}"
+    return FEDERATED if start in ("", PRETRAINED, SCRATCH) else start
+
+
+def brings_arrays(start: str) -> bool:
+    """Whether a way begins from arrays that come with its order."""
+    return start not in ("", SCRATCH)
+
+
+def check_starts(
+    place: str, task: FineTuning, compared: Comparisons, sites: Collection[str]
+) -> None:
+    """Raise `ValueError` for a way that begins from a model which the study does not train."""
+    alone = f"{place}.methods has a way of " + "{}; comparisons.{} must be true for it"
+    for start in dict.fromkeys(way.rpartition("/")[0] for way in task.methods):
+        if start in ("", PRETRAINED, SCRATCH, *compared.targets):
+            continue
+        if start not in (POOLED, SINGLE_SITE):
+            known = ", ".join((PRETRAINED, SCRATCH, POOLED, SINGLE_SITE, *compared.targets))
+            raise ValueError(
+                f'{place}.methods begins a way with "{start}"; known are {known}, and models that '
+                'comparisons.targets names, as {age-only = ["age"]}'
+            )
+        key = "pooled" if start == POOLED else "single_site"
+        if not getattr(compared, key):
+            raise ValueError(alone.format(start, key))
+        if len(sites) < 2:
+            raise ValueError(
+                f"{place}.methods has a way of {start}; one site trains, whose model is the study's"
+            )
+
+
+def check_targets(compared: Comparisons, learnt: dict[str, Target], sampling: str) -> None:
+    """Raise `ValueError` for a model of some targets that no training could be."""
+    for name, targets in compared.targets.items():
+        place = f"comparisons.targets.{name}"
+        unknown = [target for target in targets if target not in learnt]
+        if unknown:
+            raise ValueError(
+                f"{place} names {', '.join(unknown)}; pretraining targets are {_listed(learnt)}"
+            )
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"{place} lists something twice")
+        if set(targets) == set(learnt):
+            raise ValueError(
+                f"{place} lists all pretraining targets; that is the federated model itself"
+            )
+        kind, _, balanced = sampling.partition(":")
+        if kind == "classes" and balanced in learnt and balanced not in targets:
+            raise ValueError(
+                f'pretraining.sampling is "{sampling}", and {place} does not learn {balanced}; '
+                "leave one of the two"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
