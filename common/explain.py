@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -13,6 +14,8 @@ from common.network.size import outline
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
 from common.study import Study
+
+_PLACES: Final = {"train": "training", "heldout": "held-out"}
 
 
 def explain(study: Study) -> str:
@@ -45,10 +48,11 @@ def explain(study: Study) -> str:
         if task.repeats
     ]
     lines += [
-        f"protocol {protocol.name}: each training site compares "
+        f"protocol {protocol.name}: each {_PLACES[protocol.at]} site compares "
         f"{', '.join(study.task_of(protocol).methods)} for {protocol.task}, {protocol.total} "
         f"times {protocol.told}"
         f"{', labels dealt out anew' if protocol.shuffled else ''}"
+        f"{', its own people, who are in no model' if protocol.at == 'heldout' else ''}"
         for protocol in study.protocols
     ]
     splits = study.splits

@@ -27,7 +27,7 @@ from common import catalogue
 from common.catalogue import Shelf
 from common.comparisons import POOLED, Comparisons, check_starts, check_targets
 from common.errors import LineageError, SettingError
-from common.schemes import Protocol, check_grid
+from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
 from common.sections import (
     Aggregation,
@@ -127,8 +127,23 @@ class Study(Table):
                 raise ValueError(
                     f'{place}.name is "{protocol.name}" as an earlier task or protocol is'
                 )
-            check_grid(place, self.task_of(protocol, place))
+            task = self.task_of(protocol, place)
+            check_grid(place, task)
+            check_place(place, protocol, task, self.targets[task.target])
+            if protocol.at == "heldout":
+                self._can_learn_where_held_out(place)
             names.add(protocol.name)
+
+    def _can_learn_where_held_out(self, place: str) -> None:
+        """A held-out site gets all of a network: nothing of it is each site's own."""
+        own = {
+            "sites.heldout is []": not self.sites.heldout,
+            'aggregation.normalisation is "silobn", whose statistics are each training site\'s own':
+                self.aggregation.normalisation == "silobn",
+            "backbone.harmonisation takes each site's own location and scale off": self.harmonises,
+        }  # fmt: skip
+        if why := next((text for text, holds in own.items() if holds), ""):
+            raise ValueError(f'{place}.at is "heldout", and {why}; leave one of the two')
 
     def task_of(self, protocol: Protocol, place: str = "protocols") -> FineTuning:
         """The task whose ways a protocol compares."""
@@ -141,6 +156,10 @@ class Study(Table):
     def protocol(self, name: str) -> Protocol | None:
         """The protocol of that name."""
         return next((protocol for protocol in self.protocols if protocol.name == name), None)
+
+    def protocols_at(self, role: str) -> tuple[Protocol, ...]:
+        """The protocols that sites of a role run."""
+        return tuple(protocol for protocol in self.protocols if protocol.at == role)
 
     def _steps(self) -> list[tuple[str, Steps]]:
         tasks = ((f"finetuning.{number}", task) for number, task in enumerate(self.finetuning))

@@ -60,7 +60,7 @@ class Admission:
             raise Refusal("STUDY_UNKNOWN", f"study {order.study} is not approved")
         if envelope.code != agreed_digest(study):
             raise Refusal("CODE", f"theirs is {envelope.code}, ours {agreed_digest(study)}")
-        check_role(self.site, order)
+        check_role(self.site, study, order)
         _check_place(self.site, study, order)
         check_kind(self.site, order)
         check_model(study, order)
@@ -111,9 +111,18 @@ class Admission:
             raise Refusal("PRIVACY_SPENT", f"policy.most_exposures is {most}")
 
 
-def check_role(site: Site, order: Order) -> None:
-    """Refuse what the site's role excludes, whatever anyone asks."""
-    if ROLES.get(order.kind, site.role) != site.role:
+def role_for(study: Study, order: Order) -> str | None:
+    """The role of the sites that an order is for; None if it is for all."""
+    protocol = study.protocol(order.task) if order.kind == "protocol" else None
+    return ROLES.get(order.kind) if protocol is None else protocol.at
+
+
+def check_role(site: Site, study: Study, order: Order) -> None:
+    """Refuse what the site's role excludes, whatever anyone asks.
+
+    What a held-out site learns from its own people stays there: a protocol sends figures alone.
+    """
+    if (role_for(study, order) or site.role) != site.role:
         raise Refusal("ROLE", f"this site's role is {site.role}")
     if site.role == "heldout" and site.name in order.lineage:
         raise Refusal("ROLE", "this held-out site is in the model's lineage")
@@ -148,7 +157,7 @@ def check_kind(site: Site, order: Order) -> None:
 
 def _check_place(site: Site, study: Study, order: Order) -> None:
     """Refuse to train for a study that holds this site out, or to judge where it trains."""
-    wanted = ROLES.get(order.kind)
+    wanted = role_for(study, order)
     if wanted == "train" and site.name not in study.sites.train:
         raise Refusal("ROLE", f"{study.name} does not list this site among those that train")
     if wanted == "heldout" and site.name in study.sites.train:

@@ -174,7 +174,7 @@ class Agent:
             raise Refusal("ORDER_MALFORMED", f"the order is for {order.site}")
         if order.study != self.study.digest:
             raise Refusal("STUDY_UNKNOWN")
-        check_role(self.site, order)
+        check_role(self.site, self.study, order)
         check_kind(self.site, order)
         check_model(self.study, order)
         people = len(set(self.cohort.participants))
@@ -241,7 +241,15 @@ class Agent:
         return held
 
     def _check_origin(self, order: Order, arrays: Arrays) -> None:
-        """Refuse arrays that the study, or the rounds before, cannot have led to."""
+        """Refuse arrays that the study, or the rounds before, cannot have led to.
+
+        A held-out site knows of none of these, and learns from what it has judged: each other set
+        of arrays would be one more asking about its people.
+        """
+        if self.site.role == "heldout":
+            if not self._cache(order).was_judged(order):
+                raise Refusal("ORDER_MALFORMED", f"not what was judged here as {order.model}")
+            return
         first = order.kind == "train" and order.round == 1
         if first:
             self._check_first(arrays)
@@ -378,7 +386,9 @@ class Agent:
         network, _ = _network(self.study)
         self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})
-        return judge.network(network)
+        answer = judge.network(network)
+        self._cache(order).note_judged(order)
+        return answer
 
     def _tune(self, order: Order, arrays: Arrays) -> Answer:
         """Orders about a task of the site's own, and about what was tuned for it."""

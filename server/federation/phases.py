@@ -70,10 +70,12 @@ class Phases:
             self._asking.ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
         tasks = Tasks(self._asking)
         tasks.finetune(able, census)
-        tasks.compare(able, census)
+        tasks.compare(able, census, "train")
         self._sum_labels(able)
         self._tell_shortcuts(able)
-        self.judge([site for site in study.sites.heldout if site in census], census)
+        judges = [site for site in study.sites.heldout if site in census]
+        self.judge(judges, census)
+        tasks.compare(judges, census, "heldout")
         write_results(self.run)
 
     def judge(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:

@@ -20,7 +20,7 @@ _FOLDERS: Final = {"finetune": "finetuning", "protocol": "protocols"}
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """Asks training sites for every task and protocol of the study."""
+    """Asks sites for every task and protocol of the study."""
 
     asking: Asking
 
@@ -39,11 +39,14 @@ class Tasks:
                     asked = compared if kind == "judge" else more
                     self._afterwards(kind, begun, task, asked)
 
-    def compare(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
-        """Each protocol at each training site that has its labels: an order a way and size."""
+    def compare(self, sites: Sequence[str], census: Mapping[str, Report], role: str) -> None:
+        """Each protocol of a role at each of `sites` that has its labels: an order a way and size.
+
+        What a held-out site learns of its own people, it measures; it sends nothing else.
+        """
         study = self.asking.run.study
         starts = Starts(self.asking.run)
-        for protocol in study.protocols:
+        for protocol in study.protocols_at(role):
             task = study.task_of(protocol)
             able = self._with_labels(task.target, sites, census, f"protocol {protocol.name}")
             for size, way in itertools.product(protocol.counts, task.methods):

@@ -98,7 +98,9 @@ class ProtocolTable:
         unit = f" in {self.target.unit}" if self.target.unit and self.metric == "mae" else ""
         what = "mean" if self.site == TOGETHER else "median"
         dealt = ", labels dealt out anew" if self.protocol.shuffled else ""
+        held_out = self.protocol.at == "heldout"
         where = "all sites" if self.site == TOGETHER else self.site
+        where += (" held out" if self.site == TOGETHER else ", held out") if held_out else ""
         return (
             f"protocol {self.protocol.name} at {where}{dealt}: {what} {metric}{unit} of "
             f"{self.protocol.total} repeats (interval of the mean), learnt {self.protocol.told}"
@@ -149,7 +151,7 @@ def protocol_tables(study: Study, rows: Iterable[Measurement]) -> list[ProtocolT
         if row.phase == "protocol" and metrics.is_of_all_draws(row.metric):
             way = "-".join(part for part in (row.init, row.method) if part)
             found.setdefault((row.task, row.site), {})[way, row.k, row.metric] = row
-    sites = [*study.sites.train, TOGETHER]
+    sites = {"train": study.sites.train, "heldout": study.sites.heldout}
     return [
         ProtocolTable(
             protocol=protocol,
@@ -160,7 +162,7 @@ def protocol_tables(study: Study, rows: Iterable[Measurement]) -> list[ProtocolT
             adjusted=family,
         )
         for protocol in study.protocols
-        for site in sites
+        for site in (*sites[protocol.at], TOGETHER)
         if (protocol.name, site) in found
     ]
 
@@ -169,7 +171,7 @@ def sentences(table: ProtocolTable) -> list[str]:
     """What a reader should know of a table, and how it differs from the paper's."""
     if table.protocol.shuffled:
         return [*_lacking(table), *_chance(table)]
-    return [*_lacking(table), *_verdicts(table), *_shape(table)]
+    return [*_lacking(table), *_few_shot(table), *_verdicts(table), *_shape(table)]
 
 
 def _lacking(table: ProtocolTable) -> Iterator[str]:
@@ -182,6 +184,15 @@ def _lacking(table: ProtocolTable) -> Iterator[str]:
                 f"At {size or 'all'} {min(known)} of {table.protocol.total} repeats say anything; "
                 "in the others a part held one class alone, or a network diverged."
             )
+
+
+def _few_shot(table: ProtocolTable) -> Iterator[str]:
+    """What figures of a held-out site's own people are not."""
+    if table.protocol.at == "heldout":
+        yield (
+            "The judging site learnt from some of its own people here and told of its others; what "
+            "the models are worth to it as they come stands under Out of site."
+        )
 
 
 def _verdicts(table: ProtocolTable) -> Iterator[str]:

@@ -14,6 +14,8 @@ from common.network.building import build
 from common.protocol.wire import Stored, read_spooled
 from common.seeding import seed_of
 from common.study import with_plugins
+from deploy.releases.certificate import certify, read_certificate
+from server.checkpoints import about_checkpoint
 from server.federation.starts import Starts
 from server.report.page import write_report
 from server.report.terminal import format_tables
@@ -70,9 +72,14 @@ STARTS = {
         "name": "dementia", "target": "diagnosis", "epochs": 1, "learning_rates": [0.01],
         "methods": ["scratch/full", "pretrained/full", "age-only/full", "pooled/frozen",
                     "single-site/full"],
+    }, {
+        "name": "few", "target": "diagnosis", "methods": ["linear", "age-only/frozen"],
+        "repeats": 0,
     }],
     "protocols": [
         {"name": "folds", "task": "dementia", "scheme": "folds", "folds": 3, "repeats": 1},
+        {"name": "shots", "task": "few", "scheme": "subjects", "sizes": [1, 5], "repeats": 4,
+         "each_class": True, "at": "heldout"},
     ],
 }  # fmt: skip
 GRID = {"learning_rates": [0.003, 0.01, 0.03], "weight_decays": [0.0, 1e-3, 1e-2]}
@@ -81,9 +88,9 @@ GRID = {"learning_rates": [0.003, 0.01, 0.03], "weight_decays": [0.0, 1e-3, 1e-2
 @pytest.fixture(scope="module")
 def begun(module_federation: Any) -> Any:
     """A run whose ways begin from every kind of model; gamma knows nobody's age."""
-    task = {**STARTS["finetuning"][0], **GRID}
+    task, few = STARTS["finetuning"]
     made = module_federation(
-        {**STARTS, "finetuning": [task]},
+        {**STARTS, "finetuning": [{**task, **GRID}, few]},
         participants=dict.fromkeys(("alpha", "beta", "gamma", "omega"), 80),
         lacks={"gamma": ("age",)},
     )
@@ -159,3 +166,22 @@ def test_what_was_not_trained_is_begun_from_by_nobody(
     assert Starts(bare).of("pooled", ["alpha"], "fine-tuning dementia, pooled-frozen") == {}
     assert "pooled was not trained, so nothing begins from it" in capsys.readouterr().err
     assert Starts(bare).of("scratch", ["alpha"], "")["alpha"].parcel.sets == {}
+
+
+@pytest.mark.whole
+def test_a_held_out_site_tunes_on_its_own_and_no_model_knows_it(begun: Any) -> None:
+    """Few-shot at an unseen site, told as what it is: in results, on the page, in the certificate."""
+    with Path(begun.folder, "results.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["task"] == "shots"]
+    assert {(row["site"], row["role"], row["phase"]) for row in rows} == {
+        ("omega", "heldout", "protocol")
+    }
+    assert {row["n_train"] for row in rows if row["metric"] == "auc"} == {"2", "10"}
+    assert any(row["metric"] == "auc_minus_linear" and row["init"] == "age-only" for row in rows)
+    shown = format_tables(begun)
+    assert "protocol shots at omega, held out: median AUC of 4 repeats" in shown
+    assert "The judging site learnt from some of its own people here" in shown
+    for branch in begun.branches():
+        assert "omega" not in about_checkpoint(branch.final, begun.study).lineage.contributors
+    certificate = read_certificate(certify(begun, begun.folder, None))
+    assert [(judge.site, judge.tuned) for judge in certificate.judges] == [("omega", ("shots",))]

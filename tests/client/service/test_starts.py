@@ -1,4 +1,4 @@
-"""A site tunes from the model that a way names, and from no other."""
+"""A site tunes from the model that a way names, and where it is held out for itself alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from client.authority.consent import consent
+from client.authority.records import open_records
 from client.service.agent import Agent
 from client.service.order_arrays import expected
 from common.network.building import arrays_of, build
@@ -138,3 +139,96 @@ def test_whoever_approves_reads_how_often_more_models_learn_from_its_people(made
     agent = made.agent("alpha")
     text = "\n".join(consent(agent.site, agent.study).lines)
     assert "2 rounds, 2 for a model of this site alone, 2 for models of some targets" in text
+
+
+# Where a site is held out.
+
+SHOTS = {
+    **CHANGES,
+    "comparisons": {"single_site": False, "pooled": False, "targets": {"age-only": ["age"]}},
+    "splits": {"validation": 0.2, "test": 0.4},
+    "finetuning": [{"name": "dementia", "target": "diagnosis", "methods": ["age-only/frozen"],
+                    "then": ["judge", "explain", "send"]}],
+    "protocols": [
+        {"name": "shots", "task": "dementia", "scheme": "subjects", "sizes": [2], "repeats": 3,
+         "each_class": True, "at": "heldout"},
+        {"name": "draws", "task": "dementia", "scheme": "subjects", "sizes": [2], "repeats": 3},
+    ],
+}  # fmt: skip
+EVERYTHING = ("census", "evaluate", "finetune", "protocol", "judge", "explain", "send", "train")
+
+
+def told(agent: Agent, kind: str, task: str, **more: Any) -> Any:
+    arrays = initial(agent)
+    way = {"init": "age-only", "method": "frozen", "model": "age-only", "task": task, "k": 2}
+    return agent.answer(order_for(agent, kind, arrays, **{**way, **more}), arrays)
+
+
+@pytest.fixture
+def judge(federation: Any) -> Agent:
+    """A held-out site that allows whatever it can be asked for."""
+    made = federation(SHOTS, participants={"omega": 100}, site={"policy.orders": EVERYTHING})
+    found: Agent = made.agent("omega")
+    judged(found)
+    return found
+
+
+def judged(agent: Agent, **more: Any) -> None:
+    """The site has judged the model that it then learns from."""
+    arrays = initial(agent)
+    order = order_for(agent, "evaluate", arrays, model="age-only", **more)
+    assert agent.answer(order, arrays)[0].refusal == ""
+
+
+def test_a_held_out_site_learns_from_its_own_and_sends_figures_alone(judge: Agent) -> None:
+    """Few-shot at an unseen site; the model that it made stays, or it would have contributed."""
+    report, arrays = told(judge, "protocol", "shots")
+    assert (report.refusal, arrays, report.support, report.counts) == ("", {}, {}, {})
+    of_all = [row for row in report.measurements if row.metric == "auc_over_draws"]
+    assert [(row.role, row.model, row.n_train) for row in of_all] == [("heldout", "age-only", 0)]
+    assert {row.n_train for row in report.measurements if row.metric == "auc"} == {4}
+
+
+@pytest.mark.parametrize("kind", ["finetune", "judge", "explain", "send", "train"])
+def test_whatever_would_make_it_a_party_it_refuses(judge: Agent, kind: str) -> None:
+    """Its policy allows all of it; its role does not."""
+    assert told(judge, kind, "dementia", k=0)[0].refusal == "ROLE"
+
+
+def test_each_protocol_is_for_sites_of_its_role(federation: Any) -> None:
+    """Those of training sites are no way round, nor the other way."""
+    made = federation(SHOTS, site={"policy.orders": EVERYTHING})
+    assert told(made.agent("omega"), "protocol", "draws")[0].refusal == "ROLE"
+    assert told(made.agent("omega"), "protocol", "other")[0].refusal == "ROLE"
+    assert told(made.agent("alpha"), "protocol", "shots")[0].refusal == "ROLE"
+
+
+def test_a_held_out_site_refuses_a_start_that_its_scans_are_in(judge: Agent) -> None:
+    """Then it would tune what it had made."""
+    report, _ = told(judge, "protocol", "shots", lineage=("alpha", "omega"))
+    assert report.refusal == "ROLE"
+
+
+def test_what_it_learns_from_its_people_is_counted(judge: Agent) -> None:
+    """An exposure is one, wherever the model goes."""
+    policy = judge.site.policy.model_copy(update={"most_exposures": 1})
+    with open_records(judge.site) as records:
+        counted = replace(
+            judge, site=judge.site.model_copy(update={"policy": policy}), records=records
+        )
+        assert told(counted, "protocol", "shots")[0].refusal == ""
+        assert told(counted, "protocol", "shots")[0].refusal == ""  # the same order is paid for
+        assert records.ledger.exposures() == 1
+        judged(counted, run="cd" * 32)
+        assert told(counted, "protocol", "shots", run="cd" * 32)[0].refusal == "PRIVACY_SPENT"
+
+
+def test_it_learns_from_no_arrays_but_those_that_it_judged(judge: Agent) -> None:
+    """How often it judges is capped; crafted arrays by another door would be as many askings more."""
+    arrays = initial(judge)
+    crafted = {**arrays, "backbone.layers.0.bias": arrays["backbone.layers.0.bias"] + 1}
+    way = {"init": "age-only", "method": "frozen", "model": "age-only", "task": "shots", "k": 2}
+    order = order_for(judge, "protocol", crafted, **way)
+    assert judge.answer(order, crafted)[0].refusal == "ORDER_MALFORMED"
+    assert told(judge, "protocol", "shots", run="ef" * 32)[0].refusal == "ORDER_MALFORMED"
+    assert told(judge, "protocol", "shots")[0].refusal == ""
