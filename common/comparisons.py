@@ -21,11 +21,14 @@ PRETRAINED: Final = "pretrained"
 SCRATCH: Final = "scratch"
 POOLED: Final = "pooled"
 SINGLE_SITE: Final = "single-site"
+# fitted in closed form: a penalised linear model on the network's features, or on regional measures
+CLOSED_FORM: Final = ("frozen", "linear")
+HEAD: Final = "tuned-"  # model of a head that a site tuned, in results: `tuned-amber`
 # whose names results, folders and ways give a meaning of their own
 _TAKEN: Final = frozenset(
     {FEDERATED, PRETRAINED, SCRATCH, POOLED, "linear", "closed", "constant", "baselines", "all"}
 )
-_BEGINNINGS: Final = ("single-", "site-", "training-", "shortcuts-")
+_BEGINNINGS: Final = (HEAD, "single-", "site-", "training-", "shortcuts-")
 _ENDS: Final = ("-linear", "-mean", "-median")
 
 
@@ -70,6 +73,14 @@ def brings_arrays(start: str) -> bool:
     return start not in ("", SCRATCH)
 
 
+def is_shared(init: str, method: str) -> bool:
+    """Whether a way ends in a head on what every site has, so that others can judge it.
+
+    A site's own backbone is no one else's.
+    """
+    return method in CLOSED_FORM and init != SINGLE_SITE
+
+
 def check_starts(
     place: str, task: FineTuning, compared: Comparisons, sites: Collection[str]
 ) -> None:
@@ -91,6 +102,16 @@ def check_starts(
             raise ValueError(
                 f"{place}.methods has a way of {start}; one site trains, whose model is the study's"
             )
+
+
+def check_cross(place: str, task: FineTuning) -> None:
+    """Raise `ValueError` if no way of the task ends in a head that another site could judge."""
+    ways = [way.rpartition("/")[::2] for way in task.methods]
+    if "cross" in task.then and not any(is_shared(*way) for way in ways):
+        raise ValueError(
+            f"{place}.then has cross, and no way ends in a head on what all sites have; they are "
+            "linear, and frozen but for single-site/frozen"
+        )
 
 
 def check_targets(compared: Comparisons, learnt: dict[str, Target], sampling: str) -> None:

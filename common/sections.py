@@ -351,10 +351,11 @@ class FineTuning(Steps):
         description="How often each training is repeated with other random numbers; 0 leaves the "
         "task to the study's protocols.",
     )
-    then: tuple[Literal["judge", "explain", "send"], ...] = Field(
+    then: tuple[Literal["judge", "explain", "send", "cross"], ...] = Field(
         (),
         description="What is asked of the tuned models that sites keep: judge on test "
-        "participants anew, explain by a mean map, send the trained arrays.",
+        "participants anew, explain by a mean map, send the trained arrays; cross has heads that "
+        "were sent, linear or on a frozen backbone, judged at the other sites.",
     )
     maps: Literal["gradients", "relevance"] = Field(
         "gradients",
@@ -374,6 +375,10 @@ class FineTuning(Steps):
         if self.then and not self.repeats:
             raise ValueError(
                 f"then is [{', '.join(self.then)}] and repeats is 0; no tuned model would be kept"
+            )
+        if "cross" in self.then and "send" not in self.then:
+            raise ValueError(
+                "then has cross, and not send; only what sites send is judged elsewhere"
             )
         if self.draws > 1 and not self.participants:
             raise ValueError(f"draws is {self.draws}; participants must say how many are drawn")

@@ -25,7 +25,7 @@ from pydantic import (
 
 from common import catalogue
 from common.catalogue import Shelf
-from common.comparisons import POOLED, Comparisons, check_starts, check_targets
+from common.comparisons import POOLED, Comparisons, check_cross, check_starts, check_targets
 from common.errors import LineageError, SettingError
 from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
@@ -92,6 +92,7 @@ class Study(Table):
             if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
             check_starts(f"finetuning.{number}", task, self.comparisons, self.sites.train)
+            check_cross(f"finetuning.{number}", task)
             names.add(task.name)
         self._protocols_exist(names)
         for place, steps in self._steps():

@@ -33,6 +33,7 @@ def measurements(run: Run) -> list[Measurement]:
         *sorted((run.folder / "finetuning").glob("*/*/*.safetensors")),
         *sorted((run.folder / "protocols").glob("*/*/*.safetensors")),
         *sorted((run.folder / "judge").glob("*/*/*.safetensors")),
+        *sorted((run.folder / "cross").glob("*/*/*.safetensors")),
         *sorted((run.folder / "explain").glob("*/*/*.safetensors")),
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]

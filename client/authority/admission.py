@@ -27,7 +27,8 @@ from common.protocol.signing import Envelope, Sealed, unseal
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
-TUNING = ("finetune", "protocol", "judge", "explain", "send")  # about a site's own tuned models
+# about tuned models, all but the last about a site's own
+TUNING = ("finetune", "protocol", "judge", "explain", "send", "cross")
 _OF_TRAINING = ("settle", "train", "linear", *TUNING)
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 

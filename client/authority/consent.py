@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from client.authority.ledger import read_ledger
 from client.site import Site
 from common import label_sums
+from common.comparisons import is_shared
 from common.errors import SettingError
 from common.explain import travelling_bytes
 from common.network.buildable import check_networks
@@ -171,6 +172,13 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
                 f"{task.name}, from this site's participants alone"
             )
 
+        if "cross" in task.then:
+            yield (
+                f"leaves after that, if policy.orders has cross: metrics of the heads for "
+                f"{task.name} that other sites sent, on this site's test participants; a head that "
+                "this one sends (policy.orders has send) is judged at the others"
+            )
+
     for protocol in study.protocols_at("train"):
         yield _of_protocol(study, protocol)
 
@@ -253,11 +261,18 @@ def _exposures(site: Site, study: Study) -> Iterator[str]:
         for task in study.finetuning
         if task.repeats and trains
     )
+    crossed = sum(
+        is_shared(*way.rpartition("/")[::2]) * max(1, len(task.participants))
+        for task in study.finetuning
+        for way in task.methods
+        if "cross" in task.then and trains
+    )
     own = study.protocols_at(site.role)
     compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in own)
     parts = {
         "rounds": rounds, "for a model of this site alone": alone,
-        "for models of some targets": some, "of fine-tuning": tasks, "of protocols": compared,
+        "for models of some targets": some, "of fine-tuning": tasks,
+        "of heads from elsewhere": crossed, "of protocols": compared,
     }  # fmt: skip
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())

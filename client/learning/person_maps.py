@@ -17,10 +17,9 @@ from client.learning.finetuning import Tuning
 from client.learning.training import choose_device
 from client.learning.tuned_models import KeptModel, TunedModels, kept_models
 from client.site import Site
-from common.comparisons import brings_arrays
+from common.comparisons import CLOSED_FORM, brings_arrays
 from common.errors import DataError, SettingError
 from common.network.building import arrays_of
-from common.network.tuning import CLOSED_FORM
 from common.protocol.orders import EMPTY, Order
 from common.runtime.durable import write_atomically
 from common.runtime.progress import say

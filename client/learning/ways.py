@@ -26,10 +26,10 @@ from client.learning.tuned_models import Cell, Passage, TunedModel
 from client.site import Site
 from common import metrics
 from common.arrays import Arrays
-from common.comparisons import brings_arrays
+from common.comparisons import CLOSED_FORM, brings_arrays
 from common.errors import Refusal
 from common.network.building import arrays_of, build, carried_over, load_arrays
-from common.network.tuning import CLOSED_FORM, Task, build_for, tune, tuned_arrays
+from common.network.tuning import Task, build_for, tune, tuned_arrays
 from common.protocol.orders import Order
 from common.runtime.progress import track
 from common.seeding import seed_of

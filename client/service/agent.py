@@ -45,13 +45,14 @@ from client.learning.protocols import Repeats
 from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
-from client.learning.tuned_models import TunedModels
+from client.learning.tuned_elsewhere import judge_heads, sent_head
+from client.learning.tuned_models import TunedModel, TunedModels
 from client.service.array_store import ArrayStore
 from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
-from common.comparisons import brings_arrays
+from common.comparisons import CLOSED_FORM, brings_arrays
 from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
@@ -214,6 +215,8 @@ class Agent:
             )
         )
         plan = _network(self.study)[1] if of_network else {}
+        if order.kind == "cross":
+            return self._with_heads(order, sent, plan)
         static = {name for name, rule in plan.items() if not rule.travels}
         base = {name: array for name, array in sent.items() if name in static}
         moving = {name: array for name, array in sent.items() if name not in static}
@@ -227,6 +230,20 @@ class Agent:
         if order.kind == "train" or (order.kind in TUNING and brings_arrays(order.init)):
             self._check_origin(order, whole)
         return whole
+
+    def _with_heads(self, order: Order, sent: Arrays, plan: Plan) -> Arrays:
+        """Heads that other sites sent, and the whole network that they stand on as its base."""
+        network = {name: array for name, array in sent.items() if name in plan}
+        heads = {name: array for name, array in sent.items() if name not in plan}
+        network = self._set(order.base or EMPTY, network, keep=True)
+        heads = self._set(order.arrays, heads, keep=False)
+        if set(network) != (set(plan) if brings_arrays(order.init) else set()):
+            raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
+        if network:
+            still = {name: network[name] for name, rule in plan.items() if not rule.travels}
+            base = digest_of(still) if still else ""
+            self._check_origin(order.model_copy(update={"base": base}), network)
+        return {**heads, **network}
 
     def _set(self, digest: str, sent: Arrays, *, keep: bool) -> Arrays:
         if digest == EMPTY or sent:
@@ -406,6 +423,10 @@ class Agent:
         tuning = Tuning(self.study, self.site, cohort, order, arrays, models)
         if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
+        if order.kind == "cross":
+            plan = _network(self.study)[1]
+            heads = {name: array for name, array in arrays.items() if name not in plan}
+            return Answer(measured=tuple(judge_heads(tuning, heads)))
         if order.kind in ("finetune", "judge"):
             rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
             return Answer(measured=tuple(rows))
@@ -433,6 +454,8 @@ class Agent:
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""
+        if order.method in CLOSED_FORM:
+            return sent_head(tuning, self._kept(order, tuning))
         network = self._tuned(order, tuning)
         state = arrays_of(network)
         sent = {name: state[name] for name in tuned_arrays(network)}
@@ -446,10 +469,13 @@ class Agent:
 
     def _tuned(self, order: Order, tuning: Tuning) -> Any:
         """The tuned network that an order is about."""
+        return tuning.network(self._kept(order, tuning), order.repeat)
+
+    def _kept(self, order: Order, tuning: Tuning) -> TunedModel:
         model = tuning.models.find(order, order.repeat)
         if model is None:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        return tuning.network(model, order.repeat)
+        return model
 
     def _linear(self) -> Answer:
         """Penalised linear models of all pretraining targets; validation participants choose."""

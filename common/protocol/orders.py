@@ -32,6 +32,7 @@ OrderKind = Literal[
     "judge",
     "explain",
     "send",
+    "cross",
     "linear",
     "evaluate",
 ]
@@ -54,6 +55,7 @@ class Order(Table):
     protocol: learn by one way of the protocol `task` from `k`, anew in each of its repeats; the
         report holds measurements.
     judge, explain, send: measure a tuned model anew, map what it looks at, hand it over.
+    cross: measure the heads that other sites handed over, which came with the order.
     linear: fit penalised linear models to regional measures; the report holds their coefficients.
     evaluate: judge the given arrays as `model`; the report holds measurements.
     """

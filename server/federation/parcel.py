@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,14 @@ def together(parcels: Iterable[Parcel]) -> Parcel:
     for parcel in parcels:
         sets |= parcel.sets
     return Parcel(EMPTY, "", sets)
+
+
+def on_base(arrays: Arrays, below: Parcel) -> Parcel:
+    """`arrays` in a parcel, with all of another as the base that they stand on."""
+    digest = digest_of(arrays)
+    whole = ChainMap(*below.sets.values())  # type: ignore[arg-type]  # read where they lie
+    base = digest_of(whole) if whole else ""
+    return Parcel(digest, base, {digest: arrays, **({base: whole} if base else {})})
 
 
 def _moves(name: str, plan: Plan) -> bool:

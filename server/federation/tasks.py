@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
+from common.arrays import Arrays
+from common.comparisons import CLOSED_FORM, is_shared
 from common.network.plan import Plan
 from common.protocol.orders import Report
+from common.protocol.wire import Stored
 from common.runtime.progress import say
 from common.sections import FineTuning
 from server.federation.asking import Asking
-from server.federation.parcel import together
+from server.federation.parcel import on_base, together
 from server.federation.starts import Start, Starts
 
+_AFTERWARDS: Final = ("judge", "explain", "send", "cross")  # heads are sent before they are judged
 _FOLDERS: Final = {"finetune": "finetuning", "protocol": "protocols"}
 
 
@@ -35,7 +40,7 @@ class Tasks:
                 compared = {**more, "against": _before(task, named)}
                 begun = starts.of(named["init"], able, _told(task.name, named))
                 self._tuned("finetune", begun, compared)
-                for kind in task.then:
+                for kind in (kind for kind in _AFTERWARDS if kind in task.then):
                     asked = compared if kind == "judge" else more
                     self._afterwards(kind, begun, task, asked)
 
@@ -77,16 +82,45 @@ class Tasks:
         if kind == "judge":
             self._tuned(kind, begun, more)
             return
-        if more["method"] in ("frozen", "linear"):
+        if kind == "cross":
+            self._crossed(begun, more)
+            return
+        if kind == "explain" and more["method"] in CLOSED_FORM:
             return  # no network was tuned
+        plan = self._plan(kind, task, more["method"])
+        for repeat in range(task.repeats * (task.draws if more["k"] else 1)):
+            self._tuned(kind, begun, {**more, "repeat": repeat}, plan)
+
+    def _plan(self, kind: str, task: FineTuning, method: str) -> Plan:
+        """What a site answers with; of a head only the site knows how many features it has."""
+        if method in CLOSED_FORM:
+            return {}
         from server.federation.initial import map_plan, tuned_plan
 
         study = self.asking.run.study
-        plan = (
-            map_plan(study, task) if kind == "explain" else tuned_plan(study, task, more["method"])
+        return map_plan(study, task) if kind == "explain" else tuned_plan(study, task, method)
+
+    def _crossed(self, begun: Mapping[str, Start], more: Mapping[str, Any]) -> None:
+        """The heads that sites sent of a way, of its first draw, judged by every other site."""
+        title = f"cross {_told(more['task'], more)}"
+        if more["method"] not in CLOSED_FORM:
+            return
+        if not is_shared(more["init"], more["method"]):
+            say(f"{title}: each stands on its site's own backbone, which no other site gets")
+            return
+        sent = self.asking.run.folder / "send" / more["task"] / f"{_way_of(more)}-repeat0"
+        heads = heads_sent(sent, title)
+        able = {site: one for site, one in begun.items() if heads.keys() - {site}}
+        if not able:
+            say(f"{title}: no site sent a head that another could judge")
+            return
+        named = {
+            f"{site}/{name}": array for site, own in heads.items() for name, array in own.items()
+        }
+        parcel = on_base(named, next(iter(able.values())).parcel)
+        self._tuned(
+            "cross", {site: replace(one, parcel=parcel) for site, one in able.items()}, more
         )
-        for repeat in range(task.repeats * (task.draws if more["k"] else 1)):
-            self._tuned(kind, begun, {**more, "repeat": repeat}, plan)
 
     def _tuned(
         self,
@@ -115,6 +149,20 @@ class Tasks:
             plan or {},
             f"{told}{repeat}: sites",
         )
+
+
+def heads_sent(folder: Path, title: str) -> dict[str, Arrays]:
+    """The heads in a folder of reports by site, those of the commonest number of features."""
+    found = {path.stem: dict(Stored(path)) for path in sorted(folder.glob("*.safetensors"))}
+    widths = {
+        site: next(array.shape[0] for name, array in own.items() if name.endswith("/centre"))
+        for site, own in found.items()
+    }
+    commonest = max(sorted(set(widths.values())), key=[*widths.values()].count, default=0)
+    for site, width in widths.items():
+        if width != commonest:
+            say(f"{title}: the head of {site} is of {width} features, not {commonest}, and stays")
+    return {site: own for site, own in found.items() if widths[site] == commonest}
 
 
 def ways_of(task: FineTuning) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,7 @@ def test_a_way_from_a_model_that_no_run_trains_is_refused(
         ({"none": []}, "at least 1 item"),
         *(({name: ["age"]}, "means something else") for name in (
             "federated", "pretrained", "scratch", "pooled", "linear", "closed", "single-alpha",
-            "single-site", "site-own", "training-age", "age-linear", "age-mean",
+            "single-site", "site-own", "training-age", "tuned-alpha", "age-linear", "age-mean",
         )),
         ({"a" * 32: ["age"]}, "pattern"),
         ({"../up": ["age"]}, "pattern"),
@@ -96,3 +96,18 @@ def test_two_ways_that_results_would_call_alike_are_refused(federation: Any) -> 
             federation, "age/only-last-blocks", "age-only/last-blocks",
             **{"comparisons.targets": {"age-only": ["age"], "age": ["age"]}},
         )  # fmt: skip
+
+
+def test_heads_are_judged_elsewhere_only_where_they_are_sent_and_shared(federation: Any) -> None:
+    """A head on a site's own backbone would need that backbone, which is no one else's."""
+
+    def cross(then: list[str], *ways: str) -> Any:
+        task = {**TASK, "methods": list(ways), "then": then}
+        return federation({**AGE, "finetuning": [task]}).study
+
+    assert cross(["send", "cross"], "single-site/frozen", "age-only/frozen").finetuning
+    with pytest.raises(SettingError, match="then has cross and not send"):
+        cross(["cross"], "linear")
+    for way in ("single-site/frozen", "pretrained/full"):
+        with pytest.raises(SettingError, match="no way ends in a head on what all sites have"):
+            cross(["send", "cross"], way)

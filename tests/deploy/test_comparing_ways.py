@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.service.agent import Agent
 from common.network.building import build
 from common.protocol.wire import Stored, read_spooled
 from common.seeding import seed_of
 from common.study import with_plugins
+from deploy.local import simulate
 from deploy.releases.certificate import certify, read_certificate
 from server.checkpoints import about_checkpoint
 from server.federation.starts import Starts
@@ -72,6 +74,7 @@ STARTS = {
         "name": "dementia", "target": "diagnosis", "epochs": 1, "learning_rates": [0.01],
         "methods": ["scratch/full", "pretrained/full", "age-only/full", "pooled/frozen",
                     "single-site/full"],
+        "then": ["cross", "send"],
     }, {
         "name": "few", "target": "diagnosis", "methods": ["linear", "age-only/frozen"],
         "repeats": 0,
@@ -82,6 +85,10 @@ STARTS = {
          "each_class": True, "at": "heldout"},
     ],
 }  # fmt: skip
+ORDERS = (
+    "census", "overlap", "settle", "train", "finetune", "protocol", "judge", "send", "cross",
+    "evaluate",
+)  # fmt: skip
 GRID = {"learning_rates": [0.003, 0.01, 0.03], "weight_decays": [0.0, 1e-3, 1e-2]}
 
 
@@ -93,6 +100,7 @@ def begun(module_federation: Any) -> Any:
         {**STARTS, "finetuning": [{**task, **GRID}, few]},
         participants=dict.fromkeys(("alpha", "beta", "gamma", "omega"), 80),
         lacks={"gamma": ("age",)},
+        site={"policy.orders": ORDERS},
     )
     return made.simulate()
 
@@ -185,3 +193,27 @@ def test_a_held_out_site_tunes_on_its_own_and_no_model_knows_it(begun: Any) -> N
         assert "omega" not in about_checkpoint(branch.final, begun.study).lineage.contributors
     certificate = read_certificate(certify(begun, begun.folder, None))
     assert [(judge.site, judge.tuned) for judge in certificate.judges] == [("omega", ("shots",))]
+
+
+@pytest.mark.whole
+def test_heads_that_were_sent_are_a_matrix_from_site_to_site(begun: Any) -> None:
+    """Does what one hospital learnt of a disease hold at another? Each head at each other site."""
+    with Path(begun.folder, "results.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["phase"] == "cross"]
+    sites = ("alpha", "beta", "gamma")
+    assert {(r["model"], r["site"]) for r in rows} == {
+        (f"tuned-{own}", other) for own in sites for other in sites if own != other
+    }
+    assert {(r["init"], r["method"]) for r in rows} == {("pooled", "frozen")}
+    assert all(r["value"] and r["ci_low"] for r in rows if r["metric"] == "auc")
+    page = write_report(begun).read_text()
+    assert "dementia by pooled frozen: AUC by where the head was tuned and judged" in page
+
+
+@pytest.mark.whole
+def test_the_same_command_asks_nobody_again(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads, few-shot protocols and models of some targets resume as all else does."""
+    first = {path: path.read_bytes() for path in begun.folder.rglob("*.safetensors")}
+    monkeypatch.setattr(Agent, "_work", lambda *_: pytest.fail("a site worked again"))
+    simulate(begun.folder / "study.toml", begun.folder.parent / "sites", begun.folder)
+    assert {path: path.read_bytes() for path in begun.folder.rglob("*.safetensors")} == first
