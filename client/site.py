@@ -94,8 +94,8 @@ class Policy(Table):
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
         1000,
-        description="Most training orders (train, finetune, protocol, linear) that it carries "
-        "out, over all studies and runs; 0 sets no limit.",
+        description="Most training orders (train, finetune, protocol, linear, cross) that it "
+        "carries out, over all studies and runs; 0 sets no limit.",
     )
     sums_of_few: bool = Field(
         False,

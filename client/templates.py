@@ -24,7 +24,8 @@ threads = 0                    # 0: all cores
 [policy]                       # may only tighten what a study asks
 minimum_cohort = 10            # fewest participants for us to take part
 minimum_support = 10           # fewest participants behind any number that leaves
-# kinds of order we carry out; "explain" and "send" let maps and tuned models out
+# kinds of order we carry out; "explain" and "send" let maps and tuned models out,
+# "cross" judges heads that others tuned
 orders = ["census", "overlap", "settle", "train", "finetune", "protocol", "judge", "evaluate"]
 most_exposures = 0             # most training orders over all studies and runs; 0: no limit
 largest_report_mb = 1000.0     # largest report that leaves

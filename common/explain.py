@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -13,6 +14,8 @@ from common.network.size import outline
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
 from common.study import Study
+
+_PLACES: Final = {"train": "training", "heldout": "held-out"}
 
 
 def explain(study: Study) -> str:
@@ -45,10 +48,11 @@ def explain(study: Study) -> str:
         if task.repeats
     ]
     lines += [
-        f"protocol {protocol.name}: each training site compares "
+        f"protocol {protocol.name}: each {_PLACES[protocol.at]} site compares "
         f"{', '.join(study.task_of(protocol).methods)} for {protocol.task}, {protocol.total} "
         f"times {protocol.told}"
         f"{', labels dealt out anew' if protocol.shuffled else ''}"
+        f"{', its own people, who are in no model' if protocol.at == 'heldout' else ''}"
         for protocol in study.protocols
     ]
     splits = study.splits
@@ -99,4 +103,7 @@ def _target(study: Study, name: str) -> str:
 def _comparisons(study: Study) -> list[str]:
     wanted = study.comparisons
     single = [f"one model for each of {len(study.sites.train)} sites"] if wanted.single_site else []
-    return [*single, *(["one of pooled data (local engine only)"] if wanted.pooled else [])]
+    pooled = ["one of pooled data (local engine only)"] if wanted.pooled else []
+    some = [f"{name}, which learns {', '.join(study.learnt_by(name))} alone"
+            for name in sorted(wanted.targets)]  # fmt: skip
+    return [*single, *pooled, *some]

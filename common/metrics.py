@@ -38,7 +38,8 @@ OVER_SITES: Final = "_over_sites"  # behind a metric: its mean over sites, each 
 FEWEST_SITES: Final = 5  # of that mean
 FEWEST: Final = 3  # people of an interval or a correlation: two always lie on a line
 OF_A_LINE: Final = ("r", "r2", "slope", "bias_slope")  # what a constant, or two people, have not
-_OF_ALL_LABELS: Final = (*OF_A_LINE, "f1", "ece")
+F1S: Final = ("f1_macro", "f1_weighted")  # over classes: each alike, or by who is of it
+_OF_ALL_LABELS: Final = (*OF_A_LINE, "f1", *F1S, "ece")
 
 
 def merged(by_site: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, Counts]:
@@ -150,11 +151,12 @@ def resampled(
         if target.kind == "binary":
             return _binaries(y > 0.5, p, weights_RN)
         right = (p.argmax(1) == y).astype(np.float64)
+        classes_KK = np.eye(len(target.classes))
+        held, said = classes_KK[y.astype(int)], classes_KK[p.argmax(1)]
         return {
             "accuracy": weights_RN @ right / weights_RN.sum(1),
-            "balanced_accuracy": _recalls(
-                np.eye(len(target.classes))[y.astype(int)], right, weights_RN
-            ),
+            "balanced_accuracy": _recalls(held, right, weights_RN),
+            **_f1s(held, said, weights_RN),
         }
 
 
@@ -190,14 +192,14 @@ def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str
     n, of_ill = weights_RN.sum(1), weights_RN @ y
     both = (of_ill > 0) & (of_ill < n)
     hits, nowhere = weights_RN @ (y * said), np.full(len(weights_RN), np.nan)
+    held, told = np.eye(2)[ill.astype(int)], np.eye(2)[said.astype(int)]
     bin_of = np.minimum((p * _BINS).astype(int), _BINS - 1)
     apart = weights_RN @ (np.eye(_BINS)[bin_of] * (p - y)[:, None])  # (R, bins)
     return {
         "auc": _auc(y, p, weights_RN),
-        "balanced_accuracy": _recalls(
-            np.eye(2)[ill.astype(int)], (said == y).astype(np.float64), weights_RN
-        ),
+        "balanced_accuracy": _recalls(held, (said == y).astype(np.float64), weights_RN),
         "f1": np.where(both, 2 * hits / (of_ill + weights_RN @ said), np.nan),
+        **_f1s(held, told, weights_RN),
         # defined without the one ill person too, or leaving her out would leave no interval
         "brier": weights_RN @ np.square(p - y) / n if 0 < y.sum() < len(y) else nowhere,
         "ece": np.abs(apart).sum(1) / n if 0 < y.sum() < len(y) else nowhere,
@@ -212,6 +214,17 @@ def _recalls(classes_NK: Floats, right: Floats, weights_RN: Floats) -> Repeats:
     found = np.full(len(weights_RN), np.nan)
     found[several] = np.nanmean(np.where(held > 0, recall, np.nan)[several], axis=1)
     return found
+
+
+def _f1s(held_NK: Floats, said_NK: Floats, weights_RN: Floats) -> dict[str, Repeats]:
+    """F1 of every class that anybody is of or is said to be: their mean, and by who is of each."""
+    held, said = weights_RN @ held_NK, weights_RN @ said_NK
+    f1 = 2 * (weights_RN @ (held_NK * said_NK)) / (held + said)
+    several = (held > 0).sum(1) > 1
+    found = np.full((2, len(weights_RN)), np.nan)
+    found[0, several] = np.nanmean(f1[several], axis=1)
+    found[1, several] = (np.nansum(held * f1, axis=1) / held.sum(1))[several]
+    return dict(zip(F1S, found, strict=True))
 
 
 def _auc(y: Floats, p: Floats, weights_RN: Floats) -> Repeats:
@@ -236,8 +249,8 @@ def names(target: Target) -> tuple[str, ...]:
     """Every metric that there is for `target`."""
     return {
         "regression": ("mae", "rmse", *OF_A_LINE),
-        "binary": ("auc", "balanced_accuracy", "f1", "brier", "ece"),
-        "categorical": ("accuracy", "balanced_accuracy"),
+        "binary": ("auc", "balanced_accuracy", "f1", *F1S, "brier", "ece"),
+        "categorical": ("accuracy", "balanced_accuracy", *F1S),
     }[target.kind]
 
 

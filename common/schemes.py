@@ -10,7 +10,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.sections import FineTuning, Name
+from common.comparisons import SINGLE_SITE
+from common.sections import FineTuning, Name, Target
 from common.seeding import seed_of
 from common.settings import Table
 
@@ -34,11 +35,19 @@ class Protocol(Table):
         "many training participants with all of their images. fractions: nested shares of them. "
         "folds: each fold of the people whom the backbone has not seen judges once."
     )
+    at: Literal["train", "heldout"] = Field(
+        "train",
+        description="Which sites run it: those that train, or those held out, each learning from "
+        "some of its own people what it is judged on by its others (few-shot).",
+    )
     sizes: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (),
         description="How much is learnt from, several are compared: images (resampled, from 10 "
         "on), people (subjects), per cent of the training people (fractions); none with folds.",
         max_length=100,
+    )
+    each_class: bool = Field(
+        False, description="subjects: learn from so many people of each class."
     )
     repeats: Annotated[int, Field(ge=1, le=MOST_REPEATS)] = Field(
         100,
@@ -72,6 +81,8 @@ class Protocol(Table):
             given = ", ".join(map(str, self.sizes))
             needed = "folds learn from all" if self.sizes else "one at least is needed"
             raise ValueError(f"sizes is [{given}]; {needed}")
+        if self.each_class and self.scheme != "subjects":
+            raise ValueError(f"each_class is true; {self.scheme} counts no people by class")
         least, most = _RANGES.get(self.scheme, (1, 1_000_000))
         for size in self.sizes:
             if not least <= size <= most:
@@ -94,7 +105,7 @@ class Protocol(Table):
         sizes = ", ".join(map(str, self.sizes))
         return {
             "resampled": f"from {sizes} images",
-            "subjects": f"from {sizes} people",
+            "subjects": f"from {sizes} people" + (" of each class" if self.each_class else ""),
             "fractions": f"from {sizes} % of the training people",
             "folds": f"from all but two of {self.folds} folds",
         }[self.scheme]
@@ -108,6 +119,18 @@ class Protocol(Table):
     def judges_change(self) -> bool:
         """Whether other people judge in each repeat, or the same in all of them."""
         return self.scheme == "folds" or (self.scheme == "resampled" and self.pool == "drawn")
+
+
+def check_place(place: str, protocol: Protocol, task: FineTuning, target: Target) -> None:
+    """Raise `ValueError` for people of each class of a number, or for a start that is elsewhere."""
+    if protocol.each_class and target.kind == "regression":
+        raise ValueError(f"{place}.each_class is true; {task.target} is a number, without classes")
+    alone = [way for way in task.methods if way.startswith(f"{SINGLE_SITE}/")]
+    if protocol.at == "heldout" and alone:
+        raise ValueError(
+            f'{place}.at is "heldout", and {task.name} has the way {alone[0]}; a site that is held '
+            "out has no model of its own, and gets nobody else's"
+        )
 
 
 def check_grid(place: str, task: FineTuning) -> None:

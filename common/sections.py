@@ -252,26 +252,6 @@ class Splits(Table):
         return self
 
 
-class Comparisons(Table):
-    """Models trained beside the federated one, with the same settings, to judge it by."""
-
-    single_site: bool = Field(True, description="Train one model on each training site alone.")
-    pooled: bool = Field(
-        True, description="Train one model on all training data (local engine only)."
-    )
-    ensemble: Annotated[int, Field(ge=0, le=20)] = Field(
-        0,
-        description="Train so many federated models that differ in their seed alone, and judge "
-        "each and the mean of what they say (`ensemble`); 0: none.",
-    )
-
-    @model_validator(mode="after")
-    def _several(self) -> Self:
-        if self.ensemble == 1:
-            raise ValueError("ensemble is 1; the mean is of 2 models at least, or 0 for none")
-        return self
-
-
 class Start(Table):
     """An earlier checkpoint that the run begins from; `callosum study start` writes this table."""
 
@@ -313,7 +293,8 @@ class Start(Table):
 # how a network starts and what of it is then trained; a linear model of regional measures has no
 # start. Networks may offer methods of their own (`common.network.tuning`)
 Method = Annotated[
-    str, StringConstraints(pattern=r"^(linear|(pretrained|scratch)/[a-z][a-z0-9-]{0,30})$")
+    str,
+    StringConstraints(pattern=r"^(linear|[a-z0-9][a-z0-9_-]{0,30}/[a-z][a-z0-9-]{0,30})$"),
 ]
 
 
@@ -324,8 +305,9 @@ class FineTuning(Steps):
     target: str = Field(description="The target that is learnt.")
     methods: tuple[Method, ...] = Field(
         ("pretrained/full", "pretrained/frozen", "scratch/full", "linear"),
-        description="What is compared: pretrained/ or scratch/ with full, frozen, last-blocks, "
-        "lora, adapters, prompts, tokens or another that the network offers; and linear.",
+        description="What is compared: pretrained/, scratch/, pooled/, single-site/ or a model of "
+        "comparisons.targets, with full, frozen, last-blocks, lora, adapters, prompts, tokens or "
+        "another that the network offers; and linear.",
         min_length=1,
         max_length=20,
     )
@@ -369,10 +351,11 @@ class FineTuning(Steps):
         description="How often each training is repeated with other random numbers; 0 leaves the "
         "task to the study's protocols.",
     )
-    then: tuple[Literal["judge", "explain", "send"], ...] = Field(
+    then: tuple[Literal["judge", "explain", "send", "cross"], ...] = Field(
         (),
         description="What is asked of the tuned models that sites keep: judge on test "
-        "participants anew, explain by a mean map, send the trained arrays.",
+        "participants anew, explain by a mean map, send the trained arrays; cross has heads that "
+        "were sent, linear or on a frozen backbone, judged at the other sites.",
     )
     maps: Literal["gradients", "relevance"] = Field(
         "gradients",
@@ -386,9 +369,16 @@ class FineTuning(Steps):
         for key, values in (("methods", self.methods), ("participants", self.participants)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} lists something twice")
+        alike = Counter(way.replace("/", "-") for way in self.methods)  # as results call a rival
+        if twice := [name for name, times in alike.items() if times > 1]:
+            raise ValueError(f"methods has two ways that results would call {twice[0]}")
         if self.then and not self.repeats:
             raise ValueError(
                 f"then is [{', '.join(self.then)}] and repeats is 0; no tuned model would be kept"
+            )
+        if "cross" in self.then and "send" not in self.then:
+            raise ValueError(
+                "then has cross, and not send; only what sites send is judged elsewhere"
             )
         if self.draws > 1 and not self.participants:
             raise ValueError(f"draws is {self.draws}; participants must say how many are drawn")

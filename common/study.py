@@ -25,13 +25,19 @@ from pydantic import (
 
 from common import catalogue
 from common.catalogue import Shelf
-from common.ensembles import ENSEMBLE, members
+from common.comparisons import (
+    ENSEMBLE,
+    POOLED,
+    Comparisons,
+    check_cross,
+    check_starts,
+    check_targets,
+)
 from common.errors import LineageError, SettingError
-from common.schemes import Protocol, check_grid
+from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
 from common.sections import (
     Aggregation,
-    Comparisons,
     Evaluation,
     FineTuning,
     Name,
@@ -93,6 +99,8 @@ class Study(Table):
                 )
             if task.name in names:
                 raise ValueError(f'finetuning.{number}.name is "{task.name}" as an earlier task is')
+            check_starts(f"finetuning.{number}", task, self.comparisons, self.sites.train)
+            check_cross(f"finetuning.{number}", task)
             names.add(task.name)
         self._protocols_exist(names)
         for place, steps in self._steps():
@@ -108,7 +116,22 @@ class Study(Table):
                 f"targets has {', '.join(self.targets) or 'none'}; one must be left to pretrain "
                 "that no fine-tuning task is about, or objective.targets must list it"
             )
+        self._can_compare()
         return self
+
+    def _can_compare(self) -> None:
+        """Models of some targets are trained in rounds, by labels, and end up where they can go."""
+        compared, rounds = self.comparisons, self.pretraining.rounds
+        if compared.targets and not (rounds and self.learns_from_labels):
+            why = "the objective learns from no labels" if rounds else "pretraining.rounds is 0"
+            raise ValueError(f"comparisons.targets is not empty, and {why}; leave it out")
+        check_targets(compared, self.pretraining_targets, self.pretraining.sampling)
+        starts = {way.rpartition("/")[0] for task in self.finetuning for way in task.methods}
+        if POOLED in starts and self.aggregation.normalisation == "silobn":
+            raise ValueError(
+                'finetuning.methods has a way of pooled and aggregation.normalisation is "silobn", '
+                "which keeps statistics with the pooled data; leave one of the two"
+            )
 
     def _protocols_exist(self, names: set[str]) -> None:
         """Each is about a task of the study, under a name that neither task nor protocol has."""
@@ -118,8 +141,23 @@ class Study(Table):
                 raise ValueError(
                     f'{place}.name is "{protocol.name}" as an earlier task or protocol is'
                 )
-            check_grid(place, self.task_of(protocol, place))
+            task = self.task_of(protocol, place)
+            check_grid(place, task)
+            check_place(place, protocol, task, self.targets[task.target])
+            if protocol.at == "heldout":
+                self._can_learn_where_held_out(place)
             names.add(protocol.name)
+
+    def _can_learn_where_held_out(self, place: str) -> None:
+        """A held-out site gets all of a network: nothing of it is each site's own."""
+        own = {
+            "sites.heldout is []": not self.sites.heldout,
+            'aggregation.normalisation is "silobn", whose statistics are each training site\'s own':
+                self.aggregation.normalisation == "silobn",
+            "backbone.harmonisation takes each site's own location and scale off": self.harmonises,
+        }  # fmt: skip
+        if why := next((text for text, holds in own.items() if holds), ""):
+            raise ValueError(f'{place}.at is "heldout", and {why}; leave one of the two')
 
     def task_of(self, protocol: Protocol, place: str = "protocols") -> FineTuning:
         """The task whose ways a protocol compares."""
@@ -132,6 +170,10 @@ class Study(Table):
     def protocol(self, name: str) -> Protocol | None:
         """The protocol of that name."""
         return next((protocol for protocol in self.protocols if protocol.name == name), None)
+
+    def protocols_at(self, role: str) -> tuple[Protocol, ...]:
+        """The protocols that sites of a role run."""
+        return tuple(protocol for protocol in self.protocols if protocol.at == role)
 
     def _steps(self) -> list[tuple[str, Steps]]:
         tasks = ((f"finetuning.{number}", task) for number, task in enumerate(self.finetuning))
@@ -202,19 +244,21 @@ class Study(Table):
         constants = ("training-mean", "training-median") if self.evaluation.baselines else ()
         singly = (f"single-{site}" for site in singles)
         together = (ENSEMBLE,) if self.comparisons.ensemble else ()
-        return frozenset({*self.members, *singly, *pooled, *constants, *together})
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Models that are trained by all sites together, the study's own first."""
-        return members(self.comparisons.ensemble) or ("federated",)
+        some = self.comparisons.targets
+        members = self.comparisons.members
+        return frozenset({*members, *singly, *pooled, *some, *constants, *together})
 
     def as_trained(self, model: str) -> Study:
         """The study as a model of it is drawn and trained: further members by other seeds."""
-        if model not in self.members[1:]:
+        if model not in self.comparisons.members[1:]:
             return self
         seed = seed_of(self.seed, ENSEMBLE, model) % 2**31
         return Study.model_construct(**{**dict(self), "seed": seed})  # a copy has the old digest
+
+    def learnt_by(self, model: str) -> dict[str, Target]:
+        """The pretraining targets that a model of the run learns: all, but where the study says."""
+        targets = self.pretraining_targets
+        return {name: targets[name] for name in self.comparisons.targets.get(model, targets)}
 
     def plugins(self) -> list[tuple[Shelf, str]]:
         """Shelf and name of everything in the catalogue that the study names."""

@@ -12,6 +12,7 @@ from statistics import NormalDist, mean, stdev
 from typing import Final
 
 from common import metrics
+from common.comparisons import SINGLE_SITE
 from common.printable import csv_cell
 from common.protocol.orders import Measurement
 from common.protocol.wire import read_spooled
@@ -32,6 +33,7 @@ def measurements(run: Run) -> list[Measurement]:
         *sorted((run.folder / "finetuning").glob("*/*/*.safetensors")),
         *sorted((run.folder / "protocols").glob("*/*/*.safetensors")),
         *sorted((run.folder / "judge").glob("*/*/*.safetensors")),
+        *sorted((run.folder / "cross").glob("*/*/*.safetensors")),
         *sorted((run.folder / "explain").glob("*/*/*.safetensors")),
         *sorted((run.folder / "evaluation").glob("*/*.safetensors")),
     ]
@@ -86,10 +88,13 @@ def put_together(
     """What several sites measured of one model, as one row for each target and metric."""
     by_metric: dict[tuple[str, str, str], list[Measurement]] = {}
     for row in (row for rows in by_site for row in rows):
-        by_metric.setdefault((row.target, row.model, row.metric), []).append(row)
+        # each site begins from a model of its own, and all by one way
+        model = SINGLE_SITE if row.init == SINGLE_SITE else row.model
+        by_metric.setdefault((row.target, model, row.metric), []).append(row)
     found = []
-    for rows in by_metric.values():
-        found += _together(rows, confidence, by_people=by_people)
+    for (_, model, _), rows in by_metric.items():
+        together = _together(rows, confidence, by_people=by_people)
+        found += [row.model_copy(update={"model": model}) for row in together]
         found += [] if by_people else _over_sites(rows, confidence)
     return found
 

@@ -13,7 +13,7 @@ RUN/
   checkpoints/         0000.safetensors (initial) ..., final.safetensors
   comparisons/MODEL/   rounds and checkpoints of a rival model
   labels/              what the training sites' labels add up to
-  linear/, finetuning/, judge/, explain/, send/, evaluation/   reports of those orders
+  linear/, finetuning/, judge/, explain/, send/, cross/, evaluation/   reports of those orders
   results.csv, report.html
 
 Every file is written whole or not at all, and holds a digest of what was written where a run reads

@@ -17,6 +17,7 @@ from client.authority.books import check_books
 from client.authority.ledger import SPENDING, Ledger
 from client.hours import open_at
 from client.site import Site
+from common.comparisons import model_of
 from common.errors import Refusal, StorageError
 from common.label_sums import BASELINES
 from common.protocol.bounded_json import parsed
@@ -26,9 +27,9 @@ from common.protocol.signing import Envelope, Sealed, unseal
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
-_OF_TRAINING = (
-    "settle", "train", "finetune", "protocol", "judge", "explain", "send", "linear",
-)  # fmt: skip
+# about tuned models, all but the last about a site's own
+TUNING = ("finetune", "protocol", "judge", "explain", "send", "cross")
+_OF_TRAINING = ("settle", "train", "linear", *TUNING)
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 
@@ -60,7 +61,7 @@ class Admission:
             raise Refusal("STUDY_UNKNOWN", f"study {order.study} is not approved")
         if envelope.code != agreed_digest(study):
             raise Refusal("CODE", f"theirs is {envelope.code}, ours {agreed_digest(study)}")
-        check_role(self.site, order)
+        check_role(self.site, study, order)
         _check_place(self.site, study, order)
         check_kind(self.site, order)
         check_model(study, order)
@@ -111,9 +112,18 @@ class Admission:
             raise Refusal("PRIVACY_SPENT", f"policy.most_exposures is {most}")
 
 
-def check_role(site: Site, order: Order) -> None:
-    """Refuse what the site's role excludes, whatever anyone asks."""
-    if ROLES.get(order.kind, site.role) != site.role:
+def role_for(study: Study, order: Order) -> str | None:
+    """The role of the sites that an order is for; None if it is for all."""
+    protocol = study.protocol(order.task) if order.kind == "protocol" else None
+    return ROLES.get(order.kind) if protocol is None else protocol.at
+
+
+def check_role(site: Site, study: Study, order: Order) -> None:
+    """Refuse what the site's role excludes, whatever anyone asks.
+
+    What a held-out site learns from its own people stays there: a protocol sends figures alone.
+    """
+    if (role_for(study, order) or site.role) != site.role:
         raise Refusal("ROLE", f"this site's role is {site.role}")
     if site.role == "heldout" and site.name in order.lineage:
         raise Refusal("ROLE", "this held-out site is in the model's lineage")
@@ -135,6 +145,9 @@ def check_model(study: Study, order: Order) -> None:
     summed = {BASELINES, *(SHORTCUTS if study.evaluation.shortcuts else ())}
     if order.model not in study.models and (order.kind != "settle" or order.model not in summed):
         raise Refusal("ORDER_MALFORMED", f"{study.name} has no model {order.model}")
+    begun = model_of(order.init, order.site)
+    if order.kind in TUNING and order.model != begun:
+        raise Refusal("ORDER_MALFORMED", f"what begins from {order.init} is of model {begun}")
 
 
 def check_kind(site: Site, order: Order) -> None:
@@ -145,7 +158,7 @@ def check_kind(site: Site, order: Order) -> None:
 
 def _check_place(site: Site, study: Study, order: Order) -> None:
     """Refuse to train for a study that holds this site out, or to judge where it trains."""
-    wanted = ROLES.get(order.kind)
+    wanted = role_for(study, order)
     if wanted == "train" and site.name not in study.sites.train:
         raise Refusal("ROLE", f"{study.name} does not list this site among those that train")
     if wanted == "heldout" and site.name in study.sites.train:

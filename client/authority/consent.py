@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from client.authority.ledger import read_ledger
 from client.site import Site
 from common import label_sums
+from common.comparisons import is_shared
 from common.errors import SettingError
 from common.explain import travelling_bytes
 from common.network.buildable import check_networks
@@ -60,6 +61,11 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
         lines += _risks(study, scans)
     else:
         lines += [*_judging(), *_judgements(site, study)]
+        own = study.protocols_at(site.role)
+        lines += [
+            *(_of_protocol(study, one) for one in own),
+            *(_exposures(site, study) if own else ()),
+        ]
     lines += _refused(site, study, size, settled=bool(constants(network) or _numbers(study)))
     lines.append(
         "leaves with each report: how many seconds the work took, and which of the arrays that "
@@ -166,15 +172,27 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
                 f"{task.name}, from this site's participants alone"
             )
 
-    for protocol in study.protocols:
+        if "cross" in task.then:
+            yield (
+                f"leaves after that, if policy.orders has cross: metrics of the heads for "
+                f"{task.name} that other sites sent, on this site's test participants; a head that "
+                "this one sends (policy.orders has send) is judged at the others"
+            )
+
+    for protocol in study.protocols_at("train"):
         yield _of_protocol(study, protocol)
 
 
 def _of_protocol(study: Study, protocol: Protocol) -> str:
     """How many numbers about overlapping draws of the same people there will be."""
     ways, sizes = study.task_of(protocol).methods, len(protocol.counts)
+    own = (
+        "this site, which judges, learns from some of its own people, for itself alone, and "
+        if protocol.at == "heldout"
+        else ""
+    )
     return (
-        f"leaves after the protocol {protocol.name}, for each of {len(ways)} ways and {sizes} "
+        f"{own}leaves after the protocol {protocol.name}, for each of {len(ways)} ways and {sizes} "
         f"sizes: a metric of each of {protocol.total} draws of people, where enough of them judge "
         f"in it, and over all draws their median, mean and differences; {len(ways) * sizes} "
         f"orders, {len(ways) * sizes * protocol.total:,} draws in all. Who is in which draw hangs "
@@ -234,18 +252,28 @@ def _numbers(study: Study) -> list[str]:
 
 def _exposures(site: Site, study: Study) -> Iterator[str]:
     """How often the participants would be learnt from, and how often they still may be."""
-    rounds = study.pretraining.rounds
+    trains = site.role == "train"
+    rounds = study.pretraining.rounds if trains else 0
     alone = rounds if study.comparisons.single_site and len(study.sites.train) > 1 else 0
+    some = rounds * len(study.comparisons.targets)
     tasks = sum(
         len(task.methods) * max(1, len(task.participants))
         for task in study.finetuning
-        if task.repeats
+        if task.repeats and trains
     )
-    compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in study.protocols)
-    more = rounds * (len(study.members) - 1)
+    crossed = sum(
+        is_shared(*way.rpartition("/")[::2]) * max(1, len(task.participants))
+        for task in study.finetuning
+        for way in task.methods
+        if "cross" in task.then and trains
+    )
+    own = study.protocols_at(site.role)
+    compared = sum(len(study.task_of(one).methods) * len(one.counts) for one in own)
+    more = rounds * (len(study.comparisons.members) - 1)
     parts = {
         "rounds": rounds, "for models by other seeds": more,
-        "for a model of this site alone": alone, "of fine-tuning": tasks, "of protocols": compared,
+        "for a model of this site alone": alone, "for models of some targets": some,
+        "of fine-tuning": tasks, "of heads from elsewhere": crossed, "of protocols": compared,
     }  # fmt: skip
     counted = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     asked = sum(n for n in parts.values())
@@ -265,9 +293,9 @@ def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[
     """What the study would ask for and the policy refuses."""
     policy = site.policy
     wanted = {"census", "overlap", "train" if site.role == "train" else "evaluate"}
+    wanted |= {"protocol" for _ in study.protocols_at(site.role)}
     if site.role == "train":
         wanted |= {"finetune" for task in study.finetuning if task.repeats}
-        wanted |= {"protocol" for _ in study.protocols}
         wanted |= {kind for task in study.finetuning for kind in task.then}
         wanted |= {"settle"} if settled else set()
     missing = sorted(wanted - set(policy.orders))

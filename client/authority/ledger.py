@@ -26,9 +26,8 @@ from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
 from common.runtime.locks import lock
 
-SPENDING: Final = frozenset(
-    {"train", "finetune", "protocol", "linear"}
-)  # kinds that learn from participants
+# kinds that learn from participants, or tell as much of them by arrays from elsewhere
+SPENDING: Final = frozenset({"train", "finetune", "protocol", "linear", "cross"})
 JUDGING: Final = "evaluate"  # tells about participants what the arrays of an order ask
 
 _EXPOSURES: Final = """

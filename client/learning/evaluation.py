@@ -59,7 +59,9 @@ class Judge:
         if reestimated or study.aggregation.normalisation == "silobn":
             reestimate_statistics(network, cohort, everyone, device)
         forget_own_heads(network)
-        told = predict(network, cohort, everyone, device)
+        learnt = study.learnt_by(self.order.model)  # other heads of it are as they were drawn
+        predicted = predict(network, cohort, everyone, device)
+        told = {name: values for name, values in predicted.items() if name in learnt}
         answer = self._predictions(
             {name: values for name, values in told.items() if np.isfinite(values).all()}
         )
@@ -121,7 +123,7 @@ class Judge:
         Refusal
             NO_DATA if one of them has not judged here, or others are here to be judged since.
         """
-        members, means = self.study.members, dict[str, NDArray[Any]]()
+        members, means = self.study.comparisons.members, dict[str, NDArray[Any]]()
         for name in self.study.targets:
             found = [_kept(self.folder, model, name) for model in members]
             told = [one for one in found if one is not None and len(one) == len(self.cohort)]

@@ -16,6 +16,7 @@ import numpy as np
 from client.answer import Measured
 from client.data.cohort import Cohort
 from client.data.loading import person_codes
+from client.learning.linear import Features
 from client.learning.measurement import (
     Floats,
     at_chosen_threshold,
@@ -109,6 +110,16 @@ class Tuning:
     def predicted(self, model: TunedModel, indices: Indices, repeat: int) -> Floats:
         """What a kept model says of the samples `indices`."""
         return self._way(repeat).predicted(model, indices)
+
+    def features(self) -> Features:
+        """(N, F) what a head of this way stands on."""
+        return self._way(0).made_features()
+
+    @property
+    def tested(self) -> Indices:
+        """Labelled samples of the study's test participants."""
+        test = self.cohort.indices("test", self.study.splits)
+        return test[~np.isnan(self.cohort.labels[self.task.target_name][test])]
 
     @property
     def _repeats(self) -> int:

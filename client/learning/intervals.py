@@ -97,6 +97,8 @@ class Judged:
             return self._of_shares(metric, z)
         if metric == "f1":
             return self._of_overlap(value, z)
+        if metric in metrics.F1S:
+            return self._of_overlaps(metric, value, z)
         return self._of_student(metric, value, z) if metric in _SCALES else None
 
     @cached_property
@@ -154,10 +156,19 @@ class Judged:
         return float(shares.mean() - reach[0]), float(shares.mean() + reach[1])
 
     def _right(self, told: Floats) -> Float64:
-        said = (told >= 0.5) if self.target.kind == "binary" else told.argmax(1)
-        held = self.label > 0.5 if self.target.kind == "binary" else self.label
-        right: Float64 = (said == held).astype(np.float64)
+        right: Float64 = (self._said(told) == self._held).astype(np.float64)
         return right
+
+    def _said(self, told: Floats) -> NDArray[np.int64]:
+        """(N,) the class that a model names."""
+        said = told >= 0.5 if self.target.kind == "binary" else told.argmax(1)
+        return said.astype(np.int64)
+
+    @property
+    def _held(self) -> NDArray[np.int64]:
+        """(N,) the class that a sample is of."""
+        held = self.label > 0.5 if self.target.kind == "binary" else self.label
+        return held.astype(np.int64)
 
     def _of_overlap(self, value: float, z: float) -> Bounds:
         """F1 is 2 J / (1 + J) of J, the share of hits among all who are ill or called so."""
@@ -168,6 +179,25 @@ class Judged:
         factor = moved(jackknifed(left) ** 2, share * (1 - share) / people, people)
         low, high = wilson(share, people / factor, z)
         return 2 * low / (1 + low), 2 * high / (1 + high)
+
+    def _of_overlaps(self, metric: str, value: float, z: float) -> Bounds:
+        """Likewise of every class, put together as the classes' F1 are."""
+        held, said = self._held, [self._said(told) for told in self.predicted]
+        classes = np.unique(np.concatenate([held, *said]))
+        of = held == classes[:, None]  # (K, N)
+        told = np.stack([one == classes[:, None] for one in said])  # (models, K, N)
+        shares = ((of & told).sum(2) / (of | told).sum(2)).mean(0)
+        people = np.array([len(np.unique(self.people[part])) for part in of | told.any(0)])
+        alike = np.full(len(classes), 1 / len(classes))
+        weights = of.mean(1) if metric == "f1_weighted" else alike
+        slopes = weights * 2 / np.square(1 + shares)
+        expected = float((np.square(slopes) * shares * (1 - shares) / people).sum())
+        factor = moved(jackknifed(self.left_out[metric]) ** 2, expected, people.min())
+        ends = np.array([wilson(share, n / factor, z)
+                         for share, n in zip(shares, people, strict=True)])  # fmt: skip
+        f1, apart = 2 * shares / (1 + shares), 2 * ends / (1 + ends)
+        reach = np.sqrt(np.square(weights[:, None] * (apart - f1[:, None])).sum(0))
+        return max(value - float(reach[0]), 0.0), min(value + float(reach[1]), 1.0)
 
 
 def difference(

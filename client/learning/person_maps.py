@@ -17,9 +17,9 @@ from client.learning.finetuning import Tuning
 from client.learning.training import choose_device
 from client.learning.tuned_models import KeptModel, TunedModels, kept_models
 from client.site import Site
+from common.comparisons import CLOSED_FORM, brings_arrays
 from common.errors import DataError, SettingError
 from common.network.building import arrays_of
-from common.network.tuning import CLOSED_FORM
 from common.protocol.orders import EMPTY, Order
 from common.runtime.durable import write_atomically
 from common.runtime.progress import say
@@ -103,9 +103,9 @@ def _whole(tuning: Tuning, models: TunedModels, order: Order) -> Any:
             "name the study's own run (--run)"
         ) from None
     lacking = set(arrays_of(network)) - set(model.arrays)
-    if order.init == "pretrained" and lacking:
+    if brings_arrays(order.init) and lacking:
         raise SettingError(
             f"{order.task} by {order.init}/{order.method} trained a part of the network; the "
-            "shared rest came with the order and is not kept here: pretrained/full is kept whole"
+            f"shared rest came with the order and is not kept here: {order.init}/full is kept whole"
         )
     return network

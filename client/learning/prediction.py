@@ -82,7 +82,7 @@ def features_of(network: Any, cohort: Cohort, device: torch.device) -> Features:
     with torch.inference_mode():
         for batch in batches(cohort, split_evenly(np.arange(len(cohort)), _AT_ONCE), device):
             with autocast(device):
-                found.append(_features(network, batch.x).float().cpu().numpy())
+                found.append(own_features(network, batch.x).float().cpu().numpy())
     return np.concatenate(found).astype(np.float64)
 
 
@@ -101,7 +101,7 @@ def reestimate_statistics(
         layer.eval()
 
 
-def _features(network: Any, x: Tensor) -> Tensor:
+def own_features(network: Any, x: Tensor) -> Tensor:
     """The objective's own features, or its backbone's."""
     own = getattr(network, "features", None)
     return own(x) if callable(own) else network.backbone(x)  # type: ignore[no-any-return]

@@ -134,6 +134,7 @@ class Repeats:
         size, protocol = self.order.k, self.protocol
         draw = Draw(
             protocol=protocol, people=self._people, size=size, number=number,
+            labels=self.cohort.labels[self.task.target_name],
             seed=seed_of_repeat(self.study.seed, self.site.name, protocol, size, number),
             secret=secret_number(self.cohort),
         )  # fmt: skip
@@ -162,7 +163,8 @@ class Repeats:
 
     @cached_property
     def _people(self) -> People:
-        return People.labelled(self.cohort, self.task.target_name, self.study.splits)
+        seen = self.site.role == "train"  # nobody of a held-out site is in any model
+        return People.labelled(self.cohort, self.task.target_name, self.study.splits, seen=seen)
 
     @property
     def _named(self) -> str:

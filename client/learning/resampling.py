@@ -1,7 +1,8 @@
 """Who learns, chooses and judges in one repeat of a protocol: people first, then their images.
 
 Whoever the shared backbone was trained on may learn a task and never judges it: her scan is no
-longer unseen, whatever her label. Everybody else changes places from repeat to repeat.
+longer unseen, whatever her label. Everybody else changes places from repeat to repeat; at a site
+that is held out, that is everybody.
 """
 
 from __future__ import annotations
@@ -28,38 +29,41 @@ _PARTS = _FIFTH + 2
 class People:
     """The labelled samples of a site, and whose they are.
 
-    of: (N,) a number for each sample's participant. seen: samples of those whom the backbone was
-    trained on; choosing, judging: of the study's other two splits.
+    of: (N,) a number for each sample's participant. learning, choosing, judging: samples of the
+    study's three splits. seen: whether the backbone was trained on the first of them.
     """
 
     of: NDArray[np.int64]
-    seen: Indices
+    learning: Indices
     choosing: Indices
     judging: Indices
+    seen: bool = True
 
     @staticmethod
-    def labelled(cohort: Cohort, target_name: str, splits: Splits) -> People:
+    def labelled(cohort: Cohort, target_name: str, splits: Splits, *, seen: bool = True) -> People:
         """Of everybody whose `target_name` is known."""
         known = ~np.isnan(cohort.labels[target_name])
-        seen, choosing, judging = (
+        learning, choosing, judging = (
             indices[known[indices]]
             for indices in (
                 cohort.indices(part, splits) for part in ("train", "validation", "test")
             )
         )
         return People(
-            of=person_codes(cohort.participants), seen=seen, choosing=choosing, judging=judging
-        )
+            of=person_codes(cohort.participants), learning=learning, choosing=choosing,
+            judging=judging, seen=seen,
+        )  # fmt: skip
 
     @property
     def everyone(self) -> Indices:
         """All of their samples, ascending."""
-        return np.sort(np.concatenate([self.seen, self.choosing, self.judging]))
+        return np.sort(np.concatenate([self.learning, self.choosing, self.judging]))
 
     @property
     def unseen(self) -> Indices:
         """Those of people whom the backbone was not trained on."""
-        return np.concatenate([self.choosing, self.judging])
+        new = self.learning[:0] if self.seen else self.learning
+        return np.concatenate([new, self.choosing, self.judging])
 
     def names(self, samples: Indices) -> NDArray[np.int64]:
         """Whose `samples` are, each once."""
@@ -74,11 +78,13 @@ class People:
 class Draw:
     """One repeat of a protocol: its number, and where its chance comes from.
 
-    secret: the site's; who judges in every repeat comes from it alone.
+    labels: (N,) of the target, NaN where unknown. secret: the site's; who judges in every repeat
+    comes from it alone.
     """
 
     protocol: Protocol
     people: People
+    labels: NDArray[np.float32]
     size: int
     number: int
     seed: int
@@ -126,25 +132,45 @@ class Draw:
         )
 
     def _subjects(self, generator: np.random.Generator) -> Split:
-        """So many training participants; at most as many choose."""
+        """So many training participants, or of each class so many; at most as many choose."""
         people = self.people
-        learn = generator.permutation(people.names(people.seen))
-        if len(learn) < self.size:
-            raise self._lacks("{} labelled training participants, {} asked", len(learn), self.size)
-        choose = generator.permutation(people.names(people.choosing))
+        learn = self._so_many(people.learning, generator, "training", exactly=True)
+        choose = self._so_many(people.choosing, generator, "validation")
         return Split(
-            train=people.images(people.seen, learn[: self.size]),
-            validation=people.images(people.choosing, choose[: self.size]),
+            train=people.images(people.learning, learn),
+            validation=people.images(people.choosing, choose),
             test=self._judges(),
         )
+
+    def _so_many(
+        self, among: Indices, generator: np.random.Generator, part: str, *, exactly: bool = False
+    ) -> NDArray[np.int64]:
+        """People drawn; who has images of several classes stands for the first that draws her."""
+        order, drawn = generator.permutation(self.people.names(among)), list[NDArray[np.int64]]()
+        for one in self._classes():
+            held = among if one is None else among[self.labels[among] == one]
+            taken = np.concatenate([order[:0], *drawn])
+            able = order[np.isin(order, self.people.names(held)) & ~np.isin(order, taken)]
+            if exactly and len(able) < self.size:
+                what = "" if one is None else f" of class {int(one)}"
+                raise self._lacks(
+                    "{} labelled {} participants{}, {} asked", len(able), part, what, self.size
+                )
+            drawn.append(able[: self.size])
+        return np.concatenate(drawn)
+
+    def _classes(self) -> list[float | None]:
+        if not self.protocol.each_class:
+            return [None]
+        return list(np.unique(self.labels[self.people.everyone]))
 
     def _fractions(self, generator: np.random.Generator) -> Split:
         """The first of one order of training participants, so that a smaller share is inside."""
         people = self.people
-        learn = generator.permutation(people.names(people.seen))
+        learn = generator.permutation(people.names(people.learning))
         kept = max(1, round(len(learn) * self.size / 100))
         return Split(
-            train=people.images(people.seen, learn[:kept]),
+            train=people.images(people.learning, learn[:kept]),
             validation=people.choosing,
             test=self._judges(),
         )
@@ -172,7 +198,7 @@ class Draw:
         chosen = np.random.default_rng(self.secret).permutation(names)[: most or len(names)]
         return people.images(people.judging, chosen)
 
-    def _lacks(self, text: str, *numbers: int) -> Refusal:
+    def _lacks(self, text: str, *numbers: object) -> Refusal:
         return Refusal("NO_DATA", f"{self.protocol.name}: {text.format(*numbers)}")
 
 

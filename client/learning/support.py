@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations, permutations
@@ -55,6 +55,15 @@ def learnt_from(study: Study, cohort: Cohort, minimum: int) -> tuple[Cohort, Ind
     return cohort, training
 
 
+def with_labels_for(study: Study, cohort: Cohort, model: str) -> Cohort:
+    """The cohort without labels that a model of the run does not learn.
+
+    Of a model of some targets they are the other pretraining targets', as if the site had none.
+    """
+    unlearnt = study.pretraining_targets.keys() - study.learnt_by(model).keys()
+    return _without(cohort, unlearnt) if unlearnt else cohort
+
+
 def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohort:
     """The cohort, without the labels that fewer than `minimum` people among `indices` hold.
 
@@ -65,10 +74,12 @@ def without_rare_labels(cohort: Cohort, indices: Indices, minimum: int) -> Cohor
         for name in cohort.labels
         if 0 < people_among(cohort, labelled_among(cohort, indices, name)) < minimum
     }
-    if not rare:
-        return cohort
+    return _without(cohort, rare) if rare else cohort
+
+
+def _without(cohort: Cohort, names: Collection[str]) -> Cohort:
     labels = {
-        name: np.full_like(values, np.nan) if name in rare else values
+        name: np.full_like(values, np.nan) if name in names else values
         for name, values in cohort.labels.items()
     }
     return replace(cohort, labels=labels)

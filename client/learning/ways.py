@@ -26,9 +26,10 @@ from client.learning.tuned_models import Cell, Passage, TunedModel
 from client.site import Site
 from common import metrics
 from common.arrays import Arrays
+from common.comparisons import CLOSED_FORM, brings_arrays
 from common.errors import Refusal
 from common.network.building import arrays_of, build, carried_over, load_arrays
-from common.network.tuning import CLOSED_FORM, Task, build_for, tune, tuned_arrays
+from common.network.tuning import Task, build_for, tune, tuned_arrays
 from common.protocol.orders import Order
 from common.runtime.progress import track
 from common.seeding import seed_of
@@ -103,9 +104,10 @@ class Way:
         study, pretraining = self.study, self.study.pretraining
         of = pretraining.rounds * pretraining.local_epochs
         network = build(study, seed=self._seed("finetune"))
-        if self.order.init == "pretrained":
+        begun = brings_arrays(self.order.init)
+        if begun:
             load_arrays(network, {n: a for n, a in self.arrays.items() if n in _names(network)})
-        tell(network, of if self.order.init == "pretrained" else 0, of)
+        tell(network, of if begun else 0, of)
         return features_of(network, self.cohort, choose_device(self.site.device.kind))
 
     def _fitted(self, split: Split) -> TunedModel:
@@ -151,7 +153,7 @@ class Way:
         """The network as every cell begins with it: drawn, loaded, and given what is added."""
         seed = self._seed("finetune")
         network = build_for(self.study, self.task, seed=seed)
-        if self.order.init == "pretrained":
+        if brings_arrays(self.order.init):
             load_arrays(network, carried_over(network, self.arrays, self.task.target_name))
         tune(network, self.order.method, self.task, seed=seed)
         return network

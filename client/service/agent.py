@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.answer import Answer
-from client.authority.admission import check_kind, check_model, check_role, check_start
+from client.authority.admission import TUNING, check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
 from client.authority.differencing import FILE as CENSUSES
 from client.authority.differencing import Censuses
@@ -43,15 +43,16 @@ from client.learning.measurement import means
 from client.learning.pretraining import train_round
 from client.learning.protocols import Repeats
 from client.learning.shortcuts import shortcut_sums
-from client.learning.support import learnt_from, people_among
+from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
-from client.learning.tuned_models import TunedModels
+from client.learning.tuned_elsewhere import judge_heads, sent_head
+from client.learning.tuned_models import TunedModel, TunedModels
 from client.service.array_store import ArrayStore
 from client.service.continuity import check_first, check_follows, check_joined
 from client.service.report_cache import ReportCache
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
-from common.ensembles import ENSEMBLE
+from common.comparisons import CLOSED_FORM, ENSEMBLE, brings_arrays
 from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import arrays_of, build, load_arrays, plan_of
@@ -68,13 +69,6 @@ from common.study import Study
 
 _log = getLogger("callosum.site")
 _MOST_COLUMNS = 10  # that are named in the log
-_TUNED = (
-    "finetune",
-    "protocol",
-    "judge",
-    "explain",
-    "send",
-)  # kinds of order about a site's own tuned models
 _LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
 
 
@@ -136,7 +130,7 @@ class Agent:
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Pay for the order, carry it out, and keep what may leave of it."""
         if order.kind == "train":
-            self._check_labels()
+            self._check_labels(order)
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
@@ -181,7 +175,7 @@ class Agent:
             raise Refusal("ORDER_MALFORMED", f"the order is for {order.site}")
         if order.study != self.study.digest:
             raise Refusal("STUDY_UNKNOWN")
-        check_role(self.site, order)
+        check_role(self.site, self.study, order)
         check_kind(self.site, order)
         check_model(self.study, order)
         people = len(set(self.cohort.participants))
@@ -193,14 +187,13 @@ class Agent:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
 
-    def _check_labels(self) -> None:
+    def _check_labels(self, order: Order) -> None:
         """Refuse to train on nobody, or on too few, before the ledger is charged for it."""
         policy = self.site.policy
-        people = people_among(
-            self.cohort, learnt_from(self.study, self.cohort, policy.minimum_support)[1]
-        )
+        cohort = with_labels_for(self.study, self.cohort, order.model)
+        people = people_among(cohort, learnt_from(self.study, cohort, policy.minimum_support)[1])
         if people == 0:
-            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, self.cohort))
+            raise Refusal("NO_DATA", lacking_labels(self.study, self.site, cohort))
         if people < policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
 
@@ -213,7 +206,7 @@ class Agent:
             NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
         """
         of_network = (
-            order.kind in ("train", *_TUNED)
+            order.kind in ("train", *TUNING)
             or order.model in SHORTCUTS
             or (
                 order.kind == "evaluate"
@@ -222,19 +215,35 @@ class Agent:
             )
         )
         plan = _network(self.study)[1] if of_network else {}
+        if order.kind == "cross":
+            return self._with_heads(order, sent, plan)
         static = {name for name, rule in plan.items() if not rule.travels}
         base = {name: array for name, array in sent.items() if name in static}
         moving = {name: array for name, array in sent.items() if name not in static}
         whole = {
             **self._set(order.base or EMPTY, base, keep=True),
-            **self._set(order.arrays, moving, keep=order.kind in _TUNED),
+            **self._set(order.arrays, moving, keep=order.kind in TUNING),
         }
-        from_nothing = order.kind in _TUNED and order.init != "pretrained"
+        from_nothing = order.kind in TUNING and not brings_arrays(order.init)
         if of_network and not from_nothing and set(whole) != set(plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
-        if order.kind == "train" or order.init == "pretrained":
+        if order.kind == "train" or (order.kind in TUNING and brings_arrays(order.init)):
             self._check_origin(order, whole)
         return whole
+
+    def _with_heads(self, order: Order, sent: Arrays, plan: Plan) -> Arrays:
+        """Heads that other sites sent, and the whole network that they stand on as its base."""
+        network = {name: array for name, array in sent.items() if name in plan}
+        heads = {name: array for name, array in sent.items() if name not in plan}
+        network = self._set(order.base or EMPTY, network, keep=True)
+        heads = self._set(order.arrays, heads, keep=False)
+        if set(network) != (set(plan) if brings_arrays(order.init) else set()):
+            raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
+        if network:
+            still = {name: network[name] for name, rule in plan.items() if not rule.travels}
+            base = digest_of(still) if still else ""
+            self._check_origin(order.model_copy(update={"base": base}), network)
+        return {**heads, **network}
 
     def _set(self, digest: str, sent: Arrays, *, keep: bool) -> Arrays:
         if digest == EMPTY or sent:
@@ -249,7 +258,15 @@ class Agent:
         return held
 
     def _check_origin(self, order: Order, arrays: Arrays) -> None:
-        """Refuse arrays that the study, or the rounds before, cannot have led to."""
+        """Refuse arrays that the study, or the rounds before, cannot have led to.
+
+        A held-out site knows of none of these, and learns from what it has judged: each other set
+        of arrays would be one more asking about its people.
+        """
+        if self.site.role == "heldout":
+            if not self._cache(order).was_judged(order):
+                raise Refusal("ORDER_MALFORMED", f"not what was judged here as {order.model}")
+            return
         study = self.study.as_trained(order.model)
         if order.kind == "train" and order.round == 1:
             self._check_first(arrays, study)
@@ -284,7 +301,7 @@ class Agent:
         return ReportCache(self.site.state / "runs" / order.run[:16])
 
     def _work(self, order: Order, arrays: Arrays) -> Answer:
-        if order.kind in _TUNED:
+        if order.kind in TUNING:
             return self._tune(order, arrays)
         work = {
             "census": self._census,
@@ -317,8 +334,9 @@ class Agent:
         network, plan = _network(self.study)
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
+        cohort = with_labels_for(self.study, self._harmonised(arrays), order.model)
         done = train_round(
-            self.study.as_trained(order.model), self.site, self._harmonised(arrays), order,
+            self.study.as_trained(order.model), self.site, cohort, order,
             network=network, plan=plan,
             arrays={**arrays, **cache.own_arrays(order.model, before=order.round)},
             moments=cache.moments(order.model, before=order.round),
@@ -388,12 +406,14 @@ class Agent:
         network, _ = _network(self.study)
         self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})
-        return judge.network(network)
+        answer = judge.network(network)
+        self._cache(order).note_judged(order)
+        return answer
 
     def _tune(self, order: Order, arrays: Arrays) -> Answer:
         """Orders about a task of the site's own, and about what was tuned for it."""
         cache = self._cache(order)
-        if order.init == "pretrained":
+        if brings_arrays(order.init):
             arrays = {**arrays, **cache.own_arrays(order.model)}
         if order.kind == "protocol":
             repeats = Repeats(
@@ -406,6 +426,10 @@ class Agent:
         tuning = Tuning(self.study, self.site, cohort, order, arrays, models)
         if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
             raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
+        if order.kind == "cross":
+            plan = _network(self.study)[1]
+            heads = {name: array for name, array in arrays.items() if name not in plan}
+            return Answer(measured=tuple(judge_heads(tuning, heads)))
         if order.kind in ("finetune", "judge"):
             rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
             return Answer(measured=tuple(rows))
@@ -433,6 +457,8 @@ class Agent:
 
     def _send(self, order: Order, tuning: Tuning) -> Answer:
         """What tuning trained or added, where the study asks for it and the policy allows it."""
+        if order.method in CLOSED_FORM:
+            return sent_head(tuning, self._kept(order, tuning))
         network = self._tuned(order, tuning)
         state = arrays_of(network)
         sent = {name: state[name] for name in tuned_arrays(network)}
@@ -446,10 +472,13 @@ class Agent:
 
     def _tuned(self, order: Order, tuning: Tuning) -> Any:
         """The tuned network that an order is about."""
+        return tuning.network(self._kept(order, tuning), order.repeat)
+
+    def _kept(self, order: Order, tuning: Tuning) -> TunedModel:
         model = tuning.models.find(order, order.repeat)
         if model is None:
             raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        return tuning.network(model, order.repeat)
+        return model
 
     def _linear(self) -> Answer:
         """Penalised linear models of all pretraining targets; validation participants choose."""

@@ -13,13 +13,16 @@ from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
+from client.authority.admission import TUNING
 from client.data.cohort import Cohort
 from client.learning.linear import features_width
+from client.learning.prediction import own_features
 from client.link.frames import Sizes
-from common.ensembles import ENSEMBLE
+from common.comparisons import ENSEMBLE, brings_arrays
 from common.errors import Refusal
 from common.label_sums import CONSTANTS, plan_of_constants
 from common.network.building import plan_of
@@ -29,11 +32,11 @@ from common.network.size import outline
 from common.protocol.orders import Order
 from common.protocol.wire import view_npy
 from common.seams import SHARED
+from common.sections import Target
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
 LINEAR: Final = "-linear"  # end of the names of linear models
-_OF_TUNING: Final = ("finetune", "protocol", "judge", "explain", "send")
 _ORDER: Final = "ORDER_MALFORMED"
 
 
@@ -41,11 +44,13 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
     """The arrays that may come with `order`; some may be held here and need not come."""
     if order.kind == "evaluate" and not _is_network(order.model):
         return _simple(order.model, study, cohort)
-    if order.kind in ("train", "evaluate") or (
-        order.kind in _OF_TUNING and order.init == "pretrained"
+    if order.kind == "cross":
+        return _heads(order, study, cohort)
+    if (
+        (order.kind == "settle" and order.model in SHORTCUTS)
+        or order.kind in ("train", "evaluate")
+        or (order.kind in TUNING and brings_arrays(order.init))
     ):
-        return _plan(study)[0]
-    if order.kind == "settle" and order.model in SHORTCUTS:
         return _plan(study)[0]
     if order.kind == "settle":
         plan, sent = _plan(study)
@@ -63,7 +68,7 @@ def _simple(model: str, study: Study, cohort: Cohort) -> Plan:
         return {}
     if model in CONSTANTS:
         return plan_of_constants(study)
-    return _linear(study, features_width(cohort))
+    return _linear(study.pretraining_targets, features_width(cohort))
 
 
 def check_announced(order: Order, sizes: Sizes, plan: Plan) -> None:
@@ -113,10 +118,30 @@ def _npy_size(rule: Rule) -> int:
     return start.tell() + rule.nbytes
 
 
-def _linear(study: Study, features: int) -> Plan:
-    """A linear model of each target, on as many features as the site has."""
+def _heads(order: Order, study: Study, cohort: Cohort) -> Plan:
+    """A head of each training site, and the network that they stand on."""
+    task = next((task for task in study.finetuning if task.name == order.task), None)
+    if task is None:
+        return {}
+    width = features_width(cohort) if order.method == "linear" else _width(study)
+    head = _linear({task.target: study.targets[task.target]}, width)
+    found = {f"{site}/{name}": rule for site in study.sites.train for name, rule in head.items()}
+    return {**found, **(_plan(study)[0] if brings_arrays(order.init) else {})}
+
+
+@lru_cache(maxsize=8)
+def _width(study: Study) -> int:
+    """How many features the network makes of a sample; told by one without numbers."""
+    network = outline(study, most=sys.maxsize).eval()
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        return int(own_features(network, torch.zeros((2, *study.shape), device=device)).shape[1])
+
+
+def _linear(targets: Mapping[str, Target], features: int) -> Plan:
+    """A linear model of each target, on so many features."""
     plan: Plan = {}
-    for name, target in study.pretraining_targets.items():
+    for name, target in targets.items():
         shapes: Mapping[str, tuple[int, ...]] = {
             "centre": (features,),
             "scale": (features,),

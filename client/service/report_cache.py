@@ -20,6 +20,7 @@ from common.network.plan import rules_of
 from common.protocol.bounded_json import parsed
 from common.protocol.orders import Order, Report, read_report
 from common.protocol.wire import open_arrays, write_arrays
+from common.runtime.durable import write_atomically
 
 _log = getLogger("callosum.site")
 _ROUNDS_KEPT = 2
@@ -77,6 +78,15 @@ class ReportCache:
         write_arrays(self._report_path(order), answer.arrays, texts)
         self._forget(order, "report")
 
+    def note_judged(self, order: Order) -> None:
+        """Keep which arrays this site judged as a model of the run."""
+        write_atomically(self._judged(order), f"{order.arrays} {order.base}".encode())
+
+    def was_judged(self, order: Order) -> bool:
+        """Whether the arrays of `order` are those that were judged as its model."""
+        path = self._judged(order)
+        return path.exists() and path.read_text() == f"{order.arrays} {order.base}"
+
     def trained(self, model: str, before: int = 10_001) -> Trained | None:
         """What the site sent of the last round earlier than `before`, if it is kept."""
         rounds = [path for path in self._rounds(model, "report") if _round_of(path) < before]
@@ -120,6 +130,9 @@ class ReportCache:
             path = self.folder / order.model / f"{what}-{order.round:04d}.safetensors"
             write_arrays(path, arrays, {})
             self._forget(order, what)
+
+    def _judged(self, order: Order) -> Path:
+        return self.folder / "judged" / f"{order.model}.txt"
 
     def _report_path(self, order: Order) -> Path:
         if order.kind == "train":

@@ -11,11 +11,12 @@ from typing import Any, Final
 import torch
 
 from common import catalogue
+from common.comparisons import CLOSED_FORM
 from common.errors import SettingError
 from common.network.building import build, views_of
 from common.network.relevance import check_rules
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
-from common.network.tuning import CLOSED_FORM, build_for, task_of, tune
+from common.network.tuning import build_for, task_of, tune
 from common.objectives.multitask import Multitask
 from common.sections import Steps
 from common.settings import line_of

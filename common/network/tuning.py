@@ -21,8 +21,6 @@ from common.seams import FROZEN
 from common.sections import FineTuning, Target
 from common.study import Study
 
-# fitted in closed form: a penalised linear model on the network's features, or on regional measures
-CLOSED_FORM: Final = ("frozen", "linear")
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CHANNELS_FIRST: Final = (*_CONVOLUTIONS, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)  # noqa: SLF001
 

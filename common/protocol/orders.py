@@ -32,12 +32,13 @@ OrderKind = Literal[
     "judge",
     "explain",
     "send",
+    "cross",
     "linear",
     "evaluate",
 ]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
-Init = Literal["", "pretrained", "scratch"]
+Init = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9_-]{0,30})?$")]  # becomes a folder
 MethodName = Annotated[str, Field(pattern=r"^([a-z][a-z0-9-]{0,30})?$")]
 Model = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,80}$")]  # becomes a folder
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -54,6 +55,7 @@ class Order(Table):
     protocol: learn by one way of the protocol `task` from `k`, anew in each of its repeats; the
         report holds measurements.
     judge, explain, send: measure a tuned model anew, map what it looks at, hand it over.
+    cross: measure the heads that other sites handed over, which came with the order.
     linear: fit penalised linear models to regional measures; the report holds their coefficients.
     evaluate: judge the given arrays as `model`; the report holds measurements.
     """
@@ -66,7 +68,7 @@ class Order(Table):
     round: Annotated[int, Field(ge=0, le=10_000)] = 0
     model: Model = "federated"
     task: str = ""
-    init: Init = ""
+    init: Init = Field("", description="What tuning begins from (`common.comparisons`).")
     method: MethodName = ""
     k: Count = Field(
         0, description="Training participants to learn from; 0: all. Of a protocol: its size."

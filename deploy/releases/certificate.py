@@ -36,13 +36,17 @@ STUDY: Final = "study.json"
 
 
 class Judge(Table):
-    """One held-out site: what it held, and whether its scans could be compared one by one."""
+    """One held-out site: what it held, and whether its scans could be compared one by one.
+
+    tuned: protocols in which it learnt from some of its own people; none of these figures is.
+    """
 
     site: Name
     participants: int
     scans: int
     cohort: Hex
     compared: bool
+    tuned: tuple[Name, ...] = ()
 
 
 class Certificate(Table):
@@ -140,4 +144,7 @@ def _judge(out: Path, site: str) -> Judge:
         scans=census.support.get("scans", 0),
         cohort=census.cohort,
         compared=(out / "overlap" / f"{site}.safetensors").exists(),
-    )
+        tuned=tuple(sorted({
+            path.parents[1].name for path in out.glob(f"protocols/*/*/{site}.safetensors")
+        })),
+    )  # fmt: skip

@@ -22,6 +22,7 @@ from flwr.app import ArrayRecord, Message, MessageType
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from common.comparisons import CLOSED_FORM
 from common.errors import SENTENCES, FolderError, Refusal
 from common.network.plan import Plan
 from common.protocol.code import agreed_digest
@@ -329,7 +330,8 @@ class Exchange:
     def _allowance(self, orders: Sequence[Order]) -> Allowance:
         """What one reply to any of `orders` may take; they differ in the site alone."""
         sizes = [rule.nbytes for rule in self._plan.values() if rule.travels]
-        if orders[0].kind == "linear":  # of as many measures as the sites have
+        head = orders[0].kind == "send" and orders[0].method in CLOSED_FORM
+        if orders[0].kind == "linear" or head:  # of as many measures as the sites have
             sizes = [_LARGE]
         if orders[0].kind == "overlap":
             sizes = [BYTES_OF_SCAN * self._study.sites.most_scans]

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from common import metrics
+from common.comparisons import HEAD
 from common.label_sums import MEDIAN
 from common.protocol.orders import Order, Report
 from common.schemes import MOST_REPEATS
@@ -30,6 +31,7 @@ WITH_ROWS: Final = (
     "protocol",
     "judge",
     "explain",
+    "cross",
     "evaluate",
 )  # orders that measure
 TUNED: Final = ("finetune", "judge")  # those of them about models of one task, one a draw
@@ -39,7 +41,7 @@ _TEXT_OF_ROW: Final = 1 << 10
 # lowest values of what is at most 1
 _SHARES: Final = {
     "auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0, metrics.AGREEMENT: -1.0,
-    "f1": 0.0, "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
+    "f1": 0.0, **dict.fromkeys(metrics.F1S, 0.0), "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
     "balanced_accuracy" + metrics.CHOSEN: 0.0,
     metrics.SAID: 0.0,
     **{
@@ -85,6 +87,8 @@ def targets_of(study: Study, order: Order) -> Mapping[str, Target]:
 
 def models_of(study: Study, order: Order) -> tuple[str, ...]:
     """The models that an order has measured, beside its own those that nobody trained with it."""
+    if order.kind == "cross":
+        return tuple(f"{HEAD}{site}" for site in study.sites.train if site != order.site)
     found = [order.model]
     if order.kind == "evaluate":
         found += [f"{order.model}+head"] * (order.model in ("federated", POOLED))
@@ -130,7 +134,7 @@ def _of_tuned(target: Target, model: str) -> tuple[str, ...]:
 def repeats_of(study: Study, order: Order, metric: str = "") -> int:
     """How often each number is measured; what is told of all draws at once, once."""
     task, protocol = _task(study, order), study.protocol(order.task)
-    if task is None or metrics.is_of_all_draws(metric):
+    if task is None or order.kind == "cross" or metrics.is_of_all_draws(metric):
         return 1
     if protocol is not None:
         return protocol.total

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 from common.arrays import Arrays
-from common.ensembles import ENSEMBLE
+from common.comparisons import ENSEMBLE
 from common.errors import QuorumError
 from common.network.plan import Plan
 from common.protocol.orders import Report
@@ -38,14 +38,16 @@ class Models:
     asking: Asking
 
     def train(self, census: Mapping[str, Report]) -> None:
-        """The federated model; then its like by other seeds, and rivals of one site or pooled."""
+        """The federated model; then its like by other seeds, those of some targets, and rivals."""
         run, study = self.asking.run, self.asking.run.study
         self._train_one(run.federated, study.sites.train, study.quorum, census)
-        for model in study.members[1:]:
+        for model in study.comparisons.members[1:]:
             try:
                 self._train_one(run.comparison(model), study.sites.train, study.quorum, census)
             except QuorumError as error:
                 say(f"{model} is left out, and so is {ENSEMBLE}: {error}")
+        for name in sorted(study.comparisons.targets):
+            self._train_of_some_targets(name, census)
         self._train_rivals(self._rivals(census), census)
 
     def _train_one(
@@ -55,6 +57,25 @@ class Models:
         rounds = self._settled(branch, sites, quorum, census)
         if rounds is not None:
             rounds.train()
+
+    def _train_of_some_targets(self, name: str, census: Mapping[str, Report]) -> None:
+        """Like the federated model, by the sites that have labels of what this one learns."""
+        study, branch = self.asking.run.study, self.asking.run.comparison(name)
+        groups = [f"labels/{target}" for target in study.learnt_by(name)]
+        able = [
+            site
+            for site in study.sites.train
+            if site in census and any(census[site].support.get(group, 0) for group in groups)
+        ]
+        quorum = max(1, min(study.quorum, len(able)))
+        try:
+            if not able:
+                raise QuorumError(f"no training site holds labels of {', '.join(groups)}")
+            rounds = self._settled(branch, able, quorum, census)
+            if rounds is not None:
+                rounds.train()
+        except QuorumError as error:
+            say(f"{name} is left out: {error}")
 
     def _train_rivals(self, rivals: Sequence[Rival], census: Mapping[str, Report]) -> None:
         """Train rival models, several at a time where the grid works on several orders at once.

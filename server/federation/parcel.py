@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,22 @@ def parcel_of(arrays: Arrays, plan: Plan, base: str | None = None) -> Parcel:
     if base:
         sets[base] = static
     return Parcel(digest, base, sets)
+
+
+def together(parcels: Iterable[Parcel]) -> Parcel:
+    """The sets of several orders; each order names its own."""
+    sets: dict[str, Arrays] = {}
+    for parcel in parcels:
+        sets |= parcel.sets
+    return Parcel(EMPTY, "", sets)
+
+
+def on_base(arrays: Arrays, below: Parcel) -> Parcel:
+    """`arrays` in a parcel, with all of another as the base that they stand on."""
+    digest = digest_of(arrays)
+    whole: Mapping[str, NDArray[Any]] = ChainMap(*below.sets.values())  # type: ignore[arg-type]  # read where they lie
+    base = digest_of(whole) if whole else ""
+    return Parcel(digest, base, {digest: arrays, **({base: whole} if base else {})})
 
 
 def _moves(name: str, plan: Plan) -> bool:

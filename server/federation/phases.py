@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import label_sums, site_shortcuts
-from common.ensembles import ENSEMBLE
+from common.comparisons import ENSEMBLE
 from common.errors import DataError, LineageError, QuorumError
 from common.protocol.orders import Report
 from common.protocol.wire import Stored, open_arrays
@@ -71,10 +71,12 @@ class Phases:
             self._asking.ask(orders, NOTHING, self.run.linear, {}, "linear: sites")
         tasks = Tasks(self._asking)
         tasks.finetune(able, census)
-        tasks.compare(able, census)
+        tasks.compare(able, census, "train")
         self._sum_labels(able)
         self._tell_shortcuts(able)
-        self.judge([site for site in study.sites.heldout if site in census], census)
+        judges = [site for site in study.sites.heldout if site in census]
+        self.judge(judges, census)
+        tasks.compare(judges, census, "heldout")
         write_results(self.run)
 
     def judge(self, sites: Sequence[str], census: Mapping[str, Report]) -> None:
@@ -105,8 +107,9 @@ class Phases:
 
     def _judge_ensemble(self, finished: Sequence[Branch], sites: Sequence[str]) -> None:
         """The mean of what the members said, which each judge has kept; if all are there."""
-        several = {one.model: one for one in finished if one.model in self.run.study.members}
-        if not self.run.study.comparisons.ensemble or len(several) < len(self.run.study.members):
+        wanted = self.run.study.comparisons
+        several = {one.model: one for one in finished if one.model in wanted.members}
+        if not wanted.ensemble or len(several) < len(wanted.members):
             return
         abouts = [about_checkpoint(one.final, self.run.study) for one in several.values()]
         lineage = sorted({site for about in abouts for site in about.lineage.contributors})

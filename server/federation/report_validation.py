@@ -12,14 +12,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.comparisons import CLOSED_FORM
 from common.errors import CallosumError, Refusal
 from common.network.plan import Plan
 from common.protocol.bounded_json import told
 from common.protocol.orders import Order, Report
 from common.protocol.tokens import fault_in
 from common.seams import SHARED
+from common.sections import Target
 from common.study import Study
-from server.federation.expectation import Most
+from server.federation.expectation import Most, targets_of
 from server.federation.record import try_out
 from server.federation.report_numbers import check_numbers
 
@@ -78,7 +80,9 @@ def _check(
     if bool(report.cohort) != (order.kind == "census"):
         raise Refusal("REPORT_MALFORMED", "a census has a cohort, and nothing else has")
     check_numbers(study, order, plan, report, most)
-    if order.kind in _WITH_ARRAYS:
+    if order.kind == "send" and order.method in CLOSED_FORM:
+        _models_fit(targets_of(study, order), arrays)
+    elif order.kind in _WITH_ARRAYS:
         _arrays_fit(plan, arrays)
         if order.kind == "settle":
             _sums_are_held(report, arrays, most)
@@ -86,7 +90,7 @@ def _check(
         _are_tokens(arrays, most)
         return
     elif order.kind == "linear":
-        _models_fit(study, arrays)
+        _models_fit(study.targets, arrays)
     elif arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_safe(arrays, _LARGEST.get(order.kind, _SAFE))
@@ -124,7 +128,7 @@ def _arrays_fit(plan: Plan, arrays: Mapping[str, NDArray[Any]]) -> None:
             raise Refusal("ARRAYS_MISTYPED", f"{name} is {array.dtype}, not {plan[name].dtype}")
 
 
-def _models_fit(study: Study, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _models_fit(targets: Mapping[str, Target], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Linear models of as many measures as their site has, which only it knows."""
     for target in {name.split("/")[1] for name in arrays if name.count("/") == 2}:
         parts = {
@@ -132,7 +136,7 @@ def _models_fit(study: Study, arrays: Mapping[str, NDArray[Any]]) -> None:
             for name, array in arrays.items()
             if name.startswith(f"linear/{target}/")
         }
-        outputs = study.targets[target].outputs if target in study.targets else 0
+        outputs = targets[target].outputs if target in targets else 0
         features = parts.get("centre", ())
         wanted = {
             "centre": features, "scale": features,

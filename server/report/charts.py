@@ -164,7 +164,8 @@ def matrix(
     x: str,
 ) -> Markup:
     """Words in their cells, on a ground the stronger the nearer their share is to 1."""
-    width, height = 58, 24
+    words = (one[1] for found in cells for one in found if one is not None)
+    width, height = max(58, *(svg.width_of(one) + 12 for one in words)), 24
     labels, heads = [short(one, 22) for one in rows], [short(one, 16) for one in columns]
     top = max(map(svg.width_of, heads), default=0) * 0.71 + 34
     left = max(map(svg.width_of, [*labels, y])) + 24

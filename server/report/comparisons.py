@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from common import metrics
-from common.ensembles import ENSEMBLE, SEEDED
+from common.comparisons import ENSEMBLE, SEEDED
 from common.protocol.orders import Measurement
 from common.sections import CALIBRATED, Target
 from common.study import Study

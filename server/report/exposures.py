@@ -29,7 +29,7 @@ class Exposure:
 # reports of a run's folder, by what was done with people
 _SUMMED: Final = ("settle/*", "comparisons/*/settle/*", "labels", "shortcuts/*/*", "linear")
 _TUNED: Final = ("finetuning/*/*", "protocols/*/*")
-_JUDGED: Final = ("evaluation/*",)
+_JUDGED: Final = ("evaluation/*", "cross/*/*")
 
 
 def exposures(

@@ -22,14 +22,14 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from common.ensembles import ENSEMBLE
+from common.comparisons import ENSEMBLE
 from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
 from server.report.answer import answer
 from server.report.calibration import calibrations, notes
 from server.report.comparisons import Comparison, comparisons
-from server.report.cross_site import matrices
+from server.report.cross_site import matrices, matrices_of_heads
 from server.report.exposures import exposures
 from server.report.faithfulness import faithfulness
 from server.report.gains import judged_together
@@ -126,7 +126,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "beside": [RIVAL_TITLES[model] for model in _BESIDE],
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": out_of_site.targets(study, compared, percent),
-        "matrices": matrices(compared),
+        "matrices": [*matrices(compared), *matrices_of_heads(study, rows)],
         "calibrations": calibrated,
         "calibration_notes": notes(calibrated),
         "tasks": tuning.tasks(tasks, paired, curves),

@@ -59,6 +59,10 @@ class ProtocolTable:
         """As rivals are named in metrics."""
         return tuple(way.replace("/", "-") for way in self.task.methods)
 
+    def worded(self, way: str) -> str:
+        """`pretrained full` of `pretrained-full`."""
+        return {one.replace("/", "-"): one.replace("/", " ") for one in self.task.methods}[way]
+
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Each way with every one before it."""
@@ -94,7 +98,9 @@ class ProtocolTable:
         unit = f" in {self.target.unit}" if self.target.unit and self.metric == "mae" else ""
         what = "mean" if self.site == TOGETHER else "median"
         dealt = ", labels dealt out anew" if self.protocol.shuffled else ""
+        held_out = self.protocol.at == "heldout"
         where = "all sites" if self.site == TOGETHER else self.site
+        where += (" held out" if self.site == TOGETHER else ", held out") if held_out else ""
         return (
             f"protocol {self.protocol.name} at {where}{dealt}: {what} {metric}{unit} of "
             f"{self.protocol.total} repeats (interval of the mean), learnt {self.protocol.told}"
@@ -108,7 +114,10 @@ class ProtocolTable:
             self.metric, *(c.value for cells in found for c in cells if c is not None)
         )
         return [
-            [_worded(way), *(sentence(c, digits) if c is not None else "no result" for c in cells)]
+            [
+                self.worded(way),
+                *(sentence(c, digits) if c is not None else "no result" for c in cells),
+            ]
             for way, cells in zip(self.ways, found, strict=True)
         ]
 
@@ -116,7 +125,7 @@ class ProtocolTable:
     def differences(self) -> list[list[str]]:
         """A row for each pair of ways: difference, interval, p of signs as adjusted over sizes."""
         return [
-            [f"{_worded(pair[0])} minus {_worded(pair[1])}", *self._of_pair(pair)]
+            [f"{self.worded(pair[0])} minus {self.worded(pair[1])}", *self._of_pair(pair)]
             for pair in self.pairs
             if any(self.apart(pair, size) is not None for size in self.protocol.counts)
         ]
@@ -142,7 +151,7 @@ def protocol_tables(study: Study, rows: Iterable[Measurement]) -> list[ProtocolT
         if row.phase == "protocol" and metrics.is_of_all_draws(row.metric):
             way = "-".join(part for part in (row.init, row.method) if part)
             found.setdefault((row.task, row.site), {})[way, row.k, row.metric] = row
-    sites = [*study.sites.train, TOGETHER]
+    sites = {"train": study.sites.train, "heldout": study.sites.heldout}
     return [
         ProtocolTable(
             protocol=protocol,
@@ -153,7 +162,7 @@ def protocol_tables(study: Study, rows: Iterable[Measurement]) -> list[ProtocolT
             adjusted=family,
         )
         for protocol in study.protocols
-        for site in sites
+        for site in (*sites[protocol.at], TOGETHER)
         if (protocol.name, site) in found
     ]
 
@@ -162,7 +171,7 @@ def sentences(table: ProtocolTable) -> list[str]:
     """What a reader should know of a table, and how it differs from the paper's."""
     if table.protocol.shuffled:
         return [*_lacking(table), *_chance(table)]
-    return [*_lacking(table), *_verdicts(table), *_shape(table)]
+    return [*_lacking(table), *_few_shot(table), *_verdicts(table), *_shape(table)]
 
 
 def _lacking(table: ProtocolTable) -> Iterator[str]:
@@ -175,6 +184,15 @@ def _lacking(table: ProtocolTable) -> Iterator[str]:
                 f"At {size or 'all'} {min(known)} of {table.protocol.total} repeats say anything; "
                 "in the others a part held one class alone, or a network diverged."
             )
+
+
+def _few_shot(table: ProtocolTable) -> Iterator[str]:
+    """What figures of a held-out site's own people are not."""
+    if table.protocol.at == "heldout":
+        yield (
+            "The judging site learnt from some of its own people here and told of its others; what "
+            "the models are worth to it as they come stands under Out of site."
+        )
 
 
 def _verdicts(table: ProtocolTable) -> Iterator[str]:
@@ -211,7 +229,7 @@ def _verdicts(table: ProtocolTable) -> Iterator[str]:
 def _ahead(table: ProtocolTable, pair: tuple[str, str], value: float) -> str:
     better = (value > 0) != (table.metric == "mae")
     first, second = pair if better else pair[::-1]
-    return f"{_worded(first)} ahead of {_worded(second)}"
+    return f"{table.worded(first)} ahead of {table.worded(second)}"
 
 
 def _shape(table: ProtocolTable) -> Iterator[str]:
@@ -227,7 +245,7 @@ def _shape(table: ProtocolTable) -> Iterator[str]:
             values = [cell.value for cell in found if cell is not None and cell.value is not None]
             if len(values) < 2:
                 continue
-            told = f"{_worded(first)} over {_worded(second)} at {size}"
+            told = f"{table.worded(first)} over {table.worded(second)} at {size}"
             numbers = f"{shown(values[0], 3)} against {shown(values[1], 3)}"
             (same if values[0] > values[1] else other).append(f"{told} ({numbers})")
     where = "Leonardsen et al. (2025), patients against controls"
@@ -259,7 +277,7 @@ def _chance(table: ProtocolTable) -> Iterator[str]:
         if cell is not None and cell.low is not None and cell.high is not None
     }
     outside = [
-        f"{_worded(way)} at {size}"
+        f"{table.worded(way)} at {size}"
         for (way, size), (low, high) in known.items()
         if not low <= chance <= high
     ]
@@ -303,9 +321,3 @@ def _table(label: str, sizes: Sequence[int], rows: Sequence[Sequence[str]]) -> s
 
 def _safe(text: str) -> str:
     return escape(printable(text))
-
-
-def _worded(way: str) -> str:
-    """`pretrained full` of `pretrained-full`."""
-    start, _, method = way.partition("-")
-    return f"{start} {method}" if start in ("pretrained", "scratch") and method else way

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from common.ensembles import ENSEMBLE
+from common.comparisons import ENSEMBLE
 from common.study import Study
 from server.report.comparisons import Comparison
 from server.report.findings import Census

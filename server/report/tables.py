@@ -33,6 +33,8 @@ METRIC_NAMES: Final = {
     "slope": "slope of truth on prediction",
     "bias_slope": "slope of error on truth",
     "f1": "F1",
+    "f1_macro": "F1, mean over classes",
+    "f1_weighted": "F1, weighted by class",
     "brier": "Brier score",
     "ece": "calibration error",
 }

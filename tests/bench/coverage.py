@@ -25,7 +25,9 @@ AGE: Final = Target(kind="regression", unit="years")
 SEX: Final = Target(kind="binary", classes=("female", "male"))
 SHAPES: Final = ("normal", "heavy tails", "shrunk to the mean", "skewed ages")
 DIFFERENCE: Final = "difference"
-OF_SHARES: Final = ("auc", "balanced_accuracy", "f1", "brier", DIFFERENCE)
+STATE: Final = Target(kind="categorical", classes=("rest", "left", "right", "both"))
+OF_SHARES: Final = ("auc", "balanced_accuracy", "f1", *metrics.F1S, "brier", DIFFERENCE)
+OF_STATES: Final = ("accuracy", "balanced_accuracy", *metrics.F1S)
 OF_AGES: Final = (*metrics.names(AGE), DIFFERENCE)
 
 Floats = NDArray[np.float64]
@@ -71,6 +73,24 @@ def binormal(area: float, prevalence: float, spread: float = 1.0, scans: int = 1
 def _scores(chance: np.random.Generator, n: int, scans: int) -> Floats:
     own = np.repeat(chance.normal(size=n), scans)
     return own if scans == 1 else (own + chance.normal(size=n * scans)) / 2**0.5
+
+
+def states(common: float, clear: float, scans: int = 1) -> Draw:
+    """Four states, of whom so many have the first; `clear` is how far scores lie apart."""
+
+    def draw(chance: np.random.Generator, n: int) -> tuple[Floats, Sequence[Floats], Floats]:
+        share = [common, *[(1 - common) / 3] * 3]
+        label = np.zeros(1)
+        while len(np.unique(label)) < 2:
+            label = chance.choice(4, n, p=share).astype(np.float64)
+        label, person = np.repeat(label, scans), np.repeat(np.arange(n), scans)
+        told = []
+        for _ in range(2):
+            noise = np.stack([_scores(chance, n, scans) for _ in range(4)], 1)
+            told.append(noise + clear * np.eye(4)[label.astype(int)])
+        return label, told, person
+
+    return draw
 
 
 def ages(shape: str, scans: int = 1) -> Draw:
@@ -178,7 +198,7 @@ def table() -> str:
     return "\n".join([
         "| interval of | about | people | truth | nominal | found | median width |",
         "|---|---|---|---|---|---|---|",
-        *map(_line, (*of_classes(), *of_ages())),
+        *map(_line, (*of_classes(), *of_states(), *of_ages())),
         "",
         "Pages of equal models with a verdict at 5 %:",
         "",
@@ -208,6 +228,17 @@ def of_classes() -> Iterator[Found]:
             SEX, binormal(area, prevalence, spread, scans), n, OF_SHARES, repeats=300,
             about=about + (f", {scans} scans" if scans > 1 else ""), seed=int(1000 * area + n),
         )  # fmt: skip
+
+
+def of_states() -> Iterator[Found]:
+    """Four classes, as common as each other or not."""
+    cells = [(common, clear, n, 1) for common in (0.25, 0.6) for clear in (0.5, 1.5, 3.0)
+             for n in (20, 50, 200)]  # fmt: skip
+    for common, clear, n, scans in [*cells, (0.25, 1.5, 50, 3)]:
+        about = f"four states, {common:g} of the first" + (f", {scans} scans" if scans > 1 else "")
+        yield from coverage(
+            STATE, states(common, clear, scans), n, OF_STATES, repeats=300, about=about, seed=n
+        )
 
 
 def of_ages() -> Iterator[Found]:

@@ -46,7 +46,7 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(made: Any, run: Any) 
     age, folder = judge.cohort.labels["age"], judge.site.state / "runs" / run.id[:16]
     said = [
         Stored(folder / "predictions" / f"{model}.safetensors")["age"]
-        for model in run.study.members
+        for model in run.study.comparisons.members
     ]
     wanted = np.abs(np.mean(said, axis=0) - age).mean()
     found = rows(run)
@@ -59,7 +59,7 @@ def test_members_differ_and_the_first_is_the_studys_own(made: Any, run: Any) -> 
     """Members by one seed would be one model three times; asking for more must not change it."""
     finals = {
         model: (run.federated if model == "federated" else run.comparison(model)).final
-        for model in run.study.members
+        for model in run.study.comparisons.members
     }
     weights = [np.concatenate([a.ravel() for a in Stored(path, "model/").check().values()])
                for path in finals.values()]  # fmt: skip

@@ -58,12 +58,24 @@ def expected(target: Target, label: Any, predicted: Any, weights: Any = None) ->
             "auc": oracle.roc_auc_score(label, predicted, **keys),
             "balanced_accuracy": oracle.balanced_accuracy_score(label, predicted >= 0.5, **keys),
             "f1": oracle.f1_score(label, predicted >= 0.5, **keys),
+            **over_classes(label, predicted >= 0.5, weights),
             "brier": oracle.brier_score_loss(label, predicted, **keys),
             "ece": calibration_error(label, predicted, weights),
         }
     return {
         "accuracy": oracle.accuracy_score(label, predicted.argmax(1), **keys),
         "balanced_accuracy": oracle.balanced_accuracy_score(label, predicted.argmax(1), **keys),
+        **over_classes(label, predicted.argmax(1), weights),
+    }
+
+
+def over_classes(label: Any, said: Any, weights: Any = None) -> dict[str, float]:
+    """F1 by class, averaged as scikit-learn does; whom nobody drew is not there."""
+    here = slice(None) if weights is None else np.asarray(weights) > 0
+    keys = {"sample_weight": None if weights is None else np.asarray(weights)[here]}
+    return {
+        f"f1_{average}": oracle.f1_score(label[here], said[here], average=average, **keys)
+        for average in ("macro", "weighted")
     }
 
 

@@ -53,12 +53,40 @@ def test_ways_without_a_network_need_no_grid(federation: Any) -> None:
         ({"sizes": []}, "sizes"),
         ({"repeats": 0}, "repeats"),
         ({"scheme": "resample"}, "resampled"),
+        ({"each_class": True}, "each_class is true; resampled counts no people by class"),
+        ({"at": "heldout"}, r"at is \"heldout\", and sites\.heldout is \[\]"),
+        ({"at": "elsewhere"}, "train"),
     ],
 )
 def test_what_cannot_be_is_named(federation: Any, changes: Any, told: str) -> None:
     """One clear error, before anything is learnt."""
     with pytest.raises(SettingError, match=told):
         study(federation, {**DRAWS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"methods": ["single-site/frozen"]}, "has no model of its own, and gets nobody else's"),
+        ({"aggregation.normalisation": "silobn"}, "whose statistics are each training site's own"),
+        ({"target": "age", "each_class": True}, "age is a number, without classes"),
+        ({"backbone": {"name": "linear", "harmonisation": "combat"}}, "own location and scale"),
+    ],
+)
+def test_what_no_held_out_site_can_learn_is_named(federation: Any, changes: Any, told: str) -> None:
+    """It gets a whole network, and nothing that is some training site's own."""
+    more = dict(changes)
+    shots = {
+        "name": "shots", "task": "dementia", "scheme": "subjects", "sizes": [5], "at": "heldout",
+        "each_class": more.pop("each_class", False),
+    }  # fmt: skip
+    task = {**TASK, **{key: more.pop(key) for key in ("methods", "target") if key in more}}
+    sites = {"sites": {"train": ["alpha", "beta"], "heldout": ["omega"]}}
+    single = {"comparisons": {"single_site": True, "pooled": False}}
+    with pytest.raises(SettingError, match=told):
+        _ = federation(
+            {"finetuning": [task], "protocols": [shots], **sites, **single, **more}
+        ).study
 
 
 def protocol(**more: Any) -> Protocol:

@@ -209,6 +209,28 @@ def test_a_held_out_site_contributes_to_nothing(asking, admit, kind):
     assert refusal(admit, by_study) == "ROLE"
 
 
+def test_a_held_out_site_learns_for_itself_alone_and_where_the_study_says_so(federation, admit):
+    """A protocol sends figures; one that the study gives to training sites is none of a judge's."""
+    task = {"name": "dementia", "target": "diagnosis", "methods": ["linear"], "repeats": 0}
+    drawn = {"task": "dementia", "scheme": "folds", "repeats": 1}
+    made = federation({
+        "sites": {"train": ["alpha"], "heldout": ["omega"]}, "finetuning": [task],
+        "protocols": [{**drawn, "name": "shots", "at": "heldout"}, {**drawn, "name": "draws"}],
+    })  # fmt: skip
+    run = {"kind": "protocol", "study": made.study.digest, "run": "c" * 64, "arrays": "d" * 64}
+    for name, own, others in (("omega", "shots", "draws"), ("alpha", "draws", "shots")):
+        site = load_site(made.sites / name / "site.toml")
+        approve(site, made.study_file, report_bytes=2_000_000)
+        order = {**run, "site": name, "method": "linear"}
+        asking = Asking(site, {**order, "task": own}, agreed_digest(made.study))
+        admit(asking)
+        assert refusal(admit, with_order(asking, task=others)) == "ROLE"
+        recast = {"train": "heldout", "heldout": "train"}[site.role]
+        other = site.model_copy(update={"role": recast})
+        for task_ in (own, others):  # its own file, or the study, whichever is stricter
+            assert refusal(admit, with_order(replace(asking, site=other), task=task_)) == "ROLE"
+
+
 def test_a_training_site_judges_nothing(asking, admit):
     """Neither by its own word nor where the study lists it among those that train."""
     assert refusal(admit, with_order(asking, kind="evaluate")) == "ROLE"

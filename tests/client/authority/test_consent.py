@@ -51,3 +51,24 @@ def test_a_study_is_explained_with_its_protocols(made: Any) -> None:
     assert "protocol draws: each training site compares linear, pretrained/frozen" in text
     assert "100 times from 50, 100, 200 images" in text
     assert "fine-tuning dementia" not in text
+
+
+def test_a_judge_reads_that_it_would_learn_from_its_own_people(federation: Any) -> None:
+    """Whoever agreed to judge has not agreed to that; and these orders count, too."""
+    shots = {
+        "name": "shots", "task": "dementia", "scheme": "subjects", "sizes": [5, 10],
+        "at": "heldout", "repeats": 20,
+    }  # fmt: skip
+    sites = {"train": ["alpha"], "heldout": ["omega"]}
+    made = federation({"finetuning": [TASK], "protocols": [DRAWS, shots], "sites": sites})
+    judge = load_site(made.sites / "omega" / "site.toml")
+    text = "\n".join(consent(judge, made.study).lines)
+    assert "this site, which judges, learns from some of its own people, for itself alone" in text
+    assert "4 orders, 80 draws in all" in text
+    assert "training orders in one run: 4 (4 of protocols)" in text
+    assert "protocol draws" not in text
+    assert "protocol shots" not in lines(made)
+    strict = judge.policy.model_copy(update={"orders": ("census", "overlap", "evaluate")})
+    strictly = consent(judge.model_copy(update={"policy": strict}), made.study).lines
+    assert "refused with POLICY: protocol (policy.orders)" in strictly
+    assert "protocol shots: each held-out site compares" in explain(made.study)

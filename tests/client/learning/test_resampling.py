@@ -48,15 +48,15 @@ def cohort(people: int = 70, *, scans: int = 2, unknown: int = 0, secret: str = 
     )
 
 
-def people_of(one: Cohort) -> People:
-    return People.labelled(one, "diagnosis", SPLITS)
+def people_of(one: Cohort, *, seen: bool = True) -> People:
+    return People.labelled(one, "diagnosis", SPLITS, seen=seen)
 
 
 def drawn(one: Cohort, size: int = 50, seed: int = 0, **more: Any) -> Split:
-    number = more.pop("number", 0)
+    number, people = more.pop("number", 0), people_of(one, seen=more.pop("seen", True))
     draw = Draw(
-        protocol=protocol(**more), people=people_of(one), size=size, number=number, seed=seed,
-        secret=secret_number(one),
+        protocol=protocol(**more), people=people, size=size, number=number, seed=seed,
+        labels=one.labels["diagnosis"], secret=secret_number(one),
     )  # fmt: skip
     return draw.split()
 
@@ -229,3 +229,47 @@ def test_shuffled_labels_go_from_person_to_person_whole() -> None:
 def test_draws_hang_on_the_sites_secret() -> None:
     """A coordinator who knows names could otherwise compute who judged, and solve for one of them."""
     assert secret_number(cohort(secret="ours")) != secret_number(cohort(secret="theirs"))
+
+
+def test_where_nobody_was_trained_on_every_person_judges_in_one_fold() -> None:
+    """A site that is held out loses none of its people to a training that it had no part in."""
+    one = cohort()
+    folds = [
+        drawn(one, size=0, scheme="folds", sizes=[], folds=5, number=number, seen=False)
+        for number in range(5)
+    ]
+    judged = [named(one, fold.test) for fold in folds]
+    assert set().union(*judged) == set(one.participants)
+    assert sum(map(len, judged)) == 70
+    for fold in folds:
+        assert len(named(one, fold.train)) == 42
+        assert not named(one, fold.train) & (named(one, fold.test) | named(one, fold.validation))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_so_many_people_of_each_class_learn(seed: int) -> None:
+    """One patient and one control: of two people drawn from all, half of the time both are one."""
+    one = cohort()
+    for size in (1, 3):
+        split = drawn(one, size=size, seed=seed, scheme="subjects", sizes=[size], each_class=True)
+        for part in (split.train, split.validation):
+            for own in (0, 1):
+                of = part[one.labels["diagnosis"][part] == own]
+                assert len(named(one, of)) == size
+                assert len(of) == 2 * size  # both of her scans
+        assert np.array_equal(split.test, one.indices("test", SPLITS))
+
+
+def test_a_person_of_two_classes_is_drawn_for_one_of_them() -> None:
+    """A functional run shows everybody in every state: she is one of those whom size counts."""
+    one = cohort()
+    one.labels["diagnosis"][:] = np.arange(len(one)) % 2  # one scan of each class a person
+    split = drawn(one, size=2, scheme="subjects", sizes=[2], each_class=True)
+    assert len(named(one, split.train)) == 4
+
+
+def test_too_few_of_a_class_are_named() -> None:
+    """Or a comparison of ten and ten would be one of ten and three."""
+    one = cohort()
+    with pytest.raises(Refusal, match=r"labelled training participants of class 0, 40 asked"):
+        drawn(one, size=40, scheme="subjects", sizes=[40], each_class=True)

@@ -90,3 +90,48 @@ def test_what_no_protocol_tells_is_refused(tell: Told, row: Any) -> None:
     """Another draw's seed, a repeat too many, a share above one: nobody's measurement."""
     with pytest.raises(Refusal, match="REPORT_MALFORMED"):
         tell(**row)
+
+
+CROSS = {
+    "name": "dementia",
+    "target": "diagnosis",
+    "methods": ["linear"],
+    "then": ["send", "cross"],
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "believed"),
+    [
+        ({}, True),
+        ({"metric": "f1_weighted"}, True),
+        ({"value": None}, True),
+        ({"model": "tuned-beta"}, False),  # its own, which it told when it was tuned
+        ({"model": "tuned-omega"}, False),
+        ({"model": "federated"}, False),
+        ({"repeat": 1}, False),
+        ({"metric": "auc_minus_linear"}, False),
+        ({"value": 1.2}, False),
+    ],
+)  # fmt: skip
+def test_a_site_tells_of_others_heads_and_of_each_once(
+    federation: Any, more: Any, believed: bool
+) -> None:
+    """Or a site could fill the matrix with numbers of its own."""
+    sites = {"train": ["alpha", "beta"], "heldout": ["omega"]}
+    study = federation({"finetuning": [CROSS], "sites": sites}).study
+    order = Order(
+        kind="cross", study=study.digest, run="ab" * 32, site="beta", task="dementia",
+        method="linear", arrays="0" * 64,
+    )  # fmt: skip
+    row = {
+        "phase": "cross", "task": "dementia", "target": "diagnosis", "model": "tuned-alpha",
+        "method": "linear", "site": "beta", "role": "train", "metric": "auc", "value": 0.7,
+        "n_participants": 10, "n_scans": 10, **more,
+    }  # fmt: skip
+    report = Report(order=order.id, site="beta", kind="cross", measurements=(Measurement(**row),))
+    if believed:
+        check_numbers(study, order, {}, report, Most(study, "beta", None))
+        return
+    with pytest.raises(Refusal, match="REPORT_MALFORMED"):
+        check_numbers(study, order, {}, report, Most(study, "beta", None))

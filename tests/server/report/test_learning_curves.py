@@ -11,7 +11,7 @@ from common.protocol.orders import Measurement
 from common.study import Study, parse_study
 from server.report.calibration import calibrations
 from server.report.comparisons import comparisons
-from server.report.cross_site import matrices
+from server.report.cross_site import matrices, matrices_of_heads
 from server.report.learning_curves import learning_curves
 from server.report.page import write_report
 from server.report.paired_tables import paired_tables
@@ -108,6 +108,35 @@ def test_a_matrix_has_each_model_at_each_judge() -> None:
         for number, model in enumerate(("all together", "amber", "birch"))
     }
     assert matrices(comparisons(STUDY, [one for one in found if one.site == "elm"])) == []
+
+
+def head(tuned: str, judged: str, value: float | None, **more: Any) -> Measurement:
+    ends = {} if value is None else {"ci_low": value - 0.1, "ci_high": value + 0.1}
+    of = {"phase": "cross", "model": f"tuned-{tuned}", "metric": "auc", "method": "frozen", **ends}
+    return told(value, 0, judged, **{**of, **more})  # type: ignore[arg-type]
+
+
+def test_heads_are_a_matrix_of_where_they_were_tuned_and_judged() -> None:
+    """Values with intervals; what stays at home on the diagonal; what has no value says why."""
+    home = {"phase": "finetune", "model": "federated"}
+    found = [
+        head("amber", "birch", 0.8),
+        head("birch", "amber", None, n_participants=40),  # of one class
+        head("amber", "amber", 0.9, **home),
+        head("birch", "birch", None, n_participants=0, **home),
+        head("amber", "amber", 0.7, **{**home, "method": "full"}),  # of another way
+    ]
+    [one] = matrices_of_heads(STUDY, found)
+    assert one.title == "dementia by pretrained frozen: AUC by where the head was tuned and judged"
+    assert [line[:6] for line in one.rows] == [
+        ("amber", "amber", "auc", 0.9, 0.8, 1.0),
+        ("amber", "birch", "auc", 0.8, pytest.approx(0.7), pytest.approx(0.9)),
+        ("birch", "amber", "auc", None, None, None),
+        ("birch", "birch", "auc", None, None, None),
+    ]
+    for text in ("0.900 (0.800 to 1.000)", "0.800 (0.700 to 0.900)", ">undefined<", ">withheld<"):
+        assert text in one.drawn
+    assert matrices_of_heads(STUDY, found[2:]) == []  # nobody's was judged elsewhere
 
 
 @pytest.mark.parametrize("metric", ["slope", "brier", "ece"])
