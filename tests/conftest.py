@@ -61,7 +61,7 @@ def overridden(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
         here = changed
         for place in places:
             here = here.setdefault(place, {})
-        here[key] = value
+        here[key] = copy.deepcopy(value)  # a later key may change what is inside
     return changed
 
 
