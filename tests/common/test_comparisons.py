@@ -31,6 +31,24 @@ def test_a_way_may_begin_from_every_model_that_a_run_trains(federation: Any) -> 
     assert "age-only, which learns age alone" in explain(made)
 
 
+def test_what_a_model_of_some_targets_learns_is_part_of_what_is_approved(federation: Any) -> None:
+    """A site must not find itself in the rounds of a model that it never read of."""
+    made = federation(deepcopy(AGE))
+    digests = {made.study.digest}
+    for targets in ({}, {"age-only": ["sex"]}, {"young": ["age"]}):
+        made.changes["comparisons"] = {"targets": targets}
+        digests.add(made.study.digest)
+    made.changes.update(finetuning=[TASK | {"methods": ["linear"]}], sites={
+        "train": ["alpha"], "heldout": ["omega"],
+    })  # fmt: skip
+    for more in ({}, {"at": "heldout"}, {"each_class": True}):
+        made.changes["protocols"] = [
+            {"name": "few", "task": "dementia", "scheme": "subjects", "sizes": [2], **more}
+        ]
+        digests.add(made.study.digest)
+    assert len(digests) == 7
+
+
 def test_only_starts_from_nothing_bring_no_arrays() -> None:
     """A site must know from the order alone whether it is to wait for a network."""
     starts = ("", "scratch", "pretrained", "pooled", "single-site", "age-only")
