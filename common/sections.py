@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from common.settings import Table
 
@@ -290,12 +291,18 @@ class Start(Table):
     )
 
 
+_WAY: Final = re.compile(r"linear|[a-z0-9][a-z0-9_-]{0,30}/[a-z][a-z0-9-]{0,30}")
+
+
+def _check_way(text: str) -> str:
+    if _WAY.fullmatch(text) is None:
+        raise ValueError("linear, or START/METHOD is needed, such as pretrained/full")
+    return text
+
+
 # how a network starts and what of it is then trained; a linear model of regional measures has no
 # start. Networks may offer methods of their own (`common.network.tuning`)
-Method = Annotated[
-    str,
-    StringConstraints(pattern=r"^(linear|[a-z0-9][a-z0-9_-]{0,30}/[a-z][a-z0-9-]{0,30})$"),
-]
+Method = Annotated[str, AfterValidator(_check_way)]
 
 
 class FineTuning(Steps):

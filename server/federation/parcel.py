@@ -79,7 +79,7 @@ def together(parcels: Iterable[Parcel]) -> Parcel:
 def on_base(arrays: Arrays, below: Parcel) -> Parcel:
     """`arrays` in a parcel, with all of another as the base that they stand on."""
     digest = digest_of(arrays)
-    whole: Mapping[str, NDArray[Any]] = ChainMap(*below.sets.values())  # type: ignore[arg-type]  # read where they lie
+    whole: Arrays = ChainMap(*below.sets.values())  # type: ignore[arg-type]  # read where they lie
     base = digest_of(whole) if whole else ""
     return Parcel(digest, base, {digest: arrays, **({base: whole} if base else {})})
 

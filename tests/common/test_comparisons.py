@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ TASK = {"name": "dementia", "target": "diagnosis"}
 
 def study(federation: Callable[..., Any], *methods: str, **changes: Any) -> Any:
     task = {**TASK, "methods": list(methods)}
-    return federation({**AGE, "finetuning": [task], **changes}).study
+    return federation({**deepcopy(AGE), "finetuning": [task], **changes}).study
 
 
 def test_a_way_may_begin_from_every_model_that_a_run_trains(federation: Any) -> None:
@@ -28,6 +29,24 @@ def test_a_way_may_begin_from_every_model_that_a_run_trains(federation: Any) -> 
     assert set(made.learnt_by("age-only")) == {"age"}
     assert set(made.learnt_by("single-alpha")) == set(made.learnt_by("federated")) == {"age", "sex"}
     assert "age-only, which learns age alone" in explain(made)
+
+
+def test_what_a_model_of_some_targets_learns_is_part_of_what_is_approved(federation: Any) -> None:
+    """A site must not find itself in the rounds of a model that it never read of."""
+    made = federation(deepcopy(AGE))
+    digests = {made.study.digest}
+    for targets in ({}, {"age-only": ["sex"]}, {"young": ["age"]}):
+        made.changes["comparisons"] = {"targets": targets}
+        digests.add(made.study.digest)
+    made.changes.update(finetuning=[TASK | {"methods": ["linear"]}], sites={
+        "train": ["alpha"], "heldout": ["omega"],
+    })  # fmt: skip
+    for more in ({}, {"at": "heldout"}, {"each_class": True}):
+        made.changes["protocols"] = [
+            {"name": "few", "task": "dementia", "scheme": "subjects", "sizes": [2], **more}
+        ]
+        digests.add(made.study.digest)
+    assert len(digests) == 7
 
 
 def test_only_starts_from_nothing_bring_no_arrays() -> None:
@@ -101,12 +120,14 @@ def test_two_ways_that_results_would_call_alike_are_refused(federation: Any) -> 
 def test_heads_are_judged_elsewhere_only_where_they_are_sent_and_shared(federation: Any) -> None:
     """A head on a site's own backbone would need that backbone, which is no one else's."""
 
+    made = federation(deepcopy(AGE))
+
     def cross(then: list[str], *ways: str) -> Any:
-        task = {**TASK, "methods": list(ways), "then": then}
-        return federation({**AGE, "finetuning": [task]}).study
+        made.changes["finetuning"] = [{**TASK, "methods": list(ways), "then": then}]
+        return made.study
 
     assert cross(["send", "cross"], "single-site/frozen", "age-only/frozen").finetuning
-    with pytest.raises(SettingError, match="then has cross and not send"):
+    with pytest.raises(SettingError, match="then has cross, and not send"):
         cross(["cross"], "linear")
     for way in ("single-site/frozen", "pretrained/full"):
         with pytest.raises(SettingError, match="no way ends in a head on what all sites have"):

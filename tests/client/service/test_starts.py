@@ -12,9 +12,7 @@ from client.authority.consent import consent
 from client.authority.records import open_records
 from client.service.agent import Agent
 from client.service.order_arrays import expected
-from common.network.building import arrays_of, build
-from common.protocol.orders import EMPTY, Order, digest_of
-from common.seeding import seed_of
+from tests.client.service.test_agent import initial, order_for
 
 CHANGES = {
     "sites": {"train": ["alpha", "beta"], "heldout": ["omega"]},
@@ -32,16 +30,6 @@ def made(federation: Any) -> Any:
     return federation(CHANGES)
 
 
-def order_for(agent: Agent, kind: str, arrays: Any, **more: Any) -> Order:
-    digest = digest_of(arrays) if arrays else EMPTY
-    run = {"kind": kind, "study": agent.study.digest, "run": "ab" * 32, "site": agent.site.name}
-    return Order.model_validate({**run, "arrays": digest, **more})
-
-
-def initial(agent: Agent) -> dict[str, Any]:
-    return arrays_of(build(agent.study, seed=seed_of(agent.study.seed, "initial")))
-
-
 def tuned(agent: Agent, init: str, model: str, arrays: Any) -> str:
     more = {"task": "dementia", "init": init, "method": "full", "model": model}
     return agent.answer(order_for(agent, "finetune", arrays, **more), arrays)[0].refusal
@@ -50,7 +38,7 @@ def tuned(agent: Agent, init: str, model: str, arrays: Any) -> str:
 def test_a_model_of_some_targets_trains_as_if_the_others_were_unknown(made: Any) -> None:
     """The oracle: a hospital that never wrote down the sex sends the same bytes."""
     agent = made.agent("alpha")
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     order = order_for(agent, "train", arrays, round=1, model="age-only")
     report, sent = agent.answer(order, arrays)
     unknown = {**agent.cohort.labels, "sex": np.full(len(agent.cohort), np.nan, dtype=np.float32)}
@@ -72,7 +60,7 @@ def test_whoever_lacks_the_labels_of_such_a_model_says_so(made: Any) -> None:
     agent = made.agent("alpha")
     unknown = {**agent.cohort.labels, "age": np.full(len(agent.cohort), np.nan, dtype=np.float32)}
     other = replace(agent, cohort=replace(agent.cohort, labels=unknown))
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     order = order_for(agent, "train", arrays, round=1, model="age-only")
     assert other.answer(order, arrays)[0].refusal == "NO_DATA"
     assert other.answer(order_for(agent, "train", arrays, round=1), arrays)[0].refusal == ""
@@ -81,7 +69,7 @@ def test_whoever_lacks_the_labels_of_such_a_model_says_so(made: Any) -> None:
 def test_a_judge_tells_nothing_of_heads_that_were_never_trained(made: Any) -> None:
     """They are as they were drawn, and would stand in a table as the model's."""
     agent = made.agent("omega")
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     for model, targets in (("age-only", {"age"}), ("single-alpha", {"age", "sex"})):
         report, _ = agent.answer(order_for(agent, "evaluate", arrays, model=model), arrays)
         assert report.refusal == ""
@@ -100,7 +88,7 @@ def test_a_way_is_never_learnt_from_another_model_than_its_own(
 ) -> None:
     """Another site's model, or a column in results that tells of the wrong one."""
     agent = made.agent("alpha")
-    arrays = initial(agent) if init != "scratch" else {}
+    arrays = initial(agent.study) if init != "scratch" else {}
     assert tuned(agent, init, model, arrays) == "ORDER_MALFORMED"
 
 
@@ -113,7 +101,7 @@ def test_arrays_that_come_with_a_way_are_those_of_the_network(
 ) -> None:
     """What an order may bring is known before any of it is fetched."""
     agent = made.agent("alpha")
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     order = order_for(agent, "finetune", arrays, task="dementia", init=init, method="full")
     assert expected(order, agent.study, agent.cohort).keys() == arrays.keys()
     assert tuned(agent, init, model, arrays) == ""
@@ -122,7 +110,7 @@ def test_arrays_that_come_with_a_way_are_those_of_the_network(
 def test_a_way_follows_what_the_site_itself_trained_of_its_model(made: Any) -> None:
     """Arrays far from this site's last report of that model single people out."""
     agent = made.agent("alpha")
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     for number in (1, 2):
         order = order_for(agent, "train", arrays, round=number, model="age-only")
         report, sent = agent.answer(order, arrays)
@@ -159,7 +147,7 @@ EVERYTHING = ("census", "evaluate", "finetune", "protocol", "judge", "explain", 
 
 
 def told(agent: Agent, kind: str, task: str, **more: Any) -> Any:
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     way = {"init": "age-only", "method": "frozen", "model": "age-only", "task": task, "k": 2}
     return agent.answer(order_for(agent, kind, arrays, **{**way, **more}), arrays)
 
@@ -175,7 +163,7 @@ def judge(federation: Any) -> Agent:
 
 def judged(agent: Agent, **more: Any) -> None:
     """The site has judged the model that it then learns from."""
-    arrays = initial(agent)
+    arrays = initial(agent.study)
     order = order_for(agent, "evaluate", arrays, model="age-only", **more)
     assert agent.answer(order, arrays)[0].refusal == ""
 
@@ -225,7 +213,7 @@ def test_what_it_learns_from_its_people_is_counted(judge: Agent) -> None:
 
 def test_it_learns_from_no_arrays_but_those_that_it_judged(judge: Agent) -> None:
     """How often it judges is capped; crafted arrays by another door would be as many askings more."""
-    arrays = initial(judge)
+    arrays = initial(judge.study)
     crafted = {**arrays, "backbone.layers.0.bias": arrays["backbone.layers.0.bias"] + 1}
     way = {"init": "age-only", "method": "frozen", "model": "age-only", "task": "shots", "k": 2}
     order = order_for(judge, "protocol", crafted, **way)
