@@ -116,7 +116,9 @@ def chosen(
 ) -> tuple[float, float]:
     """(penalty, exponent) with the least squared error where sites are left out in turn.
 
-    Of one site alone, by generalised cross-validation (Golub et al. 1979).
+    The first of the exponents holds unless a later one is better by more than a standard error over
+    sites: otherwise one site that is unlike the others would choose it. Of one site alone, by
+    generalised cross-validation (Golub et al. 1979).
     """
     held = [site for site in sites if site.n]
     if len(held) == 1:
@@ -124,23 +126,38 @@ def chosen(
         left = (held[0].n - path.freedom).clamp(min=1e-9)
         score = path.squared_errors(held[0]) / left.square()
         return penalties[int(score.argmin())], 0.0
-    scores = []
+    taken, least = (penalties[0], exponents[0]), None
     for exponent in exponents:
-        weighted = [site.times(site.n**-exponent) for site in held]
-        errors = torch.zeros(len(penalties), dtype=torch.float64)
-        for fold in range(min(len(held), _FOLDS)):
-            rest = None
-            for one in (site for i, site in enumerate(weighted) if i % _FOLDS != fold):
-                rest = one.plus(rest)
-            if rest is None:
-                continue
-            path = Path.of(rest, penalties, unscaled)
-            for site in held[fold::_FOLDS]:
-                errors += path.squared_errors(site)
-        scores.append(errors)
-    table = torch.stack(scores)
-    best = int(table.argmin())
-    return penalties[best % len(penalties)], exponents[best // len(penalties)]
+        errors = _left_out(held, penalties, exponent, unscaled)
+        best = int(errors.sum(0).argmin())
+        ours = errors[:, best]
+        if least is None or _is_surely_less(ours, least):
+            taken, least = (penalties[best], exponent), ours
+    return taken
+
+
+def _left_out(
+    held: Sequence[Products], penalties: Sequence[float], exponent: float, unscaled: int
+) -> Tensor:
+    """(S, P) squared errors at each of S sites, of solutions without it."""
+    weighted = [site.times(site.n**-exponent) for site in held]
+    found = torch.zeros(len(held), len(penalties), dtype=torch.float64)
+    for fold in range(min(len(held), _FOLDS)):
+        rest = None
+        for one in (site for i, site in enumerate(weighted) if i % _FOLDS != fold):
+            rest = one.plus(rest)
+        if rest is None:
+            continue
+        path = Path.of(rest, penalties, unscaled)
+        for number in range(fold, len(held), _FOLDS):
+            found[number] = path.squared_errors(held[number])
+    return found
+
+
+def _is_surely_less(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether errors (S,) are less by more than one standard error over sites."""
+    apart = theirs - ours
+    return bool(apart.sum() > apart.std() * math.sqrt(len(apart)))
 
 
 def _eigen(correlation: Tensor) -> tuple[Tensor, Tensor]:

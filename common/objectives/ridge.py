@@ -64,7 +64,8 @@ class Ridge(nn.Module):
         site_weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
             (0.0, 0.5),
             description="Exponents e of the weight n^-e of a sample at a site of n: 0 counts "
-            "samples alike, 1 sites; leaving sites out chooses.",
+            "samples alike, 1 sites; the first holds unless leaving sites out finds another better "
+            "by more than a standard error over sites.",
             min_length=1,
             max_length=10,
         )

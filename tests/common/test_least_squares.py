@@ -87,6 +87,23 @@ def test_leaving_sites_out_finds_what_leaving_rows_out_would_miss() -> None:
     assert chosen(alike, PENALTIES, (0.0,))[0] == 0.01
 
 
+def test_sites_count_alike_only_where_that_is_surely_better() -> None:
+    """One large site that is unlike all others must not be what everyone is judged by; nor may one
+    small one that is unlike all others choose."""
+    random = np.random.default_rng(1)
+    slopes = random.normal(size=(5, 1))
+
+    def of(n: int, slope: np.ndarray) -> Products:
+        u = random.normal(size=(n, 5))
+        z = u @ slope + 0.3 * random.normal(size=(n, 1))
+        return products(torch.from_numpy(u), torch.from_numpy(z))
+
+    unlike_and_large = [of(600, -slopes), *(of(40, slopes) for _ in range(9))]
+    assert chosen(unlike_and_large, PENALTIES, (0.0, 1.0))[1] == 1.0
+    unlike_and_small = [of(15, -slopes), of(300, slopes), *(of(60, slopes) for _ in range(6))]
+    assert chosen(unlike_and_small, PENALTIES, (0.0, 1.0))[1] == 0.0
+
+
 @pytest.mark.parametrize("noise", [0.01, 1.0, 3.0, 10.0, 100.0])
 def test_a_site_alone_chooses_by_generalised_cross_validation(noise: float) -> None:
     """No site is left out: the score is that of the rows' own hat matrix (Golub et al. 1979)."""
