@@ -26,6 +26,7 @@ from pydantic import (
 from common import catalogue
 from common.catalogue import Shelf
 from common.errors import LineageError, SettingError
+from common.privacy.settings import Privacy
 from common.schemes import Protocol, check_grid
 from common.seams import Layout
 from common.sections import (
@@ -68,6 +69,7 @@ class Study(Table):
         max_length=100,
     )
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
+    privacy: Privacy = Field(Privacy(), description="How much of one person may show.")
     aggregation: Aggregation = Field(Aggregation(), description="How reports are combined.")
     sites: Sites = Field(description="Who takes part.")
     splits: Splits = Field(Splits(), description="Who trains, chooses and tests.")
