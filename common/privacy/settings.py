@@ -62,3 +62,23 @@ class Privacy(Table):
     def is_private(self) -> bool:
         """Whether rounds are trained by clipped and noised gradients."""
         return self.unit == "participant"
+
+    def rate(self, people: int) -> float:
+        """The chance of each of a site's `people` to be in a step.
+
+        >>> Privacy(people_per_step=32).rate(128), Privacy(people_per_step=32).rate(20)
+        (0.25, 1.0)
+        """
+        return self.expected(people) / max(1, people)
+
+    def expected(self, people: int) -> int:
+        """People in a step, on average: what their sum is divided by, whoever was drawn."""
+        return min(self.people_per_step, max(1, people))
+
+    def steps(self, people: int) -> int:
+        """Steps of one pass over a site's `people`.
+
+        >>> Privacy(people_per_step=32).steps(100)
+        4
+        """
+        return -(-max(1, people) // self.expected(people))
