@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.size import outline
+from common.privacy.coverage import departures
+from common.privacy.way import way_of
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
 from common.study import Study
@@ -36,7 +38,7 @@ def explain(study: Study) -> str:
         f"sites that judge: {', '.join(sites.heldout) or 'none'}",
         *_start(study),
         f"rounds: {settings.rounds}, each {settings.local_epochs} pass(es)",
-        f"steps: batches of {settings.batch_size}, {settings.optimiser}, {settings.learning_rate}",
+        f"steps: {_batches(study)}, {settings.optimiser}, {settings.learning_rate}",
         f"aggregation: {study.aggregation.server_optimiser}{prox}, by {study.aggregation.weight}",
         f"normalisation: {study.aggregation.normalisation}",
         f"comparisons: {', '.join(_comparisons(study)) or 'none'}",
@@ -62,12 +64,51 @@ def explain(study: Study) -> str:
         f"participants: {rest * splits.share:.0%} train, {splits.validation:.0%} choose, "
         f"{splits.test:.0%} are kept for fine-tuning's test{spared}"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_privacy(study, plan)])
 
 
 def travelling_bytes(plan: Plan) -> int:
     """Bytes of the arrays in one training report."""
     return sum(rule.nbytes for rule in plan.values() if rule.travels)
+
+
+def _batches(study: Study) -> str:
+    if study.privacy.is_private:
+        return f"people drawn by chance, {study.privacy.people_per_step} on average"
+    return f"batches of {study.pretraining.batch_size}"
+
+
+def _privacy(study: Study, plan: Plan) -> list[str]:
+    """By what mechanism people are hidden, and what of all that leaves is not."""
+    privacy = study.privacy
+    if not privacy.is_private:
+        return ["privacy: none; an update may show single participants"]
+    scans = f"at most {privacy.scans_per_person}" if privacy.scans_per_person else "all"
+    return [
+        (
+            f"privacy: of each participant with {scans} of her scans in a step; gradients cut "
+            f"down to {privacy.clip:g} ({privacy.clipping}), noise of {privacy.noise:g} times "
+            "that; who is drawn and the noise are secret, so that no run gives the same bits again"
+        ),
+        f"gradients by person: {way_of(study).told}",
+        *_short(study, plan),
+        *(f"{one.treatment}: {one.what}: {one.why}" for one in departures(study)),
+    ]
+
+
+def _short(study: Study, plan: Plan) -> list[str]:
+    """What makes noise pointless, or steps shorter than anyone meant."""
+    privacy, most = study.privacy, study.pretraining.gradient_clip
+    if not privacy.noise:
+        return ["WARNING: privacy.noise is 0: gradients are cut down, and nobody is protected"]
+    learnt = (rule for rule in plan.values() if rule.travels and rule.role == "parameter")
+    numbers = sum(math.prod(rule.shape) for rule in learnt)
+    noise = privacy.noise * privacy.clip * math.sqrt(numbers) / privacy.people_per_step
+    if not 0 < most < noise:
+        return []
+    return [
+        f"WARNING: pretraining.gradient_clip is {most:g}; noise of {noise:.3g} shortens each step"
+    ]
 
 
 def _start(study: Study) -> list[str]:

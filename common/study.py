@@ -34,6 +34,7 @@ from common.comparisons import (
     check_targets,
 )
 from common.errors import LineageError, SettingError
+from common.privacy.settings import Privacy
 from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
 from common.sections import (
@@ -76,6 +77,7 @@ class Study(Table):
         max_length=100,
     )
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
+    privacy: Privacy = Field(Privacy(), description="How much of one person may show.")
     aggregation: Aggregation = Field(Aggregation(), description="How reports are combined.")
     sites: Sites = Field(description="Who takes part.")
     splits: Splits = Field(Splits(), description="Who trains, chooses and tests.")

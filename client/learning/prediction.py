@@ -12,8 +12,9 @@ from torch import Tensor
 
 from client.data.cohort import Cohort
 from client.data.loading import PLAIN, Loader, batches, split_evenly
-from client.learning.training import Tally, autocast, labels_for, lay_out, seeded
+from client.learning.training import Tally, labels_for, lay_out, seeded
 from common.network.building import views_of
+from common.network.loss import autocast
 from common.normalisation import start_statistics_afresh
 
 Indices = NDArray[np.int64]

@@ -15,14 +15,16 @@ from client.data.cohort import Cohort
 from client.data.loading import Loader
 from client.learning.measurement import measure
 from client.learning.prediction import losses, predict
+from client.learning.privacy.training import train_privately
 from client.learning.support import learnt_from, people_among, support_of
-from client.learning.training import Recipe, choose_device, tell, train
+from client.learning.training import Recipe, Tally, choose_device, tell, train
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.network.buildable import augmentations
 from common.network.building import arrays_of, load_arrays
 from common.network.plan import Plan
+from common.privacy.way import way_of
 from common.protocol.orders import Order
 from common.seams import SHARED, TERM
 from common.seeding import seed_of
@@ -37,6 +39,16 @@ class Round:
 
     answer: Answer
     own: Arrays
+    moments: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class _Learnt:
+    """What stands behind a training: samples that entered, losses to tell, samples by term."""
+
+    entered: NDArray[np.int64]
+    told: Tally
+    terms: Tally
     moments: Arrays
 
 
@@ -86,18 +98,18 @@ def train_round(
         loader=loader_of(study, site, cohort, seed),
         moments=moments if settings.optimiser_state == "kept" else None,
     )
-    done = train(network, cohort, training, recipe, device)
-    trained, entered = arrays_of(network), done.tally.entered()
-    if not len(entered):
-        raise Refusal("NO_DATA", f"no training sample entered a loss; {_UNLABELLED}")
-    support, behind = support_of(cohort, entered, SHARED, study.pretraining_targets)
     groups = {rule.group for rule in plan.values() if rule.travels} | {SHARED}
+    done = _learn(study, network, cohort, training, recipe, groups, device)
+    if not len(done.entered):
+        raise Refusal("NO_DATA", f"no training sample entered a loss; {_UNLABELLED}")
+    trained = arrays_of(network)
+    support, behind = support_of(cohort, done.entered, SHARED, study.pretraining_targets)
     for group in (group for group in groups if group.startswith(TERM)):
-        learnt = done.tally.entered(group.removeprefix(TERM))
+        learnt = done.terms.entered(group.removeprefix(TERM))
         support[group], behind[group] = len(learnt), people_among(cohort, learnt)
     counts: dict[str, tuple[float, ...]] = {}
     people: dict[str, int] = {}
-    for name, tally in {"loss": done.tally, "validation-loss": judged}.items():
+    for name, tally in {"loss": done.told, "validation-loss": judged}.items():
         counts |= tally.counts(name)
         people |= tally.participants(name)
     answer = Answer(
@@ -110,6 +122,30 @@ def train_round(
     )
     own = {name: trained[name] for name, rule in plan.items() if rule.kept}
     return Round(answer, own, done.moments if settings.optimiser_state == "kept" else {})
+
+
+def _learn(
+    study: Study,
+    network: Any,
+    cohort: Cohort,
+    training: NDArray[np.int64],
+    recipe: Recipe,
+    groups: set[str],
+    device: torch.device,
+) -> _Learnt:
+    """Train as the study says; of a private training no loss is told, and not who was drawn.
+
+    Who may be drawn stands behind it. Only where arrays are averaged by a term, `groups` says, is
+    the network asked which samples enter that.
+    """
+    if not study.privacy.is_private:
+        done = train(network, cohort, training, recipe, device)
+        return _Learnt(done.tally.entered(), done.tally, done.tally, done.moments)
+    way = way_of(study, device.type)
+    moments = train_privately(network, cohort, training, recipe, device, study.privacy, way)
+    by_term = training if any(group.startswith(TERM) for group in groups) else training[:0]
+    terms = losses(network, cohort, by_term, device, seed=0, batch_size=1)
+    return _Learnt(training, Tally(cohort), terms, moments)
 
 
 def _validated(

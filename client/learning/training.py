@@ -8,7 +8,7 @@ objective makes gradients of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +28,13 @@ from common.arrays import Arrays
 from common.errors import SettingError
 from common.metrics import figures
 from common.network.building import rest_frozen_layers, views_of
+from common.network.layout import lay_out_kernels
+from common.network.loss import autocast, counted, total_loss
 from common.seams import Terms
 from common.sections import Steps
 
 Indices = NDArray[np.int64]
+Anchors = list[tuple[nn.Parameter, Tensor]]  # a parameter, and what it was before training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +149,7 @@ def train(
         If the objective changes a buffer in `terms`; what would count as learnt there is not.
     """
     lay_out(network, device)
-    anchors = _anchors(network) if recipe.proximal_mu else []
+    anchors = anchors_of(network) if recipe.proximal_mu else []
     stepper = Stepper(
         network,
         recipe.steps,
@@ -196,18 +199,9 @@ def tell(network: Any, epoch: int, of: int) -> None:
 
 
 def lay_out(network: nn.Module, device: torch.device) -> None:
-    """Move a network to its device, kernels of convolutions channels-last.
-
-    3D convolutions run a sixth to a third faster so, also on the CPU. It goes tensor by tensor:
-    a 2D convolution may look at slices of a volume.
-    """
+    """Move a network to its device, kernels of convolutions channels-last."""
     network.to(device)
-    for module in network.modules():
-        kind = _CHANNELS_LAST.get(type(module))
-        weight = getattr(module, "weight", None)
-        if kind is not None and isinstance(weight, nn.Parameter):
-            # `contiguous` leaves the strides of a kernel with one input channel as they are
-            weight.data = weight.data.to(memory_format=kind)
+    lay_out_kernels(network)
 
 
 @contextmanager
@@ -220,37 +214,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 where it is fast (CUDA); plain float32 on the CPU, where results must repeat."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def total_loss(terms: Mapping[str, Terms], weights: Mapping[str, float]) -> Tensor:
-    """sum_t w_t [sum_i m_it l_t(i)] / max(1, sum_i m_it), see `common.objectives.multitask`."""
-    parts = []
-    for name, term in terms.items():
-        parts.append(weights[name] * counted(term).sum() / term.counted.sum().clamp(min=1))
-    return torch.stack(parts).sum()
-
-
-def counted(term: Terms) -> Tensor:
-    """(B,) the losses that count, 0 for the others."""
-    return torch.where(term.counted, term.values, torch.zeros_like(term.values))
-
-
 def labels_for(network: Any, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The labels of the network's own targets: what else a site holds is not its business."""
     return {name: labels[name] for name in network.target_names if name in labels}
-
-
-_CHANNELS_LAST = {
-    nn.Conv2d: torch.channels_last,
-    nn.ConvTranspose2d: torch.channels_last,
-    nn.Conv3d: torch.channels_last_3d,
-    nn.ConvTranspose3d: torch.channels_last_3d,
-}
 
 
 def _loader(network: Any, loader: Loader, epoch: int) -> Loader:
@@ -267,7 +233,7 @@ def _step(
     mixture: Mixture | None,
     stepper: Stepper,
     recipe: Recipe,
-    anchors: list[tuple[nn.Parameter, Tensor]],
+    anchors: Anchors,
     share: float,
 ) -> dict[str, Terms]:
     def gradients() -> dict[str, Terms]:
@@ -276,6 +242,12 @@ def _step(
     stepper.clear()
     rho = recipe.steps.sharpness
     terms = sharpened(network, rho, batch.x.device, gradients) if rho else gradients()
+    advance(network, stepper, recipe, anchors, share)
+    return terms
+
+
+def advance(network: Any, stepper: Stepper, recipe: Recipe, anchors: Anchors, share: float) -> None:
+    """Move along the gradients that are set, after `share` of the whole training."""
     for parameter, start in anchors:  # FedProx: mu / 2 |w - w0|^2, added as its gradient
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=recipe.proximal_mu)
@@ -287,7 +259,6 @@ def _step(
     if after is not None:
         with torch.no_grad():
             after()
-    return terms
 
 
 def _gradients(network: Any, batch: Batch, mixture: Mixture | None) -> dict[str, Terms]:
@@ -297,13 +268,11 @@ def _gradients(network: Any, batch: Batch, mixture: Mixture | None) -> dict[str,
     if own is not None:
         made: dict[str, Terms] = own(batch.x, labels, batch.participants)
         return made
-    before = _versions(network)
-    with autocast(batch.x.device):
+    with unchanged(network), autocast(batch.x.device):
         if mixture is None:
             terms: dict[str, Terms] = network.terms(batch.x, labels)
         else:
             terms = mixture.terms(network, labels)
-    _refuse_changes(network, before)
     total_loss(terms, network.weights).backward()
     return terms
 
@@ -318,7 +287,11 @@ def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def _refuse_changes(network: nn.Module, before: Mapping[str, tuple[int, int]]) -> None:
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Refuse with `SettingError` that a buffer is changed inside the block."""
+    before = _versions(network)
+    yield
     changed = [name for name, now in _versions(network).items() if before.get(name) != now]
     if changed:
         raise SettingError(
@@ -327,5 +300,6 @@ def _refuse_changes(network: nn.Module, before: Mapping[str, tuple[int, int]]) -
         )
 
 
-def _anchors(network: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+def anchors_of(network: nn.Module) -> Anchors:
+    """What is trained, and where it begins."""
     return [(parameter, parameter.detach().clone()) for _, parameter in trained(network)]

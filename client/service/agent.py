@@ -131,6 +131,7 @@ class Agent:
         """Pay for the order, carry it out, and keep what may leave of it."""
         if order.kind == "train":
             self._check_labels(order)
+            self._check_undrawn(order)
         if self.records is not None:
             self.records.spend(order, self.study.name, self.site.policy)
         began = time.monotonic()
@@ -196,6 +197,25 @@ class Agent:
             raise Refusal("NO_DATA", lacking_labels(self.study, self.site, cohort))
         if people < policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
+
+    def _check_undrawn(self, order: Order) -> None:
+        """Refuse to draw a private round anew whose answer left: it would be a second one, unpaid.
+
+        A drawing that was paid for and never kept, because the agent was killed, left nothing: what
+        leaves is kept and entered first. It may be drawn again for the same cost.
+        """
+        if self.records is None or not self.study.privacy.is_private:
+            return
+        ledger = self.records.ledger
+        if ledger.answer(order.id) is not None:
+            raise Refusal(
+                "SITE_FAILED",
+                "the answer that left is no longer kept here, and private training gives no bits "
+                "twice; the run goes on without this site's part of the round",
+            )
+        if ledger.is_spent(order.id):
+            _log.warning("%s: order %s was paid for and its drawing was lost before anyone saw "
+                         "it; it is drawn anew", self.site.name, order.id)  # fmt: skip
 
     def _assembled(self, order: Order, sent: Arrays) -> Arrays:
         """All arrays that the order is about: those that came with it, and those held here.

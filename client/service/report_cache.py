@@ -55,7 +55,7 @@ class ReportCache:
                 report = read_report(file.text("report"))
                 answer = _answer(report, file.all(), file.text("people"))
         except (DamagedError, Refusal, ValueError, KeyError, TypeError, AttributeError) as error:
-            _log.error("%s; the order is worked on again, to the same bits", error)
+            _log.error("%s; the order is worked on again (private rounds that left are not)", error)
             return None
         return (report, answer) if report.order == order.id else None
 

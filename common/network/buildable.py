@@ -18,6 +18,8 @@ from common.network.relevance import check_rules
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import build_for, task_of, tune
 from common.objectives.multitask import Multitask
+from common.privacy.suitability import check_private
+from common.privacy.way import samples_at_once
 from common.sections import Steps
 from common.settings import line_of
 from common.study import Study
@@ -48,6 +50,8 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     network = outline(study, most=limits.network)
     _has_rounds(study, network)
     _can_make_views(study, network)
+    if study.privacy.is_private:
+        check_private(study, network)
     for place, steps, kind in _trainings(study, type(network)):
         _can_train(place, steps, kind, type(network.backbone))
     _is_bearable(study, network, limits)
@@ -110,7 +114,7 @@ def _is_bearable(study: Study, network: Any, limits: Limits) -> None:
     views = views_of(network)
     own = views if getattr(network, "finetunes", False) else 1  # others learn tasks by plain heads
     tasks = (task.batch_size * own for task in study.finetuning)
-    batch = max(study.pretraining.batch_size * views, *tasks, 0)
+    batch = max(_samples_of_step(study) * views, *tasks, 0)
     of = (network, study.shape, batch)
     size_gb = (0.0 if step_bound(*of) <= 1e9 * limits.step_gb else step_bytes(*of)) / 1e9
     if size_gb > limits.step_gb:
@@ -120,6 +124,14 @@ def _is_bearable(study: Study, network: Any, limits: Limits) -> None:
             f"{limits.step_gb:g} GB are granted (policy.largest_step_gb at a site, "
             "CALLOSUM_LARGEST_STEP_GB elsewhere). Smaller batches, samples or layers take less"
         )
+
+
+def _samples_of_step(study: Study) -> int:
+    """Samples that a step of the rounds holds in memory at once."""
+    if not study.privacy.is_private:
+        return study.pretraining.batch_size
+    scans = study.privacy.scans_per_person or study.pretraining.batch_size
+    return max(scans, samples_at_once(study))  # a person's are never parted
 
 
 def _has_rounds(study: Study, network: Any) -> None:

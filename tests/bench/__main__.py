@@ -23,6 +23,7 @@ def main() -> None:
         loading,
         machine,
         pages,
+        private,
         registration,
         sites,
         synthesis,
@@ -42,6 +43,7 @@ def main() -> None:
         "wire": wire.table,
         "deployment": deployment.table,
         "families": families.table,
+        "private": private.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="which tables")

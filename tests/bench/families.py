@@ -33,6 +33,14 @@ ENOUGH_S: Final = 10.0  # of one loop; beyond this the fewest are enough
 _MONAI: Final = ("monai.networks.nets.densenet", "monai.networks.nets.resnet")  # 6 s of importing
 ON_CPU: Final = ((64, 64, 64), (96, 96, 96))
 ON_GPU: Final = ((96, 96, 96), (160, 192, 160))
+STUDY: Final[dict[str, Any]] = {  # but for the network and the volume's edges
+    "name": "families",
+    "data": {"kind": "t1w", "spacing_mm": 1.0},
+    "targets": {"age": {"kind": "regression", "centre": 50.0, "scale": 18.0}},
+    "objective": {"name": "multitask"},
+    "pretraining": {"warmup": 0.1},
+    "sites": {"train": ["a"]},
+}
 STEADY: Final = Steps(batch_size=BATCH, optimiser="adamw", schedule="constant")
 
 
@@ -104,13 +112,9 @@ def network_of(name: str, shape: tuple[int, ...], **keys: Any) -> Any:
     """The published network around one regression target."""
     agreed = parse_study(
         {
-            "name": "families",
-            "data": {"kind": "t1w", "shape": list(shape), "spacing_mm": 1.0},
-            "targets": {"age": {"kind": "regression", "centre": 50.0, "scale": 18.0}},
+            **STUDY,
+            "data": {**STUDY["data"], "shape": list(shape)},
             "backbone": {"name": name, **keys},
-            "objective": {"name": "multitask"},
-            "pretraining": {"warmup": 0.1},
-            "sites": {"train": ["a"]},
         },
         Path("families.toml"),
     )

@@ -12,9 +12,13 @@ import torch
 from client.data.cohort import Cohort
 from client.data.loading import Loader
 from client.learning.prediction import features_of, predict
+from client.learning.privacy.training import train_privately
 from client.learning.training import Recipe, lay_out, train
 from common.network.buildable import augmentations
 from common.network.building import arrays_of, build
+from common.privacy.person_gradients import of_many
+from common.privacy.settings import Privacy
+from common.privacy.way import Way
 from common.sections import Steps
 from common.study import Study, parse_study
 from tests.common.backbones.test_families import CPU_SIZES
@@ -177,3 +181,31 @@ def test_a_joint_network_trains_on_a_gpu() -> None:
         "loss/age": 32,
         "loss/reconstruction": 32,
     }
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("backbone", ["sfcn", "vit"])
+def test_a_private_step_on_the_device_is_the_cpus(backbone: str, samples: int) -> None:
+    """The sum of cut-down gradients, but for bfloat16, and noise as long, drawn on the device."""
+    agreed = study(backbone, "multitask", aggregation={"normalisation": "groupnorm"})
+    people = cohort()
+    moved = {}
+    for kind, noise in (("cpu", 0.0), ("cuda", 0.0), ("cuda", 2.0)):
+        network = build(agreed, seed=1)
+        with torch.no_grad():
+            for parameter in network.heads.parameters():
+                parameter.fill_(0.05)
+        before = arrays_of(network)
+        privacy = Privacy(unit="participant", noise=noise, epsilon=0.0, clip=0.5)
+        steps = STEPS.model_copy(update={"optimiser": "sgd", "momentum": 0.0, "gradient_clip": 0.0})
+        recipe = Recipe(steps=steps, rate=16.0, weight_decay=0.0, epochs=1, of=1, seed=1)
+        way = Way(samples, of_many, "")
+        train_privately(network, people, np.arange(16), recipe, torch.device(kind), privacy, way)
+        moved[kind, noise] = np.concatenate(
+            [(array - before[name]).ravel() for name, array in arrays_of(network).items()]
+        )
+    bare = moved["cuda", 0.0]
+    wrong = np.linalg.norm(bare - moved["cpu", 0.0]) / np.linalg.norm(moved["cpu", 0.0])
+    assert wrong < 0.05
+    noise = moved["cuda", 2.0] - bare
+    assert abs(noise.std() - 1) < 5 / (2 * len(noise)) ** 0.5 + 0.02

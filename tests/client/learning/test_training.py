@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from client.data.cohort import Cohort
 from client.data.loading import Batch, batches, split_evenly
 from client.learning.prediction import predict, reestimate_statistics
-from client.learning.training import Recipe, total_loss, train
+from client.learning.training import Recipe, train
 from client.service.agent import Agent
 from common.network.building import arrays_of, build, load_arrays, plan_of
+from common.network.loss import total_loss
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays
 from common.seams import Terms
