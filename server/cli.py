@@ -64,11 +64,13 @@ def plan(
     from server.run import read_run
 
     study = load_study(file)
-    given = {f"a site of {n}": n for n in people or ()}
+    given = {f"{n} people": n for n in people or ()}
     if census is not None:
         given |= privacy_plan.people_of(study, counted(read_run(census)))
     found = privacy_plan.plans(study, given, epsilon, file)
-    console.print(table_in_text(study.name, privacy_plan.COLUMNS, privacy_plan.rows(found)))
+    of_one = privacy_plan.of_one(found)
+    console.print(table_in_text(f"{study.name}: one order", privacy_plan.OF_ONE, of_one))
+    console.print(table_in_text("one run", privacy_plan.COLUMNS, privacy_plan.rows(found)))
     columns, lines = privacy_plan.rounds(found)
     console.print(table_in_text("epsilon as a run goes on", columns, lines))
     for text in privacy_plan.words(study, found):

@@ -15,10 +15,8 @@ from common.errors import SettingError
 from common.privacy.plan import Plan, plan_for
 from common.study import Study
 
-COLUMNS: Final = (
-    "site", "people", "train", "rate", "steps", "delta", "epsilon", "PRV", "orders", "bought",
-    "noise",
-)  # fmt: skip
+COLUMNS: Final = ("site", "train", "epsilon", "PRV", "orders", "bought", "needs noise")
+OF_ONE: Final = ("site", "noise", "rate", "steps", "delta", "epsilon")
 _SHOWN: Final = 6  # sites that have a column each, and the tighter epsilon
 _MOMENTS: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of all orders, by which epsilon grows
 
@@ -53,8 +51,8 @@ def plans(
         raise SettingError(f"pretraining.rounds is 0; sums are not private training ({file})")
     few = {name: n for name, n in people.items() if n < 2}
     if few or not people:
-        told = f"{next(iter(few))} has {next(iter(few.values()))}" if few else "nobody is given"
-        raise SettingError(f"{told}; at least 2 people are needed (--people N, or --census RUN)")
+        told = f"a site of {next(iter(few.values()))} people is given" if few else "nobody is given"
+        raise SettingError(f"{told}; at least 2 are needed (--people N, or --census RUN)")
     return {name: plan_for(study, n, cap) for name, n in people.items()}
 
 
@@ -64,10 +62,19 @@ def rows(plans: Mapping[str, Plan]) -> Iterator[tuple[str, ...]]:
     for name, plan in plans.items():
         tighter, noise = plan.tighter if name in beside else None, plan.noise
         yield (
-            name, f"{plan.people:,}", f"{plan.learners:,}", f"{plan.cost.rate:.3g}",
-            f"{plan.cost.steps:,}", f"{plan.cost.delta:.2g}", f"{plan.after(plan.orders):.3g}",
+            name, f"{plan.learners:,} of {plan.people:,}", f"{plan.after(plan.orders):.3g}",
             "" if tighter is None else f"{tighter:.3g}", f"{plan.orders:,}",
             f"{plan.bought:,}" if plan.cap else "", "" if noise is None else f"{noise:.4g}",
+        )  # fmt: skip
+
+
+def of_one(plans: Mapping[str, Plan]) -> Iterator[tuple[str, ...]]:
+    """A line a site: one order, as accountants see it."""
+    for name, plan in plans.items():
+        cost = plan.cost
+        yield (
+            name, f"{cost.noise:.4g}", f"{cost.rate:.3g}", f"{cost.steps:,}",
+            f"{cost.delta:.2g}", f"{plan.after(1):.3g}",
         )  # fmt: skip
 
 
@@ -93,7 +100,7 @@ def words(study: Study, plans: Mapping[str, Plan]) -> Iterator[str]:
     of = f"{study.pretraining.rounds} rounds" + (
         " and as many of each site's model alone (comparisons.single_site)" if alone else ""
     )
-    yield f"orders: {orders} in one run, {of}; steps are those of one order"
+    yield f"orders: {orders} in one run, {of}"
     yield (
         "epsilon: Renyi accountant, which decides; PRV: privacy loss variables, closer to the "
         "truth. One participant more or less, Poisson sampling; rounds alone are covered"
@@ -102,7 +109,7 @@ def words(study: Study, plans: Mapping[str, Plan]) -> Iterator[str]:
     if not cap:
         yield "no cap: privacy.epsilon is 0, so no order is declined by the study's own budget"
         return
-    yield f"bought: orders within epsilon {cap:g}; noise: the least with which all of them are"
+    yield f"bought: orders within epsilon {cap:g}; needs noise: the least for all of them"
     for name, plan in plans.items():
         if plan.affordable < plan.orders:
             yield (

@@ -61,9 +61,14 @@ def test_the_plan_names_each_sites_epsilon_and_who_would_decline(made, shown):
     ten = cost.model_copy(update={"steps": 10 * cost.steps})
     assert small.after(10) == epsilon([ten], cost.delta) > 3.0
     for plan in (large, small):
-        for words in (f"a site of {plan.people}", f"{plan.after(10):.3g}", f"{plan.noise:.4g}"):
+        for words in (
+            f"{plan.people} people",
+            f"of {plan.people}",
+            f"{plan.after(10):.3g}",
+            f"{plan.noise:.4g}",
+        ):
             assert words in text
-    declined = f"a site of 40 would decline with BUDGET_EXHAUSTED after {small.affordable} of 10"
+    declined = f"40 people would decline with BUDGET_EXHAUSTED after {small.affordable} of 10"
     assert declined in " ".join(text.split())
     assert "a round counts with 3 of 3 sites" in " ".join(text.split())
 
@@ -76,14 +81,15 @@ def test_another_cap_is_planned_for_by_hand(made, shown):
     assert "no cap" in text
 
 
-def test_many_sites_have_a_line_each_and_the_dearest_a_column(made):
+def test_many_sites_have_a_line_each_and_the_dearest_a_column(made, monkeypatch):
     """A consortium of hundreds must still be read on one screen."""
-    found = privacy_plan.plans(made.study, {f"s{n}": n for n in range(20, 28)}, None, Path("s"))
-    assert len(list(privacy_plan.rows(found))) == 8
+    monkeypatch.setattr(privacy_plan, "_SHOWN", 2)
+    found = privacy_plan.plans(made.study, {f"s{n}": n for n in (20, 80, 30)}, None, Path("s"))
+    rows = list(privacy_plan.rows(found))
+    assert [bool(row[3]) for row in rows] == [True, False, True]  # the tighter epsilon
     columns, lines = privacy_plan.rounds(found)
-    assert len(columns) == 7
-    assert {len(line) for line in lines} == {7}
-    assert "s20" in columns
+    assert columns == ("after orders", "s20", "s30")
+    assert {len(line) for line in lines} == {3}
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,8 @@ def test_many_sites_have_a_line_each_and_the_dearest_a_column(made):
     [
         ({"privacy": {}}, ["--people", 40], 'privacy.unit is "none"'),
         ({}, [], "nobody is given"),
-        ({}, ["--people", 1], "a site of 1 has 1; at least 2 people"),
-        ({}, ["--people", -5], "at least 2 people"),
+        ({}, ["--people", 1], "a site of 1 people is given; at least 2"),
+        ({}, ["--people", -5], "at least 2 are needed"),
         ({}, ["--people", 40, "--epsilon", "nan"], "--epsilon is nan"),
         ({}, ["--people", 40, "--epsilon", "inf"], "--epsilon is inf"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from common.errors import Refusal
 from common.network.building import build, plan_of
 from common.privacy.cost import Cost
-from common.protocol.orders import Report
+from common.protocol.orders import Report, read_report
 from server.federation.report_validation import accept
 from tests.client.service.test_agent import initial, order_for
 from tests.client.service.test_private_orders import PRIVATE
@@ -66,3 +67,18 @@ def test_a_cost_that_none_can_be_is_no_report(answered, change):
     report, _, _ = answered
     with pytest.raises(ValueError):
         Cost.model_validate({**report.cost.model_dump(), **change})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["x"], ["mixed 1 .5 1e-5 -3"], ["mixed 1 .5 1e-5 3"] * 65, [["mixed"]], "mixed", [7], [None]],
+    ids=str,
+)
+def test_books_with_steps_that_none_can_be_are_no_report(answered, words):
+    """They are kept, compared, and sent back to the site: a hostile one must not get that far."""
+    report, _, _ = answered
+    books = {"state": "a" * 32, "exposures": 1, "receipt": 1, "hash": "e" * 64, "private": words}
+    text = json.dumps({**report.model_dump(mode="json"), "books": books})
+    with pytest.raises(Refusal) as refusal:
+        read_report(text)
+    assert refusal.value.code == "REPORT_MALFORMED"
