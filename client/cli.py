@@ -158,7 +158,9 @@ def approve(
 
     own, agreed = _site(kit, site), load_study(study)
     check_buildable(agreed, study, limits_of(own))
-    asked = consent(own, agreed, len(find_sources(agreed, own).sources))
+    sources = find_sources(agreed, own).sources
+    people = len({source.participant for source in sources})
+    asked = consent(own, agreed, len(sources), people)
     tell("\n".join([explain(agreed), "", *asked.lines]))
     if not yes and not click.confirm(f"\nDoes {own.name} approve this?", default=False):
         say("not approved; orders of this study will be refused with STUDY_UNKNOWN")
@@ -221,16 +223,19 @@ def resume(kit: KitOption = None, site: SiteOption = None) -> None:
 
 @app.command()
 def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
-    """Show how often orders learnt from this site's participants, and how often they still may."""
+    """Show how often orders learnt from this site's people, what privacy it cost, what is left."""
     from client.authority.ledger import read_ledger
+    from client.authority.privacy_words import COLUMNS, costs, statement
 
     own = _site(kit, site)
     account = read_ledger(own.state / "ledger.sqlite")
     most, spent = own.policy.most_exposures, account.spent
+    private = costs(own, account)
     if as_json:
         limit = {"most": most, "left": max(0, most - spent) if most else None}
         counts = {"spent": spent, "taken_over": account.taken_over, **limit}
-        _print_json({**counts, "exposures": [asdict(e) for e in account.exposures]})
+        listed = {"exposures": [asdict(e) for e in account.exposures]}
+        _print_json({**counts, **listed, "private": [one.as_json for one in private]})
         return
     _print_table(
         f"training orders carried out at {own.name}",
@@ -242,6 +247,9 @@ def ledger(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = Fal
     )
     taken = f" ({account.taken_over} taken over)" if account.taken_over else ""
     tell(f"spent: {spent}{taken} over all studies and runs; {left}")
+    if private:
+        _print_table("private training", COLUMNS, [one.row for one in private])
+        tell("\n".join(statement(own, account)))
 
 
 @app.command()

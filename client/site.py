@@ -97,6 +97,12 @@ class Policy(Table):
         description="Most training orders (train, finetune, protocol, linear, cross) that it "
         "carries out, over all studies and runs; 0 sets no limit.",
     )
+    epsilon: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0,
+        description="Most that private training may cost any participant in her life, over all "
+        "studies and runs; an order that would cost more is declined. 0: no cap of the site's. "
+        "Studies without privacy have no epsilon; most_exposures is what limits them.",
+    )
     sums_of_few: bool = Field(
         False,
         description="Let sums leave (settle) that hold more numbers than so few people can hide "

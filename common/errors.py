@@ -107,6 +107,7 @@ SENTENCES: Final[dict[str, str]] = {
     "NO_DATA": "The site has no usable data for this order.",
     "NEEDS_ARRAYS": "The site does not hold arrays that the order names without sending them.",
     "ORDER_MALFORMED": "The order does not have the form that this site understands.",
+    "BUDGET_EXHAUSTED": "The privacy that study or site let each participant spend is used up.",
     "SITE_FAILED": "The site could not carry out the order; its own log says why.",
     "DISK_FULL": "The site's disk is full; its own log says where.",
     "EGRESS": "The site's egress gate held the report back; its own log says why.",

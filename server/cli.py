@@ -43,6 +43,40 @@ def check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> None:
     tell(explained(file))
 
 
+@study_app.command("plan")
+def plan(
+    file: Annotated[Path, typer.Argument(help="Study file with unit = participant in [privacy].")],
+    people: Annotated[
+        list[int] | None, typer.Option(help="Participants of a site, all splits together; again.")
+    ] = None,
+    census: Annotated[
+        Path | None, typer.Option(help="Run folder whose census counted the sites' participants.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Cap to plan for, in place of privacy.epsilon.", min=0)
+    ] = None,
+) -> None:
+    """Say what a private study will cost each site's people, and what a budget buys, beforehand."""
+    from common.study import load_study
+    from server import privacy_plan
+    from server.report.participation import census as counted
+    from server.report.terminal import table_in_text
+    from server.run import read_run
+
+    study = load_study(file)
+    given = {f"{n} people": n for n in people or ()}
+    if census is not None:
+        given |= privacy_plan.people_of(study, counted(read_run(census)))
+    found = privacy_plan.plans(study, given, epsilon, file)
+    of_one = privacy_plan.of_one(found)
+    console.print(table_in_text(f"{study.name}: one order", privacy_plan.OF_ONE, of_one))
+    console.print(table_in_text("one run", privacy_plan.COLUMNS, privacy_plan.rows(found)))
+    columns, lines = privacy_plan.rounds(found)
+    console.print(table_in_text("epsilon as a run goes on", columns, lines))
+    for text in privacy_plan.words(study, found):
+        tell(text)
+
+
 @study_app.command("start")
 def start(
     file: Annotated[Path, typer.Argument(help="Study file that is to begin from a checkpoint.")],

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
+from client.authority import spendings
 from client.authority.ledger import read_ledger
 from client.site import Site
 from common import label_sums
@@ -19,6 +21,7 @@ from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.settling import constants
 from common.network.size import Limits, outline
+from common.privacy.plan import plan_for
 from common.schemes import Protocol
 from common.study import Study
 
@@ -31,8 +34,8 @@ class Consent:
     report_bytes: int
 
 
-def consent(site: Site, study: Study, scans: int = 0) -> Consent:
-    """Say what approving `study` means for `site`, which has so many `scans`, if that is known.
+def consent(site: Site, study: Study, scans: int = 0, people: int = 0) -> Consent:
+    """Say what approving `study` means for `site`; of so many `scans` and `people`, if known.
 
     Raises
     ------
@@ -58,6 +61,7 @@ def consent(site: Site, study: Study, scans: int = 0) -> Consent:
         )
     if site.role == "train":
         lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
+        lines += _privacy(site, study, people)
         lines += _risks(study, scans)
     else:
         lines += [*_judging(), *_judgements(site, study)]
@@ -233,6 +237,8 @@ def _judgements(site: Site, study: Study) -> Iterator[str]:
 def _risks(study: Study, scans: int) -> Iterator[str]:
     """Steps so small, or so large, that an update is nearly somebody's row."""
     size = study.pretraining.batch_size
+    if study.privacy.is_private and study.privacy.noise:
+        return
     if size == 1:
         yield (
             "WARNING: steps of one scan each; what is trained here then holds single people's "
@@ -243,6 +249,38 @@ def _risks(study: Study, scans: int) -> Iterator[str]:
             f"WARNING: a step takes {size} scans and this site has {scans}; one step over all of "
             "them is a sum that crafted arrays can take apart, person by person"
         )
+
+
+def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
+    """What rounds of private training would cost each participant, and what would be left."""
+    privacy = study.privacy
+    if not privacy.is_private:
+        yield "privacy: none; no noise hides any one participant in the arrays that leave"
+        return
+    yield (
+        f"privacy: of each participant, by noise of {privacy.noise:g} clips on steps of "
+        f"{privacy.people_per_step} people on average; of arrays trained in rounds, nothing else"
+    )
+    spent = list(read_ledger(site.state / "ledger.sqlite").private)
+    cap = site.policy.epsilon
+    limit = f"policy.epsilon is {cap:g}" if cap else "policy.epsilon sets no limit"
+    if people:
+        plan = plan_for(study, people)
+        run = plan.cost.model_copy(update={"steps": plan.cost.steps * max(1, plan.orders)})
+        own, every = (spendings.of_study(spent, study.digest, run), spendings.lifetime(spent, run))
+        yield (
+            f"privacy would cost in one run: epsilon {plan.after(plan.orders):.3g} at delta "
+            f"{plan.cost.delta:.2g}, in {plan.orders} orders of {plan.cost.steps} steps, where "
+            f"about {plan.learners} of {people} participants train"
+        )
+        if own > (privacy.epsilon or inf) or every > (cap or inf):
+            yield (
+                "  that is more than is left: after some orders the site declines with "
+                "BUDGET_EXHAUSTED, and the run goes on without it"
+            )
+    so_far = f"{spendings.lifetime(spent):.3g} so far" if spent else "nothing so far"
+    own_limit = f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "no epsilon"
+    yield f"limit: {own_limit} for this study; over all studies {limit}, {so_far}"
 
 
 def _numbers(study: Study) -> list[str]:

@@ -18,9 +18,18 @@ from typing import IO, Final, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from client.authority.ledger_schema import VERSION, brought_up, check_version, version_of
+from client.authority import spendings
+from client.authority.ledger_schema import (
+    HAS_STATE,
+    VERSION,
+    brought_up,
+    check_version,
+    version_of,
+)
+from client.authority.spendings import Asked
 from client.site import LOCAL_DISK
 from common.errors import FolderError, Refusal, StorageError
+from common.privacy.cost import Spent, steps_in
 from common.protocol.books import fallen
 from common.protocol.orders import Books, Order
 from common.runtime.durable import storage_checked
@@ -80,7 +89,8 @@ class Account:
     """A ledger as it was read at one moment.
 
     exposures: those that it holds; taken_over: more of them, from before it was set back; state:
-    its folder's id, empty where an earlier version wrote it; stop: why no order is carried out.
+    its folder's id, empty where an earlier version wrote it; stop: why no order is carried out;
+    private: noised steps that were paid for, which count among the exposures, too.
     """
 
     exposures: tuple[Exposure, ...]
@@ -88,6 +98,7 @@ class Account:
     taken_over: int = 0
     state: str = ""
     stop: Stop | None = None
+    private: tuple[Spent, ...] = ()
 
     @property
     def spent(self) -> int:
@@ -151,18 +162,35 @@ class Ledger:
         with self._change() as change:
             change.execute("UPDATE deliveries SET closed = 1 WHERE nonce = ?", (nonce,))
 
-    def spend(self, order: Order, study_name: str, most: int = 0) -> bool:
-        """Record an exposure for `order`, once and for ever; False if it was there.
+    def spend(
+        self, order: Order, study_name: str, most: int = 0, asked: Asked | None = None
+    ) -> bool:
+        """Record an exposure for `order`, and what it is `asked` for; False if all was there.
 
-        `Refusal("PRIVACY_SPENT")` if there are `most` already (0: no cap).
+        `Refusal("PRIVACY_SPENT")` if there are `most` already (0: no cap), `BUDGET_EXHAUSTED` if a
+        private order would cost more than study or site let it. `SITE_FAILED` if it was answered:
+        another draw of noise would be another release.
         """
+        if asked is not None:  # curves take a while the first time; not while others wait
+            spendings.lifetime(self.private(), asked.cost)
         with self._change() as change:
-            if _is_spent(change, order.id):
-                return False
-            if most and _exposures(change) >= most:
+            new = not _is_spent(change, order.id)
+            if new and most and _exposures(change) >= most:
                 raise Refusal("PRIVACY_SPENT", f"{most} training orders were carried out")
-            _enter(change, order, study_name)
-            return True
+            drawn = asked is not None and _pay(change, order, asked)
+            if new:
+                _enter(change, order, study_name)
+            return new or drawn
+
+    def see(self, order_id: str) -> None:
+        """Note that something is told of a private order's draw: another one would cost anew."""
+        with self._change() as change:
+            spendings.close(change, order_id)
+
+    def private(self) -> list[Spent]:
+        """Noised steps that were paid for, by study, noise, rate and delta."""
+        with self._reading() as reading:
+            return spendings.read(reading)
 
     def judge(self, order: Order, study_name: str, most: int = 0) -> bool:
         """Record that a model is judged, once and for ever; False if this very order was there.
@@ -218,9 +246,7 @@ class Ledger:
     def answer(self, order_id: str) -> str | None:
         """Digest of the answer that was recorded for an order, if one was."""
         with self._reading() as reading:
-            found = reading.execute("SELECT digest FROM answers WHERE order_id = ?", (order_id,))
-            row = found.fetchone()
-            return None if row is None else str(row[0])
+            return _answer(reading, order_id)
 
     def head(self) -> Head:
         """The last receipt that was written."""
@@ -259,7 +285,7 @@ class Ledger:
         """Carry nothing out from now on, until a person decides; the highest count seen is kept."""
         with self._change() as change:
             before = _stop(change)
-            if before is not None and before.seen.exposures >= seen.exposures:
+            if before is not None and not _more(before.seen, seen):
                 return
             values = (_now(), why, seen.model_dump_json())
             change.execute("INSERT OR REPLACE INTO stop VALUES (1, ?, ?, ?)", values)
@@ -272,7 +298,8 @@ class Ledger:
     def go_on(self, person: str, exposures: int) -> int:
         """End this history and any stop: go on under a new id, from `exposures` on at least.
 
-        Returns the exposures that were taken over. They never fall.
+        Returns the exposures that were taken over. They never fall. Private steps that were seen
+        are taken over with their noise, rate and delta.
         """
         with self._change() as change:
             stop, before = _stop(change), _books(change)
@@ -283,6 +310,8 @@ class Ledger:
                 " VALUES (?, ?, ?, ?, ?)",
                 (_now(), person, why, before.state, more),
             )
+            if stop is not None:
+                spendings.take_over(change, stop.seen.private)
             change.execute("UPDATE state SET id = lower(hex(randomblob(16)))")
             change.execute("DELETE FROM told")
             change.execute("DELETE FROM stop")
@@ -331,14 +360,17 @@ def read_ledger(path: Path) -> Account:
             check_version(connection, path)
             connection.execute("BEGIN")
             account = Account(tuple(_rows(connection)), _head(connection))
-            if version_of(connection) < VERSION:  # its agent has not been started since the update
+            version = version_of(connection)  # its agent may not have been started since the update
+            if version >= HAS_STATE:
+                account = replace(
+                    account,
+                    taken_over=_taken_over(connection),
+                    state=_state(connection),
+                    stop=_stop(connection),
+                )
+            if version < VERSION:
                 return account
-            return replace(
-                account,
-                taken_over=_taken_over(connection),
-                state=_state(connection),
-                stop=_stop(connection),
-            )
+            return replace(account, private=tuple(spendings.read(connection)))
 
 
 def _alone(path: Path) -> IO[str]:
@@ -395,6 +427,12 @@ def _is_spent(connection: sqlite3.Connection, order_id: str) -> bool:
     return found.fetchone() is not None
 
 
+def _answer(connection: sqlite3.Connection, order_id: str) -> str | None:
+    found = connection.execute("SELECT digest FROM answers WHERE order_id = ?", (order_id,))
+    row = found.fetchone()
+    return None if row is None else str(row[0])
+
+
 def _exposures(connection: sqlite3.Connection) -> int:
     found = connection.execute(
         "SELECT (SELECT count(*) FROM exposures WHERE kind != ?)"
@@ -418,13 +456,23 @@ def _state(connection: sqlite3.Connection) -> str:
 
 def _books(connection: sqlite3.Connection) -> Books:
     number, hash_ = _head(connection)
-    exposures = _exposures(connection)
-    return Books(state=_state(connection), exposures=exposures, receipt=number, hash=hash_)
+    return Books(
+        state=_state(connection),
+        exposures=_exposures(connection),
+        private=spendings.told(spendings.read(connection)),
+        receipt=number,
+        hash=hash_,
+    )
 
 
 def _stop(connection: sqlite3.Connection) -> Stop | None:
     row = connection.execute("SELECT time, why, seen FROM stop").fetchone()
     return Stop(row[0], row[1], Books.model_validate_json(row[2])) if row is not None else None
+
+
+def _more(before: Books, seen: Books) -> bool:
+    """Whether more was seen, of exposures or of private steps."""
+    return seen.exposures > before.exposures or steps_in(seen.private) > steps_in(before.private)
 
 
 def _enter(change: sqlite3.Connection, order: Order, study_name: str) -> None:
@@ -442,6 +490,18 @@ def _enter(change: sqlite3.Connection, order: Order, study_name: str) -> None:
             order.round,
         ),
     )
+
+
+def _pay(change: sqlite3.Connection, order: Order, asked: Asked) -> bool:
+    """Pay for a draw of noise, if it is another than one that is paid for and was never seen."""
+    if _answer(change, order.id) is not None:
+        why = "was answered, and its answer is not here any more; noise is not drawn twice"
+        raise Refusal("SITE_FAILED", f"order {order.id} {why}")
+    if spendings.is_open(change, order.id, asked.cost):
+        return False
+    spendings.check(spendings.read(change), order.study, asked)
+    spendings.enter(change, order, asked)
+    return True
 
 
 def _head(connection: sqlite3.Connection) -> Head:

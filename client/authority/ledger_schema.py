@@ -9,6 +9,8 @@ state         id of this state folder, drawn at random; a copy of the folder has
 told          what reports told the coordinator of these books, by the receipt of each
 stop          what the coordinator has seen and these books never told, until a person decides
 decisions     what persons decided then, and the exposures that they took over
+spendings     draws of private orders: noise, rate, steps, people, delta; seen once something was
+              told of how the draw ended; without an order where a person took it over
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Final
 
 from common.errors import FolderError
 
-VERSION: Final = 2
+VERSION: Final = 3
+HAS_STATE: Final = 2  # version from which a ledger has an id and decisions
 _FIRST: Final = """
 CREATE TABLE deliveries (
     nonce TEXT PRIMARY KEY, order_id TEXT NOT NULL, expires REAL NOT NULL,
@@ -50,7 +53,15 @@ CREATE TABLE decisions (
     state_before TEXT NOT NULL, taken_over INTEGER NOT NULL
 );
 """
-_STEPS: Final = (_FIRST, _SECOND)  # a ledger of version n has the first n
+_THIRD: Final = """
+CREATE TABLE spendings (
+    number INTEGER PRIMARY KEY, order_id TEXT NOT NULL, time TEXT NOT NULL, study TEXT NOT NULL,
+    noise REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL, delta REAL NOT NULL,
+    people INTEGER NOT NULL, seen INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX spendings_of_order ON spendings (order_id);
+"""
+_STEPS: Final = (_FIRST, _SECOND, _THIRD)  # a ledger of version n has the first n
 
 
 def brought_up(connection: sqlite3.Connection, path: Path) -> None:

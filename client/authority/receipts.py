@@ -67,7 +67,9 @@ class Receipts:
         with self._mutex:
             before = self._ledger.books().model_copy(update={"receipt": self._head.number + 1})
             more = len(before.model_dump_json()) - len("null")  # a hash has one length
-            books = {"state": before.state, "exposures": before.exposures}
+            books: dict[str, Any] = {"state": before.state, "exposures": before.exposures}
+            if before.private:
+                books["private"] = list(before.private)
             size = departure["bytes"] + more
             head = self._written(
                 {**departure, "bytes": size, "books": books},
@@ -237,6 +239,8 @@ def _numbers(report: Report) -> dict[str, Any]:
         found[key] = [row.value, row.ci_low, row.ci_high, row.n_participants, row.n_scans]
     if report.seconds:
         found["seconds"] = report.seconds
+    if report.cost:
+        found["cost"] = report.cost.model_dump()
     if report.cohort:
         found["cohort"] = report.cohort
     if report.holds:

@@ -13,6 +13,7 @@ from typing import Self
 from client.authority import receipts
 from client.authority.ledger import JUDGING, SPENDING, Ledger
 from client.authority.receipts import Receipts
+from client.authority.spendings import Asked
 from client.site import Policy, Site
 from common.arrays import Arrays
 from common.errors import Refusal
@@ -33,14 +34,17 @@ class Records:
     def __exit__(self, *_: object) -> None:
         self.ledger.shut()
 
-    def spend(self, order: Order, study_name: str, policy: Policy) -> None:
+    def spend(
+        self, order: Order, study_name: str, policy: Policy, asked: Asked | None = None
+    ) -> None:
         """Record what `order` costs before it is worked on, if it costs anything.
 
-        `Refusal("PRIVACY_SPENT")` if the policy's cap is reached and this order is not among those.
+        `Refusal("PRIVACY_SPENT")` if the policy's cap is reached and this order is not among those;
+        `BUDGET_EXHAUSTED` if it is private and what it is `asked` for is more than is left.
         """
         self._check_books()
         if order.kind in SPENDING:
-            self.ledger.spend(order, study_name, policy.most_exposures)
+            self.ledger.spend(order, study_name, policy.most_exposures, asked)
         elif order.kind == JUDGING:
             self.ledger.judge(order, study_name, policy.most_judgements)
 
@@ -94,5 +98,6 @@ def open_records(site: Site) -> Records:
 
 def digest_of_answer(report: Report, arrays: Arrays) -> str:
     """SHA-256 of all that an answer tells; how long it took, what is held and the books are not."""
-    told = report.model_dump(mode="json", exclude={"seconds", "holds", "books"})
+    kept = {"cost"} if report.cost is None else set[str]()  # as it was before there was any
+    told = report.model_dump(mode="json", exclude={"seconds", "holds", "books", *kept})
     return hashlib.sha256(canonical([told, digest_of(arrays)])).hexdigest()

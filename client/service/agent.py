@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.answer import Answer
+from client.authority import spendings
 from client.authority.admission import TUNING, check_kind, check_model, check_role, check_start
 from client.authority.approvals import paused
 from client.authority.differencing import FILE as CENSUSES
 from client.authority.differencing import Censuses
 from client.authority.egress import inspect
 from client.authority.records import Records
+from client.authority.spendings import Asked
 from client.data.cohort import Cohort
 from client.data.splits import pseudonyms, secret_of
 from client.learning.census import (
@@ -128,12 +130,30 @@ class Agent:
         return kept
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
-        """Pay for the order, carry it out, and keep what may leave of it."""
-        if order.kind == "train":
-            self._check_labels(order)
+        """Pay for the order, carry it out, and keep what may leave of it.
+
+        What a private order draws leaves only from the cache, where it is kept before anybody is
+        told. Killed before that, the order may draw again at no further cost: nobody has seen the
+        first draw. A code tells how it ended, so after one the next draw is paid for.
+        """
+        people = self._learners(order) if order.kind == "train" else 0
+        asked = spendings.asked_of(self.study, self.site.policy, people) if people else None
+        if asked is not None:
             self._check_undrawn(order)
         if self.records is not None:
-            self.records.spend(order, self.study.name, self.site.policy)
+            self.records.spend(order, self.study.name, self.site.policy, asked)
+        elif asked is not None:
+            spendings.check(spendings.before(self.study, order, asked), order.study, asked)
+        try:
+            return self._carried_out(order, arrays, asked)
+        except Exception:
+            if asked is not None and self.records is not None:
+                self.records.ledger.see(order.id)
+            raise
+
+    def _carried_out(
+        self, order: Order, arrays: Arrays, asked: Asked | None
+    ) -> tuple[Report, Arrays]:
         began = time.monotonic()
         answer = self._work(order, arrays)
         report = Report(
@@ -142,6 +162,7 @@ class Agent:
             kind=order.kind,
             round=order.round,
             cohort=self.cohort.fingerprint if order.kind == "census" else "",
+            cost=asked.cost if asked is not None else None,
             holds=self._held(order),
             seconds=time.monotonic() - began,
         )
@@ -188,8 +209,12 @@ class Agent:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants")
         check_start(self.site, self.study, self.cohort.fingerprint)
 
-    def _check_labels(self, order: Order) -> None:
-        """Refuse to train on nobody, or on too few, before the ledger is charged for it."""
+    def _learners(self, order: Order) -> int:
+        """How many people are learnt from; nobody, or too few, are refused before they are charged.
+
+        Everybody who enters a loss is drawn at the same rate, so their number is what a private
+        round costs by.
+        """
         policy = self.site.policy
         cohort = with_labels_for(self.study, self.cohort, order.model)
         people = people_among(cohort, learnt_from(self.study, cohort, policy.minimum_support)[1])
@@ -197,6 +222,7 @@ class Agent:
             raise Refusal("NO_DATA", lacking_labels(self.study, self.site, cohort))
         if people < policy.minimum_cohort:
             raise Refusal("COHORT_TOO_SMALL", f"{people} participants with a label that is learnt")
+        return people
 
     def _check_undrawn(self, order: Order) -> None:
         """Refuse to draw a private round anew whose answer left: it would be a second one, unpaid.

@@ -45,8 +45,8 @@ class Privacy(Table):
     )
     delta: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="Chance that the bound does not hold; 0: a tenth of one over the site's "
-        "training participants.",
+        description="Chance that the bound does not hold, at a site never more than one over its "
+        "training participants; 0: a tenth of that.",
     )
 
     @model_validator(mode="after")

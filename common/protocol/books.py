@@ -12,6 +12,7 @@ history is ended, and the folder goes on under a new id, with no fewer exposures
 
 from __future__ import annotations
 
+from common.privacy.cost import steps_in
 from common.protocol.orders import Books
 
 
@@ -26,6 +27,7 @@ def fallen(earlier: Books, later: Books) -> str:
     """
     ended, same = earlier.receipt == 0, later.state == earlier.state
     told = later.state[:8]
+    steps = [steps_in(books.private) for books in (earlier, later)]
     faults = (
         (ended and same, f"state folder {told}, whose history a person has ended"),
         (not ended and not same, f"state folder {told} after {earlier.state[:8]}"),
@@ -33,6 +35,7 @@ def fallen(earlier: Books, later: Books) -> str:
             later.exposures < earlier.exposures,
             f"{later.exposures} exposures after {earlier.exposures}",
         ),
+        (steps[1] < steps[0], f"{steps[1]} private steps after {steps[0]}"),
         (
             not ended and later.receipt < earlier.receipt,
             f"receipt {later.receipt} after {earlier.receipt}",

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from common.errors import SENTENCES, Refusal
+from common.privacy.cost import Cost, read_spent
 from common.protocol.bounded_json import MOST_ROWS, fault_of, table_of, told
 from common.sections import Name
 from common.settings import Table
@@ -117,6 +118,11 @@ class Measurement(Table):
     seed: Count = Field(0, description="Of a protocol: what a repeat's draws come from.")
 
 
+def _is_spent(word: str) -> str:
+    read_spent(word)
+    return word
+
+
 class Books(Table):
     """A site's books at one departure: what both ends compare (`common/protocol/books.py`)."""
 
@@ -124,6 +130,12 @@ class Books(Table):
         description="Id of the state folder, drawn when its ledger was made."
     )
     exposures: Count = Field(description="Orders that learnt from participants, over all studies.")
+    private: tuple[Annotated[str, AfterValidator(_is_spent)], ...] = Field(
+        (),
+        max_length=64,
+        description="Noised steps that participants were drawn for, over all studies: study, "
+        "noise, rate, delta, steps.",
+    )
     receipt: Count = Field(
         description="Number of the receipt of this very departure; 0: a person ended this history."
     )
@@ -150,6 +162,9 @@ class Report(Table):
     counts: dict[Label, tuple[float, ...]] = Field({}, description="Mergeable sums, by name.")
     measurements: tuple[Measurement, ...] = ()
     cohort: Hex | Literal[""] = Field("", description="Fingerprint of the site's prepared data.")
+    cost: Cost | None = Field(
+        None, description="Of a round of private training: what it cost each participant."
+    )
     holds: tuple[Hex, ...] = Field(
         (), description="Those of the order's digests that need not be sent to this site again."
     )

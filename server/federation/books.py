@@ -100,7 +100,9 @@ class SiteBooks:
             highest = max((books.exposures for books in page.seen), default=0)
             count = highest if exposures is None else exposures
             state = page.seen[-1].state if page.seen else _NOBODY
-            ended = Books(state=state, exposures=count, receipt=0, hash="0" * 64)
+            # a count that cannot be right was told by somebody whose steps are not believed either
+            steps = page.seen[-1].private if page.seen and exposures is None else ()
+            ended = Books(state=state, exposures=count, private=steps, receipt=0, hash="0" * 64)
             self._write(site, Page(seen=(ended,)))
             return ended
 

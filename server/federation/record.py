@@ -49,7 +49,9 @@ def validation(study: Study, reports: Iterable[Report]) -> dict[str, dict[str, f
 def line(report: Report, size: int) -> dict[str, Any]:
     """One site's line in a round's record; `size` is of the whole report, in bytes."""
     groups = report.support
+    cost = {"cost": report.cost.model_dump()} if report.cost is not None else {}
     return {
+        **cost,
         "support": groups,
         "participants": {name: report.participants.get(name, 0) for name in groups},
         "seconds": round(report.seconds, 3),

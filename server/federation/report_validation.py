@@ -31,6 +31,7 @@ Sound = Callable[[Mapping[str, NDArray[Any]]], None]
 _WITH_ARRAYS: Final = ("train", "settle", "explain", "send")
 # sums over a million scans of squares of numbers whose squares float32 still holds
 _LARGEST: Final = {"settle": 1e45}
+_ROUNDED: Final = 1e-6
 _SAFE: Final = 1e18  # the square of any number of a network, and of its gradient, fits float32
 
 
@@ -79,6 +80,7 @@ def _check(
         raise Refusal("REPORT_MALFORMED", "it holds what nobody asked about")
     if bool(report.cohort) != (order.kind == "census"):
         raise Refusal("REPORT_MALFORMED", "a census has a cohort, and nothing else has")
+    _check_cost(study, order, report)
     check_numbers(study, order, plan, report, most)
     if order.kind == "send" and order.method in CLOSED_FORM:
         _models_fit(targets_of(study, order), arrays)
@@ -94,6 +96,19 @@ def _check(
     elif arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
     _arrays_are_safe(arrays, _LARGEST.get(order.kind, _SAFE))
+
+
+def _check_cost(study: Study, order: Order, report: Report) -> None:
+    """A round of private training says what it cost, by the study's noise; nothing else does."""
+    cost, privacy = report.cost, study.privacy
+    if (cost is not None) != (privacy.is_private and order.kind == "train"):
+        raise Refusal("REPORT_MALFORMED", "a round of private training has a cost, nothing else")
+    if cost is None:
+        return
+    passes = study.pretraining.local_epochs
+    drawn = cost.steps * cost.rate / passes  # people over people: one pass, and part of a step
+    if cost.noise != privacy.noise or not 1 - _ROUNDED <= drawn <= 1 + cost.rate + _ROUNDED:
+        raise Refusal("REPORT_MALFORMED", "its noise or its steps are not the study's")
 
 
 def _sums_are_held(report: Report, arrays: Mapping[str, NDArray[Any]], most: Most) -> None:

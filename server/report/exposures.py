@@ -1,7 +1,7 @@
 """How often each site's people were learnt from or judged on: what there is to say of privacy.
 
-No noise is added to what sites send, so there is no formal bound to tell; what a site's policy
-caps, and its ledger counts, are these orders.
+Where no noise is added to what sites send, there is no formal bound to tell; what a site's policy
+caps, and its ledger counts, are these orders. Private rounds have one besides (`privacy.py`).
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from server.report.gains import judged_together
 from server.report.learning_curves import learning_curves
 from server.report.loss_curves import losses, validation
 from server.report.paired_tables import paired_tables
+from server.report.privacy import Paid, last_of, paid, write_paid
 from server.report.protocols import html, protocol_tables
 from server.report.recommendation import RULE, choices, in_short, size
 from server.report.tables import (
@@ -93,7 +94,15 @@ def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
     page = environment.get_template("report.html.j2").render(_content(run, pictures))
     path = run.folder / "report.html"
     write_atomically(path, page.encode())
+    write_paid(run.folder, _paid(run))
     return path
+
+
+def _paid(run: Run) -> list[Paid]:
+    """What rounds of private training cost, from the records of all of its models."""
+    if not run.study.privacy.is_private:
+        return []
+    return list(paid({branch.model: participation.records(branch) for branch in run.branches()}))
 
 
 def _template(name: str) -> str:
@@ -142,6 +151,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "participation": participation.participation(study, records, census),
         "census": participation.holdings(study, census),
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
+        "privacy": last_of(_paid(run)),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),

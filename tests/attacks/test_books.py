@@ -21,11 +21,14 @@ from rich.console import Console
 
 from client.authority import approvals
 from client.authority import books as site_books
-from client.authority.ledger import read_ledger
+from client.authority.ledger import Account, read_ledger
+from client.authority.spendings import lifetime
 from client.doctor import readiness
 from client.link.caller import ask, unix_address
 from client.site import Policy
 from common.network.building import build, plan_of
+from common.privacy.accounting import epsilon
+from common.privacy.cost import cost_of, steps_in
 from common.protocol.code import agreed_digest
 from common.protocol.orders import Report
 from common.protocol.signing import read_envelope, seal
@@ -126,8 +129,12 @@ class Hospital:
         return self.station.site
 
     @property
+    def account(self) -> Account:
+        return read_ledger(self.site.state / "ledger.sqlite")
+
+    @property
     def exposures(self) -> int:
-        return read_ledger(self.site.state / "ledger.sqlite").spent
+        return self.account.spent
 
     def start(self) -> Station:
         return self.ends.enter_context(self.station)
@@ -217,6 +224,53 @@ def test_a_restored_backup_learns_nothing_until_both_ends_have_decided(alpha, hu
     alpha.start()
     assert hub.ask("train") == "BOOKS"
     assert alpha.exposures == 1
+
+
+PRIVATE = {
+    "sites": {"train": ["alpha"]}, "objective.targets": ["age"],
+    "aggregation": {"normalisation": "groupnorm"},
+    "privacy": {"unit": "participant", "people_per_step": 8, "noise": 2.0, "epsilon": 50.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def private(federation: Any, place: Path) -> Iterator[Hospital]:
+    """A study whose budget is four rounds of the site's."""
+    made = federation({**PRIVATE, "privacy": dict(PRIVATE["privacy"])})
+    agent = made.agent("alpha")
+    people = len(agent.cohort.indices("train", agent.study.splits))
+    cost = cost_of(agent.study, people)
+    made.changes["privacy"]["epsilon"] = epsilon([cost] * 4, cost.delta)
+    there = Hospital(made, made.sites / "alpha", place / "alpha")
+    there.station.approve()
+    yield there
+    there.stop()
+
+
+def test_a_restored_backup_gives_no_privacy_back(private, place):
+    """Three rounds were spent, the backup knows of one: what epsilon they cost is taken over, too."""
+    hub = Hub(place / "hub", private.federation.study, {"alpha": private.kit.socket})
+    private.start()
+    hub.train(1)
+    private.stop()
+    backup = private.back_up()
+    private.start()
+    hub.train(2)
+    private.stop()
+    spent = lifetime(list(private.account.private))
+    private.restore(backup)
+    assert lifetime(list(private.account.private)) < spent
+    private.start()
+    assert hub.ask("train") == "BOOKS"
+    private.stop()
+    site_books.accept(private.site, None)
+    hub.books.accept("alpha")
+    assert lifetime(list(private.account.private)) == pytest.approx(spent)
+    private.start()
+    hub.train(1)
+    assert hub.ask("train") == "BUDGET_EXHAUSTED"
+    steps = steps_in(hub.books.page("alpha").seen[-1].private)
+    assert steps == sum(each.cost.steps for each in private.account.private)
 
 
 def test_the_limit_of_the_policy_holds_over_a_restored_backup(alpha, hub):

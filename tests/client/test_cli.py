@@ -18,11 +18,14 @@ from client.authority.approvals import approved, paused, study_of
 from client.authority.books import check_books
 from client.authority.consent import consent
 from client.authority.records import Records, open_records
+from client.authority.spendings import Asked
 from client.data.cohort import open_cohort
 from client.data.prepare import prepare
 from client.site import Site, load_site
 from common.errors import Refusal, SettingError
 from common.network.building import arrays_of, build, plan_of
+from common.privacy.accounting import epsilon
+from common.privacy.cost import Cost, cost_of
 from common.protocol.orders import Books, Order, digest_of, refuse
 from common.seeding import seed_of
 
@@ -444,3 +447,86 @@ def test_rich_markup_in_a_name_is_shown_as_it_is(run, hospital):
     run("approve", odd, "--site", hospital.file, "--yes")
     found = run("studies", "--site", hospital.file)[1]
     assert "[red]study.toml" in "".join(found.split()).replace("│", "")
+
+
+PRIVATE = {
+    "unit": "participant", "people_per_step": 8, "noise": 2.0, "epsilon": 3.0, "delta": 1e-4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def private(hospital: Hospital) -> Hospital:
+    hospital.made.changes["privacy"] = PRIVATE
+    hospital.made.changes["aggregation"] = {"normalisation": "groupnorm"}
+    return hospital
+
+
+def spend(hospital: Hospital, *rounds: int) -> Cost:
+    """Private rounds as the agent enters them; what one costs."""
+    cost = cost_of(hospital.made.study, 26)
+    asked = Asked(cost=cost, people=26, study_cap=0.0, site_cap=0.0)
+    with open_records(hospital.site) as records:
+        for number in rounds:
+            order = hospital.order(kind="train", round=number)
+            records.spend(order, "tiny", hospital.site.policy, asked)
+    return cost
+
+
+def test_what_a_private_study_would_cost_is_said_before_a_yes(run, private):
+    """Epsilon of a run, the caps, what is left of them, and that nothing else is covered."""
+    code, text = run("approve", private.study, "--site", private.file, typed="n\n")
+    assert code == 1
+    for words in (
+        "privacy: of each participant, by noise of 2 clips on steps of 8 people on average",
+        "of arrays trained in rounds, nothing else",
+        "privacy would cost in one run: epsilon ",
+        "at delta 0.0001, in 4 orders of 4 steps, where about 26 of 40 participants train",
+        "limit: epsilon 3 for this study; over all studies policy.epsilon sets no limit, nothing so",
+    ):
+        assert words in text, words
+    spend(private, 1, 2)
+    private.edit(epsilon=1.5)
+    _, text = run("approve", private.study, "--site", private.file, typed="n\n")
+    assert "that is more than is left: after some orders the site declines" in text
+    assert "policy.epsilon is 1.5" in text
+
+
+def test_a_study_without_privacy_is_said_to_have_none(hospital):
+    """Silence would read as protection."""
+    lines = "\n".join(consent(hospital.site, hospital.made.study).lines)
+    assert "privacy: none; no noise hides any one participant" in lines
+
+
+def test_the_ledger_says_what_privacy_was_spent_and_what_that_means(run, private):
+    """In words for whoever answers for the participants: spent, left, unit, and what is left out."""
+    cost = spend(private, 1, 2)
+    run("approve", private.study, "--site", private.file, "--yes")
+    with open_records(private.site) as records:
+        records.spend(private.order(kind="finetune"), "tiny", private.site.policy)
+    private.edit(epsilon=5.0)
+    code, text = run("ledger", "--site", private.file)
+    assert code == 0
+    spent = epsilon([cost, cost], cost.delta)
+    words = " ".join(text.replace("│", " ").split())
+    for told in (
+        f"{2 * cost.steps} 2 0.3077 0.0001 {spent:.3g} {3 - spent:.3g} of 3",
+        f"private training, all studies: epsilon {spent:.3g} at delta 0.0001",
+        f"policy.epsilon leaves {5 - spent:.3g} of 5",
+        "unit: one participant, with all of her scans and labels",
+        "neighbours: two data sets, one of which holds one participant more than the other",
+        "not covered: measurements, losses and counts",
+        "WITHOUT A BOUND besides: 1 training orders on the same people",
+    ):
+        assert told in words, told
+    code, text = run("ledger", "--site", private.file, "--json")
+    [one] = json.loads(text)["private"]
+    assert one["epsilon"] == spent
+    assert one["cap"] == 3.0
+
+
+def test_a_ledger_without_private_orders_speaks_of_no_epsilon(run, hospital):
+    """A zero would read as a promise."""
+    with open_records(hospital.site) as records:
+        records.spend(hospital.order(kind="train", round=1), "tiny", hospital.site.policy)
+    _, text = run("ledger", "--site", hospital.file)
+    assert "epsilon" not in text

@@ -224,9 +224,9 @@ def test_a_ledger_of_a_later_version_is_refused(path):
     """It may hold costs that this version cannot see."""
     Ledger(path).shut()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     for act in (Ledger, read_ledger):
-        with pytest.raises(FolderError, match="version 3; this Callosum knows version 2"):
+        with pytest.raises(FolderError, match="version 4; this Callosum knows version 3"):
             act(path)
 
 
@@ -278,14 +278,14 @@ def test_a_ledger_killed_while_it_is_brought_up_is_the_old_one(path):
     path.parent.mkdir()
     with sqlite3.connect(path) as first:
         first.executescript(FIRST)
-        first.execute("CREATE TABLE decisions (x)")  # so that the last of them fails
+        first.execute("CREATE TABLE spendings (x)")  # so that the last of them fails
     with pytest.raises(FolderError):
         Ledger(path)
     with sqlite3.connect(path) as found:
         names = {row[0] for row in found.execute("SELECT name FROM sqlite_master")}
         assert found.execute("PRAGMA user_version").fetchone() == (1,)
-        assert names.isdisjoint({"state", "told", "stop"})
-        found.execute("DROP TABLE decisions")
+        assert names.isdisjoint({"state", "told", "stop", "decisions"})
+        found.execute("DROP TABLE spendings")
     with Ledger(path) as ledger:
         assert ledger.exposures() == 1
 
@@ -358,7 +358,7 @@ def test_every_change_is_on_disk_when_it_returns(path):
             name: ledger._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("synchronous", "journal_mode", "user_version")
         }
-    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 2}
+    assert pragma == {"synchronous": 3, "journal_mode": "delete", "user_version": 3}
 
 
 class Deliveries(RuleBasedStateMachine):

@@ -19,6 +19,7 @@ from client.authority import receipts as client_receipts
 from client.authority.ledger import NOTHING, Head, Ledger
 from client.authority.receipts import Receipts, departure, read_receipts, verify
 from common.errors import FolderError, StorageError
+from common.privacy.cost import Cost
 from common.protocol.orders import Measurement, Order, Report, refuse
 
 MARCH, APRIL = datetime(2024, 3, 31, 23, 59, tzinfo=UTC), datetime(2024, 4, 1, tzinfo=UTC)
@@ -70,6 +71,7 @@ def test_a_receipt_says_what_left_when_and_for_what(folder, ledger):
         order=order.id, site="alpha", kind="train", round=3, support={"shared": 40},
         participants={"shared": 30, "loss/age": 29}, counts={"loss/age": (12.5, 39.0)},
         measurements=(row, few), seconds=1.5, cohort="d" * 64, holds=("f" * 64,),
+        cost=Cost(noise=1.0, rate=0.5, steps=2, delta=0.01),
     )  # fmt: skip
     sent = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float64)}
     receipts = Receipts(folder, ledger)
@@ -96,6 +98,7 @@ def test_a_receipt_says_what_left_when_and_for_what(folder, ledger):
             f"{tuned}/auc": [0.75, 0.5, 1.0, 30, 40],
             f"{tuned}/k8/repeat2/auc": [0.5, 0.5, 1.0, 30, 40],
             "seconds": 1.5,
+            "cost": {"noise": 1.0, "rate": 0.5, "steps": 2, "delta": 0.01},
             "cohort": "d" * 64,
             "holds": ["f" * 64],
         },
@@ -109,6 +112,7 @@ def test_every_number_of_a_report_is_in_its_receipt(folder, ledger):
     """A field that a later version adds to reports must not leave without being said."""
     told = {
         "support", "participants", "counts", "measurements", "seconds", "cohort", "holds", "refusal",
+        "cost",
     }  # fmt: skip
     names = {"order", "site", "kind", "round", "protocol"}  # the order's own, or the same for ever
     names.add("books")  # entered when they are told

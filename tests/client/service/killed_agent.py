@@ -4,7 +4,8 @@ Run as `python killed_agent.py FEDERATION WORK [PLACE ...]`, in a process of its
 once, so that all is imported and warm, and each further agent is a fork with a copy of its site. A
 step is a statement that changes the ledger, or the moment before or after an fsync, a rename or a
 cut. PLACE is a regular expression for steps, whose first match is killed; without any, every step
-is, and a fine-tuning follows the round. Prints JSON: the steps of a calm agent, how many were
+is, and a fine-tuning follows the round. A private study draws its noise anew in every process, so
+its answers are compared by order, and each order must have left with one alone. Prints JSON: the steps of a calm agent, how many were
 killed, and the faults found.
 """
 
@@ -18,9 +19,11 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from client.authority import ledger as client_ledger
@@ -29,9 +32,11 @@ from client.authority.ledger import read_ledger
 from client.authority.receipts import read_receipts, verify
 from client.authority.records import digest_of_answer, open_records
 from client.data.cohort import open_cohort
+from client.service import agent as client_agent
 from client.service.agent import Agent
 from client.site import load_site
 from common.network.building import arrays_of, build, plan_of
+from common.privacy.cost import cost_of
 from common.protocol.orders import Books, Order, digest_of
 from common.seeding import seed_of
 from common.study import load_study
@@ -94,6 +99,8 @@ class Hospital:
             log = os.open(self.work / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 2)
             try:
+                if self.study.privacy.is_private:
+                    _draw_anew()
                 if seen:
                     _watch(seen, self.work)
                 self.ask()
@@ -110,6 +117,19 @@ class Hospital:
         path = self.work / "seen"
         return Books.model_validate_json(path.read_text()) if path.exists() else None
 
+    def told(self, lines: Iterable[str]) -> list[str]:
+        """Answers as they are compared: by digest, or by order where noise is drawn anew."""
+        drawn = self.study.privacy.is_private
+        return sorted(line.partition(" ")[0] if drawn else line for line in lines)
+
+    @property
+    def steps(self) -> set[int]:
+        """Noised steps of the one round, if it has any; forty people, of whom these train."""
+        if not self.study.privacy.is_private:
+            return set()
+        cohort = open_cohort(self.study, self.site)
+        return {cost_of(self.study, len(cohort.indices("train", self.study.splits))).steps}
+
     def handed(self) -> list[str]:
         """Each answer that was handed over, by order and digest."""
         path = self.work / "handed"
@@ -118,8 +138,11 @@ class Hospital:
     def faults(self, wanted: list[str]) -> list[str]:
         """What does not hold after the site was asked until it answered."""
         state, found = self.site.state, []
-        if sorted(set(self.handed())) != sorted(wanted):
+        if self.told(set(self.handed())) != self.told(wanted):
             found.append(f"answers are {self.handed()}, not {wanted}")
+        private = {each.cost.steps for each in read_ledger(state / "ledger.sqlite").private}
+        if private != self.steps:
+            found.append(f"{private} noised steps were paid for, not {self.steps}")
         spent = [each.order for each in read_ledger(state / "ledger.sqlite").exposures]
         if sorted(spent) != sorted(order.id for order in self.orders):
             found.append(f"spent for {spent}")
@@ -137,6 +160,22 @@ class Hospital:
             )
         verdict = verify(state / "receipts", lambda: read_ledger(state / "ledger.sqlite").head)
         return found + [f"{fault.place}: {fault.what}" for fault in verdict.faults]
+
+
+def _draw_anew() -> None:
+    """Add noise of this process's own, so that a second draw is another answer."""
+    plain = client_agent.train_round
+
+    def noisy(*things, **more):
+        done = plain(*things, **more)
+        random = np.random.default_rng()
+        arrays = {
+            name: array + random.normal(scale=1e-3, size=array.shape).astype(array.dtype)
+            for name, array in done.answer.arrays.items()
+        }
+        return replace(done, answer=replace(done.answer, arrays=arrays))
+
+    client_agent.train_round = noisy
 
 
 def _watch(seen: Step, work: Path) -> None:

@@ -34,10 +34,15 @@ STEPS = {
 }
 
 
-@pytest.fixture
-def hospital(federation: Any) -> Any:
-    """One site with a task of its own, its data prepared."""
+PRIVATE = {
+    "privacy": {"unit": "participant", "people_per_step": 8, "epsilon": 50.0},
+    "aggregation": {"normalisation": "groupnorm"},
+}
+
+
+def prepared(federation: Any, changes: dict[str, Any]) -> Any:
     made = federation({
+        **changes,
         "sites": {"train": ["alpha"]},
         "objective.targets": ["age"],
         "finetuning": [{"name": "dementia", "target": "diagnosis", "methods": ["pretrained/full"],
@@ -45,6 +50,18 @@ def hospital(federation: Any) -> Any:
     })  # fmt: skip
     prepare(made.study, load_site(made.sites / "alpha" / "site.toml"))
     return made
+
+
+@pytest.fixture
+def hospital(federation: Any) -> Any:
+    """One site with a task of its own, its data prepared."""
+    return prepared(federation, {})
+
+
+@pytest.fixture
+def private_hospital(federation: Any) -> Any:
+    """The same in a study whose rounds draw noise."""
+    return prepared(federation, PRIVATE)
 
 
 def killed_agent(made: Any, work: Path, places: Sequence[str], limit_s: float) -> Any:
@@ -81,5 +98,32 @@ def test_an_agent_killed_at_any_step_spends_once_and_answers_alike(hospital, tmp
     """The same at each statement of the ledger, and before and after each durable write."""
     work = tmp_path_factory.mktemp("killed") / "work"
     found = killed_agent(hospital, work, [], 280)
+    assert found["faults"] == []
+    assert found["kills"] == len(found["steps"]) > 50
+
+
+DRAWS = {
+    **STEPS,
+    "about to pay for the draw": r"^at INSERT INTO spendings",
+}
+
+
+def test_a_killed_agent_of_a_private_study_pays_for_what_leaves_and_once(
+    private_hospital, tmp_path_factory
+):
+    """Noise falls otherwise each time: of all draws one leaves, and no kill makes it cost less."""
+    work = tmp_path_factory.mktemp("killed") / "work"
+    found = killed_agent(private_hospital, work, list(DRAWS.values()), 120)
+    assert found["faults"] == []
+    assert found["kills"] == len(DRAWS)
+
+
+@pytest.mark.slow
+def test_an_agent_of_a_private_study_killed_at_any_step_pays_for_what_leaves(
+    private_hospital, tmp_path_factory
+):
+    """The same at each statement of the ledger, and before and after each durable write."""
+    work = tmp_path_factory.mktemp("killed") / "work"
+    found = killed_agent(private_hospital, work, [], 280)
     assert found["faults"] == []
     assert found["kills"] == len(found["steps"]) > 50

@@ -53,6 +53,30 @@ def kept(tmp_path: Path) -> SiteBooks:
     return SiteBooks(tmp_path / "books")
 
 
+def private(steps: int, **more: Any) -> Books:
+    word = f"{'b' * 64} 1.0 0.1 1e-05 {steps}"
+    return books(**more).model_copy(update={"private": (word,)})
+
+
+def test_private_steps_that_became_fewer_stop_a_site(kept):
+    """Receipts and exposures may grow on: a budget that was given back would be spent twice."""
+    assert taken(kept, private(30, receipt=5)) == ""
+    assert taken(kept, private(30, receipt=6)) == ""
+    assert taken(kept, private(40, receipt=7)) == ""
+    assert taken(kept, private(39, receipt=8)) == "BOOKS"
+    assert kept.page("alpha").stopped == "39 private steps after 40"
+
+
+def test_accepting_a_site_keeps_the_private_steps_that_were_seen(kept):
+    """The history ends; what it cost the participants does not."""
+    assert taken(kept, private(40, receipt=5)) == ""
+    kept.stop("alpha", "for the test")
+    assert kept.accept("alpha").private == private(40).private
+    assert taken(kept, private(30, receipt=6, state="c")) == "BOOKS"
+    kept.accept("alpha", 1)  # a count by hand: nothing that was told is believed
+    assert taken(kept, private(30, receipt=6, state="c")) == ""
+
+
 def test_what_was_seen_is_told_by_every_later_run(kept):
     """A clone would otherwise only have to wait for the next study."""
     assert kept.told(order()) is None
