@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.errors import SettingError
+from common.privacy.cost import models_of
 from common.privacy.plan import Plan, plan_for
 from common.study import Study
 
@@ -95,12 +96,9 @@ def rounds(plans: Mapping[str, Plan]) -> tuple[Sequence[str], list[tuple[str, ..
 
 def words(study: Study, plans: Mapping[str, Plan]) -> Iterator[str]:
     """What the tables mean, and who would decline."""
-    alone = study.comparisons.single_site and len(study.sites.train) > 1
     orders = next(iter(plans.values())).orders
-    of = f"{study.pretraining.rounds} rounds" + (
-        " and as many of each site's model alone (comparisons.single_site)" if alone else ""
-    )
-    yield f"orders: {orders} in one run, {of}"
+    of = " and of ".join(models_of(study))
+    yield f"orders: {orders} in one run, {study.pretraining.rounds} rounds of {of}"
     yield (
         "epsilon: Renyi accountant, which decides; PRV: privacy loss variables, closer to the "
         "truth. One participant more or less, Poisson sampling; rounds alone are covered"

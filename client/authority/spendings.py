@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from client.site import Policy
+from common.comparisons import SINGLE_SITE
 from common.errors import Refusal
 from common.privacy.accounting import epsilon
-from common.privacy.cost import MIXED, Cost, Spent, cost_of, read_spent
+from common.privacy.cost import MIXED, Cost, Spent, cost_of, models_of, read_spent
 from common.protocol.orders import Order
 from common.study import Study
 
@@ -68,8 +69,10 @@ def before(study: Study, order: Order, asked: Asked) -> list[Spent]:
 
     A simulation must end in the same round as the sites whose study it tries.
     """
-    alone = order.model.startswith("single-")  # trained after the federated model
-    number = order.round - 1 + (study.pretraining.rounds if alone else 0)
+    models = models_of(study)
+    model = SINGLE_SITE if order.model.startswith("single-") else order.model
+    behind = models.index(model) if model in models else 0  # pooled data are no site's
+    number = order.round - 1 + study.pretraining.rounds * behind
     if number < 1:
         return []
     cost = asked.cost.model_copy(update={"steps": asked.cost.steps * number})
