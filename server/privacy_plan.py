@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.errors import SettingError
-from common.privacy.cost import models_of
+from common.privacy.models import models_of
 from common.privacy.plan import Plan, plan_for
 from common.study import Study
 

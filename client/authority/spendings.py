@@ -23,7 +23,8 @@ from client.site import Policy
 from common.comparisons import SINGLE_SITE
 from common.errors import Refusal
 from common.privacy.accounting import epsilon
-from common.privacy.cost import MIXED, Cost, Spent, cost_of, models_of, read_spent
+from common.privacy.cost import MIXED, Cost, Spent, cost_of, read_spent
+from common.privacy.models import models_of
 from common.protocol.orders import Order
 from common.study import Study
 

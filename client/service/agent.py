@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from logging import ERROR, WARNING, getLogger
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,34 +36,25 @@ from client.learning.census import (
     unlike_columns,
 )
 from client.learning.evaluation import Judge
-from client.learning.explanation import explained
-from client.learning.finetuning import Tuning
 from client.learning.harmonisation import harmonised
-from client.learning.linear import choose, fit, regional_features
-from client.learning.measurement import means
+from client.learning.linear_rival import linear_models
 from client.learning.pretraining import train_round
-from client.learning.protocols import Repeats
 from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
-from client.learning.tuned_elsewhere import judge_heads, sent_head
-from client.learning.tuned_models import TunedModel, TunedModels
-from client.service.array_store import ArrayStore
-from client.service.continuity import check_first, check_follows, check_joined
+from client.service.assembling import Assembling
+from client.service.built_network import built_network
 from client.service.report_cache import ReportCache
+from client.service.tuned_orders import TunedOrders
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
-from common.comparisons import CLOSED_FORM, ENSEMBLE, brings_arrays
+from common.comparisons import ENSEMBLE, brings_arrays
 from common.errors import CallosumError, Refusal, StorageError
 from common.label_sums import BASELINES, CONSTANTS
-from common.network.building import arrays_of, build, load_arrays, plan_of
-from common.network.plan import Plan, rules_of
+from common.network.building import load_arrays
 from common.network.settling import sent_to_settle
-from common.network.starting import taken
-from common.network.tuning import tuned_arrays
-from common.protocol.orders import EMPTY, Order, Report, digest_of, refuse
+from common.protocol.orders import Order, Report, refuse
 from common.runtime.durable import write_atomically
-from common.seeding import seed_of
 from common.site_shortcuts import BEFORE
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
@@ -72,13 +62,6 @@ from common.study import Study
 _log = getLogger("callosum.site")
 _MOST_COLUMNS = 10  # that are named in the log
 _LEARNT = ("settle", "train", "linear", "send")  # kinds whose arrays are made of training people
-
-
-@lru_cache(maxsize=2)
-def _network(study: Study) -> tuple[Any, Plan]:
-    """The study's network, built once in a process; every order loads all of its arrays anew."""
-    network = build(study, seed=0)
-    return network, plan_of(network, study.aggregation.normalisation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +85,11 @@ class Agent:
             self._check(order)
             earlier = self._earlier(order)
             if earlier is None:
-                report, sent = self._worked(order, self._assembled(order, arrays))
+                report, sent = self._worked(order, self._assembling(order).of(order, arrays))
             else:  # the policy may have become stricter since
                 report, kept = earlier
-                received = self._assembled(order, arrays) if order.kind == "train" else {}
+                whole = self._assembling(order).of
+                received = whole(order, arrays) if order.kind == "train" else {}
                 report, sent = inspect(order, self.site.policy, report, kept, received), kept.arrays
             return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
@@ -163,7 +147,7 @@ class Agent:
             round=order.round,
             cohort=self.cohort.fingerprint if order.kind == "census" else "",
             cost=asked.cost if asked is not None else None,
-            holds=self._held(order),
+            holds=self._assembling(order).held(order),
             seconds=time.monotonic() - began,
         )
         report = inspect(order, self.site.policy, report, answer, arrays)
@@ -243,119 +227,31 @@ class Agent:
             _log.warning("%s: order %s was paid for and its drawing was lost before anyone saw "
                          "it; it is drawn anew", self.site.name, order.id)  # fmt: skip
 
-    def _assembled(self, order: Order, sent: Arrays) -> Arrays:
-        """All arrays that the order is about: those that came with it, and those held here.
-
-        Raises
-        ------
-        Refusal
-            NEEDS_ARRAYS if some are neither; ORDER_MALFORMED if they are not the ones it names.
-        """
-        of_network = (
-            order.kind in ("train", *TUNING)
-            or order.model in SHORTCUTS
-            or (
-                order.kind == "evaluate"
-                and not order.model.endswith("-linear")
-                and order.model not in (*CONSTANTS, ENSEMBLE)
-            )
-        )
-        plan = _network(self.study)[1] if of_network else {}
-        if order.kind == "cross":
-            return self._with_heads(order, sent, plan)
-        static = {name for name, rule in plan.items() if not rule.travels}
-        base = {name: array for name, array in sent.items() if name in static}
-        moving = {name: array for name, array in sent.items() if name not in static}
-        whole = {
-            **self._set(order.base or EMPTY, base, keep=True),
-            **self._set(order.arrays, moving, keep=order.kind in TUNING),
-        }
-        from_nothing = order.kind in TUNING and not brings_arrays(order.init)
-        if of_network and not from_nothing and set(whole) != set(plan):
-            raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
-        if order.kind == "train" or (order.kind in TUNING and brings_arrays(order.init)):
-            self._check_origin(order, whole)
-        return whole
-
-    def _with_heads(self, order: Order, sent: Arrays, plan: Plan) -> Arrays:
-        """Heads that other sites sent, and the whole network that they stand on as its base."""
-        network = {name: array for name, array in sent.items() if name in plan}
-        heads = {name: array for name, array in sent.items() if name not in plan}
-        network = self._set(order.base or EMPTY, network, keep=True)
-        heads = self._set(order.arrays, heads, keep=False)
-        if set(network) != (set(plan) if brings_arrays(order.init) else set()):
-            raise Refusal("ORDER_MALFORMED", "the arrays are not the study's network")
-        if network:
-            still = {name: network[name] for name, rule in plan.items() if not rule.travels}
-            base = digest_of(still) if still else ""
-            self._check_origin(order.model_copy(update={"base": base}), network)
-        return {**heads, **network}
-
-    def _set(self, digest: str, sent: Arrays, *, keep: bool) -> Arrays:
-        if digest == EMPTY or sent:
-            if digest_of(sent) != digest:
-                raise Refusal("ORDER_MALFORMED", "the arrays are not those that the order names")
-            if sent and keep:
-                self._store.put(digest, sent)
-            return sent
-        held = self._store.get(digest)
-        if held is None:
-            raise Refusal("NEEDS_ARRAYS", f"no arrays {digest[:12]} are held here")
-        return held
-
-    def _check_origin(self, order: Order, arrays: Arrays) -> None:
-        """Refuse arrays that the study, or the rounds before, cannot have led to.
-
-        A held-out site knows of none of these, and learns from what it has judged: each other set
-        of arrays would be one more asking about its people.
-        """
-        if self.site.role == "heldout":
-            if not self._cache(order).was_judged(order):
-                raise Refusal("ORDER_MALFORMED", f"not what was judged here as {order.model}")
-            return
-        study = self.study.as_trained(order.model)
-        if order.kind == "train" and order.round == 1:
-            self._check_first(arrays, study)
-            return
-        before = order.round if order.kind == "train" else self.study.pretraining.rounds + 1
-        trained = self._cache(order).trained(order.model, before)
-        if trained is not None:
-            check_follows(order, arrays, trained, self.site.policy)
-        elif order.kind == "train" and self.keeps_training:
-            check_joined(study, _network(self.study)[1], order, arrays, self.site.policy)
-        # what was tuned from it would go back whole
-        elif order.kind == "send" and self.keeps_training:
-            raise Refusal("ORDER_MALFORMED", "this site never trained what it was tuned from")
-
-    def _check_first(self, arrays: Arrays, study: Study) -> None:
-        """Refuse arrays from before any training that are not the seed's, or the study's start."""
-        start = study.start
-        if start is not None and digest_of(taken(start, arrays)) != start.arrays:
-            raise Refusal("ORDER_MALFORMED", "the first arrays are not the study's start")
-        check_first(study, arrays)
-
-    def _held(self, order: Order) -> tuple[str, ...]:
-        """Which of the order's sets need not come again; what else is held is not told."""
-        held = self._store.holds()
-        return tuple(sorted({order.arrays, order.base} & set(held)))
-
-    @property
-    def _store(self) -> ArrayStore:
-        return ArrayStore(self.site.state / "arrays")
-
     def _cache(self, order: Order) -> ReportCache:
         return ReportCache(self.site.state / "runs" / order.run[:16])
 
+    def _assembling(self, order: Order) -> Assembling:
+        return Assembling(
+            site=self.site, study=self.study, cache=self._cache(order),
+            keeps_training=self.keeps_training,
+        )  # fmt: skip
+
     def _work(self, order: Order, arrays: Arrays) -> Answer:
         if order.kind in TUNING:
-            return self._tune(order, arrays)
-        work = {
+            if brings_arrays(order.init):
+                arrays = {**arrays, **self._cache(order).own_arrays(order.model)}
+            orders = TunedOrders(
+                site=self.site, study=self.study, cohort=self._harmonised(arrays),
+                folder=self._cache(order).folder,
+            )  # fmt: skip
+            return orders.answer(order, arrays)
+        work: dict[str, Callable[[], Answer]] = {
             "census": self._census,
             "overlap": self._overlap,
             "settle": lambda: self._settle(order, arrays),
             "train": lambda: self._train(order, arrays),
             "evaluate": lambda: self._evaluate(order, arrays),
-            "linear": self._linear,
+            "linear": lambda: linear_models(self.study, self.cohort),
         }
         return work[order.kind]()
 
@@ -377,7 +273,7 @@ class Agent:
         return overlap(self.study, self.site, self.cohort, leaves=self.records is not None)
 
     def _train(self, order: Order, arrays: Arrays) -> Answer:
-        network, plan = _network(self.study)
+        network, plan = built_network(self.study)
         cache = self._cache(order)
         self._compare_columns(order, arrays, self.cohort.indices("train", self.study.splits))
         cohort = with_labels_for(self.study, self._harmonised(arrays), order.model)
@@ -396,7 +292,7 @@ class Agent:
         told = self._cache(order).folder / "columns.txt"
         if order.model != "federated" or told.exists():
             return
-        network, _ = _network(self.study)
+        network, _ = built_network(self.study)
         found = list(unlike_columns(self.study, self.cohort, indices, network, arrays))
         for text in found[:_MOST_COLUMNS]:
             _log.warning("%s: %s", self.site.name, text)
@@ -407,19 +303,19 @@ class Agent:
 
     def _harmonised(self, arrays: Arrays) -> Cohort:
         """The training site's columns as the model of these arrays is to see them."""
-        network, _ = _network(self.study)
+        network, _ = built_network(self.study)
         return harmonised(self.study, self.site.policy, self.cohort, network, arrays)
 
     def _settle(self, order: Order, arrays: Arrays) -> Answer:
         if order.model == BASELINES:
             return sum_labels(self.study, self.site, self.cohort)
-        network, plan = _network(self.study)
+        network, plan = built_network(self.study)
         if order.model in SHORTCUTS:
             return self._shortcuts(order, arrays)
         if set(arrays) != sent_to_settle(network, plan):
             raise Refusal("ORDER_MALFORMED", "the arrays are not those that constants are made by")
         if set(arrays) == set(plan):
-            self._check_first(arrays, self.study.as_trained(order.model))
+            self._assembling(order).check_first(arrays, self.study.as_trained(order.model))
         load_arrays(network, arrays)
         device = choose_device(self.site.device.kind)
         cohort = self._harmonised(arrays)
@@ -431,10 +327,11 @@ class Agent:
         if order.round > 1:
             raise Refusal("ORDER_MALFORMED", f"there are two such sums, not number {order.round}")
         if order.model == BEFORE or not study.pretraining.rounds:
-            self._check_first(arrays, study)
+            self._assembling(order).check_first(arrays, study)
         else:
-            self._check_origin(order.model_copy(update={"model": "federated"}), arrays)
-        network, _ = _network(study)
+            of_model = order.model_copy(update={"model": "federated"})
+            self._assembling(order).check_origin(of_model, arrays)
+        network, _ = built_network(study)
         cohort = self.cohort if order.model == BEFORE else self._harmonised(arrays)
         own = {} if order.model == BEFORE else self._cache(order).own_arrays("federated")
         load_arrays(network, {**arrays, **own})
@@ -449,102 +346,12 @@ class Agent:
             return judge.constants(arrays)
         if order.model == ENSEMBLE:
             return judge.ensemble()
-        network, _ = _network(self.study)
+        network, _ = built_network(self.study)
         self._compare_columns(order, arrays, np.arange(len(self.cohort)))
         load_arrays(network, {**arrays, **self._cache(order).own_arrays(order.model)})
         answer = judge.network(network)
         self._cache(order).note_judged(order)
         return answer
-
-    def _tune(self, order: Order, arrays: Arrays) -> Answer:
-        """Orders about a task of the site's own, and about what was tuned for it."""
-        cache = self._cache(order)
-        if brings_arrays(order.init):
-            arrays = {**arrays, **cache.own_arrays(order.model)}
-        if order.kind == "protocol":
-            repeats = Repeats(
-                study=self.study, site=self.site, cohort=self._harmonised(arrays), order=order,
-                arrays=arrays, folder=cache.folder,
-            )  # fmt: skip
-            return Answer(measured=tuple(repeats.measured()))
-        models = TunedModels(cache.folder)
-        cohort = self._harmonised(arrays)
-        tuning = Tuning(self.study, self.site, cohort, order, arrays, models)
-        if order.kind != "finetune" and order.kind not in tuning.task.settings.then:
-            raise Refusal("ORDER_MALFORMED", f"the study's task does not ask to {order.kind}")
-        if order.kind == "cross":
-            plan = _network(self.study)[1]
-            heads = {name: array for name, array in arrays.items() if name not in plan}
-            return Answer(measured=tuple(judge_heads(tuning, heads)))
-        if order.kind in ("finetune", "judge"):
-            rows = tuning.finetune() if order.kind == "finetune" else tuning.judge()
-            return Answer(measured=tuple(rows))
-        return (
-            self._explain(order, tuning) if order.kind == "explain" else self._send(order, tuning)
-        )
-
-    def _explain(self, order: Order, tuning: Tuning) -> Answer:
-        """The mean maps of one tuned model over the task's test participants."""
-        network, task = self._tuned(order, tuning), tuning.task
-        test = self.cohort.indices("test", self.study.splits)
-        device = choose_device(self.site.device.kind)
-        seed = seed_of(self.study.seed, "deletion", self.site.name, order.task, order.repeat)
-        found = explained(network, tuning.cohort, test, task, device, seed)
-        maps = {"map": found.maps}
-        rows = means(
-            self.study, self.site, self.cohort, order, task.target_name, found.samples, found.told
-        )
-        return Answer(
-            arrays=maps,
-            expected=rules_of(maps),
-            behind={"map": found.people},
-            measured=tuple(rows),
-        )
-
-    def _send(self, order: Order, tuning: Tuning) -> Answer:
-        """What tuning trained or added, where the study asks for it and the policy allows it."""
-        if order.method in CLOSED_FORM:
-            return sent_head(tuning, self._kept(order, tuning))
-        network = self._tuned(order, tuning)
-        state = arrays_of(network)
-        sent = {name: state[name] for name in tuned_arrays(network)}
-        rules = plan_of(network, self.study.aggregation.normalisation)
-        people = tuning.learnt_from(order.repeat)
-        return Answer(
-            arrays=sent,
-            expected={name: rules[name] for name in sent},
-            behind=dict.fromkeys(sent, people),
-        )
-
-    def _tuned(self, order: Order, tuning: Tuning) -> Any:
-        """The tuned network that an order is about."""
-        return tuning.network(self._kept(order, tuning), order.repeat)
-
-    def _kept(self, order: Order, tuning: Tuning) -> TunedModel:
-        model = tuning.models.find(order, order.repeat)
-        if model is None:
-            raise Refusal("NO_DATA", "no tuned model of this kind is kept here")
-        return model
-
-    def _linear(self) -> Answer:
-        """Penalised linear models of all pretraining targets; validation participants choose."""
-        study, features = self.study, regional_features(self.cohort)
-        sent: Arrays = {}
-        behind: dict[str, int] = {}
-        outputs = 1
-        for name, target in study.pretraining_targets.items():
-            label = self.cohort.labels[name]
-            parts = [self.cohort.indices(split, study.splits) for split in ("train", "validation")]
-            fitted, held = (part[~np.isnan(label[part])] for part in parts)
-            if len(fitted) < 2 or (target.kind != "regression" and len(set(label[fitted])) < 2):
-                continue
-            strength = choose(target, features, label, [(fitted, held)]) if len(held) else 1.0
-            arrays = fit(target, features, label, fitted, strength).arrays(name)
-            sent |= arrays
-            behind |= dict.fromkeys(arrays, people_among(self.cohort, fitted))
-            outputs = max(outputs, target.outputs)
-        # of each feature its mean, its spread and the weights
-        return Answer(arrays=sent, expected=rules_of(sent), behind=behind, reveals=2 + outputs)
 
 
 def code_of(error: Exception) -> str:

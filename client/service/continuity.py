@@ -33,7 +33,7 @@ _SHORTEST: Final = 1e-3  # of the arrays' norm: whoever barely moves does not bi
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def check_first(study: Study, arrays: Arrays) -> None:
+def check_drawn(study: Study, arrays: Arrays) -> None:
     """Raise `Refusal` unless a first round begins where the study's seed says.
 
     What comes from the study's `[start]` is checked by its digest; constants that were settled

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field
 
-from common.comparisons import SINGLE_SITE
 from common.settings import Table
 
 if TYPE_CHECKING:
@@ -89,18 +88,3 @@ def cost_of(study: Study, people: int) -> Cost:
         steps=passes * -(-people // privacy.people_per_step),
         delta=min(privacy.delta or _USUAL / people, _MOST / (people + 1)),
     )
-
-
-def models_of(study: Study) -> tuple[str, ...]:
-    """Models whose rounds a run asks of each site, in that order; its own model alone at the end.
-
-    A site without labels of some targets is not asked for the models of these.
-    """
-    compared = study.comparisons
-    alone = (SINGLE_SITE,) if compared.single_site and len(study.sites.train) > 1 else ()
-    return (*compared.members, *sorted(compared.targets), *alone)
-
-
-def orders_of(study: Study) -> int:
-    """Private training orders that a run asks of each site, at most."""
-    return study.pretraining.rounds * len(models_of(study))

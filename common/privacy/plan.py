@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.privacy.accounting import epsilon, noise_for, rounds_for, tighter_epsilon
-from common.privacy.cost import Cost, cost_of, orders_of
+from common.privacy.cost import Cost, cost_of
+from common.privacy.models import orders_of
 
 if TYPE_CHECKING:
     from common.study import Study

@@ -71,11 +71,12 @@ def test_a_seed_that_the_study_does_not_name_is_refused_at_the_site(made: Any, r
     """A member's first arrays are its own seed's: the study's are another model's."""
     study, agent = run.study, made.agent("alpha")
     about = {"kind": "evaluate", "study": study.digest, "run": run.id, "arrays": EMPTY}
+    order = Order.model_validate({**about, "site": "alpha", "model": "seed-4"})
     with pytest.raises(Refusal, match="no model seed-4"):
-        check_model(study, Order.model_validate({**about, "site": "alpha", "model": "seed-4"}))
+        check_model(study, order)
     first = Stored(run.federated.final, "model/").check()
     with pytest.raises(Refusal, match="from what the seed draws"):
-        agent._check_first(first, study.as_trained("seed-2"))
+        agent._assembling(order).check_first(first, study.as_trained("seed-2"))
 
 
 def test_a_site_that_has_not_heard_all_members_judges_no_mean(made: Any, run: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.answer import Answer
-from client.service.continuity import check_first, check_follows, check_joined
+from client.service.continuity import check_drawn, check_follows, check_joined
 from client.service.report_cache import ReportCache, Trained
 from client.site import Policy
 from common.errors import Refusal
@@ -56,18 +56,18 @@ def away(arrays: Any, name: str, by: float) -> dict[str, np.ndarray]:
 
 def test_a_first_round_begins_with_what_the_seed_draws(study, drawn):
     """The control, and the seed: those of another one are anybody's."""
-    assert not refused(check_first, study, drawn)
+    assert not refused(check_drawn, study, drawn)
     other = arrays_of(build(study, seed=seed_of(study.seed + 1, "initial")))
-    assert refused(check_first, study, other)
-    assert refused(check_first, study, arrays_of(build(study, seed=study.seed)))
+    assert refused(check_drawn, study, other)
+    assert refused(check_drawn, study, arrays_of(build(study, seed=study.seed)))
 
 
 def test_every_array_of_a_first_round_is_looked_at(study, drawn):
     """One row of one layer is enough to single somebody out."""
     for name in drawn.keys() - constants(build(study, seed=0)):
-        assert refused(check_first, study, away(drawn, name, 0.1)), name
-        assert refused(check_first, study, away(drawn, name, np.nan)), name
-        assert refused(check_first, study, away(drawn, name, np.inf)), name
+        assert refused(check_drawn, study, away(drawn, name, 0.1)), name
+        assert refused(check_drawn, study, away(drawn, name, np.nan)), name
+        assert refused(check_drawn, study, away(drawn, name, np.inf)), name
 
 
 def test_another_processors_rounding_is_no_other_beginning(study, drawn):
@@ -76,8 +76,8 @@ def test_another_processors_rounding_is_no_other_beginning(study, drawn):
         name: (array * np.float32(1 + 1e-6)).astype(array.dtype) for name, array in drawn.items()
     }
     assert digest_of(close) != digest_of(drawn)
-    assert not refused(check_first, study, close)
-    assert refused(check_first, study, {n: a * np.float32(1.001) for n, a in drawn.items()})
+    assert not refused(check_drawn, study, close)
+    assert refused(check_drawn, study, {n: a * np.float32(1.001) for n, a in drawn.items()})
 
 
 def test_settled_constants_are_everyones_and_no_one_draws_them(study, drawn):
@@ -85,7 +85,7 @@ def test_settled_constants_are_everyones_and_no_one_draws_them(study, drawn):
     names = constants(build(study, seed=0))
     assert names
     settled = {name: drawn[name] + np.float32(40) for name in names}
-    assert not refused(check_first, study, {**drawn, **settled})
+    assert not refused(check_drawn, study, {**drawn, **settled})
 
 
 # Later rounds.

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.privacy.cost import Cost, Spent, cost_of, orders_of, read_spent, steps_in
+from common.privacy.cost import Cost, Spent, cost_of, read_spent, steps_in
+from common.privacy.models import orders_of
 from common.privacy.plan import learners_of, plan_for
 
 
