@@ -112,6 +112,9 @@ class _Age(nn.Module):
         network = build(study, seed=0)
         lay_out(network, _CPU)
         self.backbone, self.head = network.backbone, network.heads["age"]
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # its hooks forbid it
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x))[:, 0]  # type: ignore[no-any-return]

@@ -131,4 +131,4 @@ def test_a_drawing_that_nobody_saw_is_paid_for_once(
     answered(agent)
     assert agent.records is not None
     assert agent.records.ledger.exposures() == 1
-    assert "its drawing was lost before anyone saw it" in caplog.text
+    assert "was kept, and none left; it is drawn anew" in caplog.text

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.data.loading import Loader
 from client.learning.privacy.chance import Chance
 from client.learning.privacy.drawing import drawn, people_of, portions
 from client.learning.privacy.training import train_privately
@@ -249,6 +250,21 @@ def test_masks_and_dropout_are_as_secret_as_the_noise() -> None:
         )
         found.append(weights_of(network)["backbone.layers.0.weight"])
     assert (found[0] != found[1]).any()
+
+
+def test_augmentation_is_as_secret_as_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chance goes by a sample's place in a step, which somebody less would shift."""
+
+    def shaken(sample: Any, generator: np.random.Generator) -> Any:
+        return sample + generator.normal(size=sample.shape).astype(np.float32)
+
+    cohort = cohort_of((5,), [1] * 5, missing=False)
+    recipe = recipe_of(loader=Loader((shaken,), seed=7))
+    one, other = (
+        released(monkeypatch, network_of(), cohort, ALONE, recipe=recipe)[0] for _ in (0, 1)
+    )
+    name = "backbone.layers.0.weight"
+    assert (one[name] != other[name]).any()
 
 
 def test_chance_is_seeded_by_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
