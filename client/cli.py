@@ -259,6 +259,10 @@ def books(
     exposures: Annotated[
         int | None, typer.Option(help="Count to go on from, where the one seen cannot be.", min=0)
     ] = None,
+    copy: Annotated[
+        Path | None,
+        typer.Option(help="The ledger.sqlite of a copy that ran: what it spent is added."),
+    ] = None,
     *,
     accept: Annotated[
         bool, typer.Option("--accept", help="Go on, with the count that the coordinator saw.")
@@ -275,7 +279,7 @@ def books(
     if not yes and not click.confirm(f"\nDoes no other copy of {own.name} run?", default=False):
         say("not accepted; every order is refused with BOOKS until it is")
         raise typer.Exit(1)
-    tell(kept.accept(own, exposures))
+    tell(kept.accept(own, exposures, copy))
 
 
 @app.command()

@@ -28,6 +28,7 @@ minimum_support = 10           # fewest participants behind any number that leav
 # "cross" judges heads that others tuned
 orders = ["census", "overlap", "settle", "train", "finetune", "protocol", "judge", "evaluate"]
 most_exposures = 0             # most training orders over all studies and runs; 0: no limit
+epsilon = 0.0                  # most that private rounds may cost a participant, ever; 0: no limit
 largest_report_mb = 1000.0     # largest report that leaves
 largest_update_norm = 0.0      # longest update that leaves; 0: no limit
 # hours = ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]       # local time; without: always

@@ -9,10 +9,11 @@ has decided.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from client.authority.approvals import user_name
-from client.authority.ledger import Account, Ledger, read_ledger
+from client.authority.ledger import Account, Ledger, read_copy, read_ledger
 from client.site import Site
 from common.errors import Refusal
 from common.protocol.orders import Books
@@ -50,21 +51,23 @@ def standing(account: Account) -> Iterator[str]:
         yield f"the coordinator has seen {seen.exposures} exposures{which}"
 
 
-def accept(site: Site, exposures: int | None) -> str:
+def accept(site: Site, exposures: int | None, copy: Path | None = None) -> str:
     """Decide that this folder goes on: under a new id, and from the count that was seen.
 
-    `exposures` replaces that count where it cannot be right; the ledger's own never falls. A person
-    who knows that the folder was set back or copied need not wait until an order shows it.
+    `exposures` replaces that count where it cannot be right; the ledger's own never falls. What the
+    ledger of a `copy` spent by itself is added. A person who knows that the folder was set back or
+    copied need not wait until an order shows it.
 
     Raises
     ------
     FolderError
-        If the agent runs: it holds the ledger.
+        If the agent runs: it holds the ledger. If the copy's cannot be read.
     """
+    other = read_copy(copy) if copy is not None else None
     with Ledger(site.state / "ledger.sqlite") as ledger:
         stop = ledger.stopped()
         count = exposures if exposures is not None else stop.seen.exposures if stop else 0
-        more = ledger.go_on(user_name(), count)
+        more = ledger.go_on(user_name(), count, other)
         books = ledger.books()
         return (
             f"{site.name} goes on from {books.exposures} exposures, {more} of them taken over, as "

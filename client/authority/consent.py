@@ -255,12 +255,7 @@ def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
     """What rounds of private training would cost each participant, and what would be left."""
     privacy = study.privacy
     if not privacy.is_private:
-        yield "privacy: none; no noise hides any one participant in the arrays that leave"
         return
-    yield (
-        f"privacy: of each participant, by noise of {privacy.noise:g} clips on steps of "
-        f"{privacy.people_per_step} people on average; of arrays trained in rounds, nothing else"
-    )
     spent = list(read_ledger(site.state / "ledger.sqlite").private)
     cap = site.policy.epsilon
     limit = f"policy.epsilon is {cap:g}" if cap else "policy.epsilon sets no limit"

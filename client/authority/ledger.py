@@ -44,6 +44,7 @@ SELECT time, study, study_name, run, kind, model, round, order_id,
        order_id IN (SELECT order_id FROM answers)
 FROM exposures ORDER BY number
 """
+_COPIED: Final = "SELECT number, order_id, time FROM exposures WHERE kind != 'evaluate'"
 _JUDGED: Final = "SELECT run FROM exposures WHERE kind = ? AND study = ? AND model = ?"
 
 
@@ -104,6 +105,17 @@ class Account:
     def spent(self) -> int:
         """All exposures that count, over all studies and runs; judging has a cap of its own."""
         return sum(each.kind != JUDGING for each in self.exposures) + self.taken_over
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What is not in a ledger and in its copy alike was spent by one of them alone.
+
+    exposures: number, order and time of each that learnt; draws: rows of private spendings.
+    """
+
+    exposures: frozenset[tuple[int, str, str]]
+    draws: frozenset[spendings.Row]
 
 
 class Ledger:
@@ -295,22 +307,27 @@ class Ledger:
         with self._reading() as reading:
             return _stop(reading)
 
-    def go_on(self, person: str, exposures: int) -> int:
+    def go_on(self, person: str, exposures: int, copy: Copy | None = None) -> int:
         """End this history and any stop: go on under a new id, from `exposures` on at least.
 
         Returns the exposures that were taken over. They never fall. Private steps that were seen
-        are taken over with their noise, rate and delta.
+        are taken over with their noise, rate and delta, unless fewer exposures are believed than
+        were seen; what a `copy` spent since it was made comes on top.
         """
         with self._change() as change:
             stop, before = _stop(change), _books(change)
             why = f"{stop.why}; seen: {stop.seen.model_dump_json()}" if stop is not None else ""
+            if copy is not None:
+                spendings.add(change, copy.draws - spendings.rows(change))
+                own = len(copy.exposures - set(change.execute(_COPIED))) + before.exposures
+                exposures = max(exposures, own)
             more = max(0, exposures - before.exposures)
             change.execute(
                 "INSERT INTO decisions (time, person, why, state_before, taken_over)"
                 " VALUES (?, ?, ?, ?, ?)",
                 (_now(), person, why, before.state, more),
             )
-            if stop is not None:
+            if stop is not None and exposures >= stop.seen.exposures:
                 spendings.take_over(change, stop.seen.private)
             change.execute("UPDATE state SET id = lower(hex(randomblob(16)))")
             change.execute("DELETE FROM told")
@@ -348,29 +365,54 @@ def read_ledger(path: Path) -> Account:
     FolderError
         If the file is no ledger or cannot be read.
     """
+    with _opened(path) as connection:
+        if connection is None:
+            return Account((), NOTHING)
+        account = Account(tuple(_rows(connection)), _head(connection))
+        version = version_of(connection)  # its agent may not have been started since the update
+        if version >= HAS_STATE:
+            account = replace(
+                account,
+                taken_over=_taken_over(connection),
+                state=_state(connection),
+                stop=_stop(connection),
+            )
+        if version < VERSION:
+            return account
+        return replace(account, private=tuple(spendings.read(connection)))
+
+
+def read_copy(path: Path) -> Copy:
+    """What a copy of a ledger has spent, or the ledger that it is a copy of.
+
+    Raises
+    ------
+    FolderError
+        If there is none of this version, or it cannot be read.
+    """
+    with _opened(path) as connection:
+        if connection is None or version_of(connection) < VERSION:
+            raise FolderError(f"{path} is no ledger of version {VERSION}; give ledger.sqlite")
+        return Copy(frozenset(connection.execute(_COPIED)), frozenset(spendings.rows(connection)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection | None]:
+    """A ledger to be read at one moment; None if nothing was written yet."""
     if not path.exists():
-        return Account((), NOTHING)
+        yield None
+        return
     with _explained(path):
         # not mode=ro: after a kill in mid-write SQLite must be able to take back that write
         uri = f"{path.resolve().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=30.0)) as connection:
             connection.execute("PRAGMA query_only = ON")
             if version_of(connection) == 0:  # its agent was killed before it wrote anything
-                return Account((), NOTHING)
+                yield None
+                return
             check_version(connection, path)
             connection.execute("BEGIN")
-            account = Account(tuple(_rows(connection)), _head(connection))
-            version = version_of(connection)  # its agent may not have been started since the update
-            if version >= HAS_STATE:
-                account = replace(
-                    account,
-                    taken_over=_taken_over(connection),
-                    state=_state(connection),
-                    stop=_stop(connection),
-                )
-            if version < VERSION:
-                return account
-            return replace(account, private=tuple(spendings.read(connection)))
+            yield connection
 
 
 def _alone(path: Path) -> IO[str]:

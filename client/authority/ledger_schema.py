@@ -57,7 +57,8 @@ _THIRD: Final = """
 CREATE TABLE spendings (
     number INTEGER PRIMARY KEY, order_id TEXT NOT NULL, time TEXT NOT NULL, study TEXT NOT NULL,
     noise REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL, delta REAL NOT NULL,
-    people INTEGER NOT NULL, seen INTEGER NOT NULL DEFAULT 0
+    people INTEGER NOT NULL, seen INTEGER NOT NULL,
+    draw TEXT NOT NULL DEFAULT (lower(hex(randomblob(16))))
 );
 CREATE INDEX spendings_of_order ON spendings (order_id);
 """

@@ -30,6 +30,15 @@ from common.study import Study
 
 _ENTRIES: Final = 60  # that books tell; what is beyond is told as one, at its worst
 
+Row = tuple[str, str, str, str, float, float, float, int, int]  # in the order of `_ROWS`
+
+_ROWS: Final = """
+SELECT draw, order_id, time, study, noise, rate, delta, steps, people FROM spendings
+"""
+_INSERT: Final = """
+INSERT INTO spendings (order_id, time, study, noise, rate, delta, steps, people, seen)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 _OPEN: Final = """
 SELECT 1 FROM spendings WHERE order_id = ? AND seen = 0 AND noise = ? AND rate = ? AND steps = ?
 """
@@ -156,15 +165,24 @@ def take_over(change: sqlite3.Connection, seen: Iterable[str]) -> None:
             _insert(change, "", spent.study, spent.cost.model_copy(update={"steps": lost}), 0)
 
 
+def rows(connection: sqlite3.Connection) -> set[Row]:
+    """Every draw under the id that it got; a copy has those of before it was made."""
+    return set(connection.execute(_ROWS))
+
+
+def add(change: sqlite3.Connection, others: Iterable[Row]) -> None:
+    """Enter draws of a copy; none of them is one that an order may still make here."""
+    for draw, *row in sorted(others):
+        entered = change.execute(_INSERT, (*row, 1)).lastrowid
+        change.execute("UPDATE spendings SET draw = ? WHERE number = ?", (draw, entered))
+
+
 def _kind(spent: Spent) -> tuple[str, float, float, float]:
     cost = spent.cost
     return spent.study, cost.noise, cost.rate, cost.delta
 
 
 def _insert(change: sqlite3.Connection, order_id: str, study: str, cost: Cost, people: int) -> None:
-    change.execute(
-        "INSERT INTO spendings (order_id, time, study, noise, rate, steps, delta, people)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (order_id, datetime.now(UTC).isoformat(timespec="seconds"), study, cost.noise, cost.rate,
-         cost.steps, cost.delta, people),
-    )  # fmt: skip
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    numbers = (cost.noise, cost.rate, cost.delta, cost.steps, people)
+    change.execute(_INSERT, (order_id, now, study, *numbers, 0))

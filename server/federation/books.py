@@ -101,7 +101,7 @@ class SiteBooks:
             count = highest if exposures is None else exposures
             state = page.seen[-1].state if page.seen else _NOBODY
             # a count that cannot be right was told by somebody whose steps are not believed either
-            steps = page.seen[-1].private if page.seen and exposures is None else ()
+            steps = page.seen[-1].private if page.seen and count >= highest else ()
             ended = Books(state=state, exposures=count, private=steps, receipt=0, hash="0" * 64)
             self._write(site, Page(seen=(ended,)))
             return ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from client.authority import spendings
-from client.authority.ledger import Ledger, read_ledger
+from client.authority.ledger import Ledger, read_copy, read_ledger
 from client.authority.spendings import Asked, lifetime, of_study, told
 from common.errors import FolderError, Refusal
 from common.privacy.accounting import epsilon
@@ -191,6 +192,47 @@ def test_what_a_restored_ledger_forgot_is_taken_over_with_its_noise(path, tmp_pa
         assert code(restored.spend, order(4), "tiny", 0, cap) == "BUDGET_EXHAUSTED"
         assert restored.go_on("jane", 0) == 0  # accepted twice is taken over once
         assert steps(restored) == steps(ledger)
+
+
+def test_what_a_copy_spent_by_itself_is_added(path, tmp_path):
+    """Neither ledger knows of the other's rounds; the people behind both are the same."""
+    other = tmp_path / "copy" / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.spend(order(1), "tiny", asked=asked())
+    other.parent.mkdir()
+    shutil.copy(path, other)
+    with Ledger(path) as ledger, Ledger(other) as copy:
+        ledger.spend(order(2), "tiny", asked=asked())
+        copy.spend(order(4, kind="finetune"), "tiny")
+        for number in (2, 3):  # the same order drawn at both is two draws
+            copy.spend(order(number), "tiny", asked=asked())
+        seen = books(copy)
+        ledger.stop(seen, "a copy")
+        assert ledger.go_on("jane", seen.exposures, read_copy(other)) == 3
+        assert (ledger.exposures(), steps(ledger)) == (5, 40)
+        assert lifetime(ledger.private()) == pytest.approx(after(4))
+        # what the copy drew is no draw that may be made here for nothing
+        assert ledger.spend(order(3), "tiny", asked=asked()) is True
+        before = steps(ledger)
+        ledger.go_on("jane", 0, read_copy(path))  # itself: nothing is new
+        ledger.go_on("jane", 0, read_copy(other))  # and given twice, nothing either
+        assert steps(ledger) == before
+    with pytest.raises(FolderError, match="is no ledger of version"):
+        read_copy(tmp_path / "nowhere.sqlite")
+
+
+def test_steps_of_a_count_that_is_not_believed_are_not_taken_over(path):
+    """Somebody on the way may have made both up, to spend a site's budget without a round."""
+    word = Spent(study=STUDIES[0], cost=ONE.model_copy(update={"steps": 2**50})).word
+    seen = Books(state="f" * 32, exposures=10**9, receipt=9, hash="e" * 64, private=(word,))
+    with Ledger(path) as ledger:
+        ledger.spend(order(1), "tiny", asked=asked())
+        ledger.stop(seen, "made up")
+        ledger.go_on("jane", 1)
+        assert steps(ledger) == 10
+        ledger.stop(seen, "seen indeed")
+        ledger.go_on("jane", 10**9)
+        assert steps(ledger) == 2**50
 
 
 def test_the_stop_that_has_seen_most_is_kept(path):

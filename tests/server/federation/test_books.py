@@ -73,7 +73,7 @@ def test_accepting_a_site_keeps_the_private_steps_that_were_seen(kept):
     kept.stop("alpha", "for the test")
     assert kept.accept("alpha").private == private(40).private
     assert taken(kept, private(30, receipt=6, state="c")) == "BOOKS"
-    kept.accept("alpha", 1)  # a count by hand: nothing that was told is believed
+    kept.accept("alpha", 0)  # a count by hand: nothing that was told is believed
     assert taken(kept, private(30, receipt=6, state="c")) == ""
 
 
