@@ -101,36 +101,16 @@ class Agent:
                 _log.exception("%s: order %s: %s", self.site.name, order.kind, code)
             return self._declined(order, code), {}
 
-    def _check_undrawn(self, order: Order) -> None:
-        """Refuse to draw a private round anew whose answer left: it would be a second release.
-
-        A drawing that was paid for and never kept, because the agent was killed, left nothing: what
-        leaves is kept and entered first. It may be drawn again.
-        """
-        private = order.kind == "train" and self.study.privacy.is_private
-        if self.records is None or not private:
-            return
-        if self.records.ledger.answer(order.id) is not None:
-            raise Refusal(
-                "SITE_FAILED",
-                "the answer that left is no longer kept here, and private training gives no bits "
-                "twice; the run goes on without this site's part of the round",
-            )
-        if self.records.ledger.is_spent(order.id):
-            _log.warning("%s: no answer to order %s was kept, and none left; it is drawn anew",
-                         self.site.name, order.id)  # fmt: skip
-
     def _earlier(self, order: Order) -> tuple[Report, Answer] | None:
         """The answer that was kept, unless it is another than the one that may leave."""
         kept = self._cache(order).report(order)
-        if kept is not None and self.records is not None:
-            report, answer = kept
-            if self.records.contradict(order, report, answer.arrays):
-                _log.error("the report kept for order %s is not the one that the ledger knows; the "
-                           "order is worked on again", order.id)  # fmt: skip
-                kept = None
-        if kept is None:
-            self._check_undrawn(order)
+        if kept is None or self.records is None:
+            return kept
+        report, answer = kept
+        if self.records.contradict(order, report, answer.arrays):
+            _log.error("the report kept for order %s is not the one that the ledger knows; the "
+                       "order is worked on again", order.id)  # fmt: skip
+            return None
         return kept
 
     def _worked(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:

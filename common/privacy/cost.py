@@ -84,7 +84,7 @@ def cost_of(study: Study, people: int) -> Cost:
     privacy, passes = study.privacy, study.pretraining.local_epochs
     return Cost(
         noise=privacy.noise,
-        rate=min(1.0, privacy.people_per_step / people),
-        steps=passes * -(-people // privacy.people_per_step),
+        rate=privacy.rate(people),
+        steps=passes * privacy.steps(people),
         delta=min(privacy.delta or _USUAL / people, _MOST / (people + 1)),
     )
