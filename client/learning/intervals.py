@@ -181,23 +181,22 @@ class Judged:
         return 2 * low / (1 + low), 2 * high / (1 + high)
 
     def _of_overlaps(self, metric: str, value: float, z: float) -> Bounds:
-        """Likewise of every class, put together as the classes' F1 are."""
+        """Over classes F1 is nearly a mean of shares: an error costs the one and the other class.
+
+        As if all classes were told alike, of as many people as their weights come to, of those who
+        are of a class or called so. From each class's own interval it would cover .82 near 1.
+        """
         held, said = self._held, [self._said(told) for told in self.predicted]
-        classes = np.unique(np.concatenate([held, *said]))
-        of = held == classes[:, None]  # (K, N)
-        told = np.stack([one == classes[:, None] for one in said])  # (models, K, N)
-        shares = ((of & told).sum(2) / (of | told).sum(2)).mean(0)
-        people = np.array([len(np.unique(self.people[part])) for part in of | told.any(0)])
+        classes = np.unique([held, *said])
+        among = [np.any([own == one for own in (held, *said)], axis=0) for one in classes]
+        people = np.array([len(np.unique(self.people[part])) for part in among])
         alike = np.full(len(classes), 1 / len(classes))
-        weights = of.mean(1) if metric == "f1_weighted" else alike
-        slopes = weights * 2 / np.square(1 + shares)
-        expected = float((np.square(slopes) * shares * (1 - shares) / people).sum())
-        factor = moved(jackknifed(self.left_out[metric]) ** 2, expected, people.min())
-        ends = np.array([wilson(share, n / factor, z)
-                         for share, n in zip(shares, people, strict=True)])  # fmt: skip
-        f1, apart = 2 * shares / (1 + shares), 2 * ends / (1 + ends)
-        reach = np.sqrt(np.square(weights[:, None] * (apart - f1[:, None])).sum(0))
-        return max(value - float(reach[0]), 0.0), min(value + float(reach[1]), 1.0)
+        weights = np.array([(held == one).mean() for one in classes])
+        weights = weights if metric == "f1_weighted" else alike
+        n = float(1 / (np.square(weights) / people).sum())
+        error = jackknifed(self.left_out[metric])
+        factor = moved(error * error, value * (1 - value) / n, int(n))
+        return wilson(value, n / factor, z)
 
 
 def difference(

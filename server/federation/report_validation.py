@@ -83,6 +83,8 @@ def _check(
     _check_cost(study, order, report)
     check_numbers(study, order, plan, report, most)
     if order.kind == "send" and order.method in CLOSED_FORM:
+        if not arrays:
+            raise Refusal("ARRAYS_MISNAMED", "it holds no head")
         _models_fit(targets_of(study, order), arrays)
     elif order.kind in _WITH_ARRAYS:
         _arrays_fit(plan, arrays)

@@ -120,9 +120,9 @@ def test_a_text_may_be_as_long_as_its_rows_ask_for(federation):
     }).study  # fmt: skip
     more = {"task": "dementia", "init": "pretrained", "method": "full", "round": 0}
     tuned = ORDER.model_copy(update={"kind": "finetune", "k": 5, **more})
-    assert most_rows(study, tuned) == 6 * 1000 + 1  # and a mean over draws
-    assert longest_text(study, tuned) == MIB + 6001 * 1024
-    assert most_rows(study, tuned.model_copy(update={"k": 0})) == 6 * 20 + 1
+    assert most_rows(study, tuned) == 8 * 1000 + 1  # and a mean over draws
+    assert longest_text(study, tuned) == MIB + 8001 * 1024
+    assert most_rows(study, tuned.model_copy(update={"k": 0})) == 8 * 20 + 1
     assert longest_text(study, ORDER.model_copy(update={"kind": "census"})) == MIB
 
 

@@ -1,7 +1,7 @@
 """How often intervals hold the truth, and how often equal models are told apart: by simulation.
 
 Scores are binormal, so that the area under the curve is known exactly; every other truth is that of
-200,000 people. A sample of one class alone tells nothing and is drawn again. About three minutes
+200,000 people. A sample of one class alone tells nothing and is drawn again. About four minutes
 on one core; the binomial error of a share near .95 is .013 at 300 repetitions, and .007 at a thousand.
 """
 

@@ -92,6 +92,55 @@ def test_whole_study_through_the_door_has_the_bits_of_one_process(federation, fo
         there.command("callosum-site", "receipts", "verify", "--kit", there.kits / "alpha")
 
 
+WAYS = {
+    "sites.train": ["alpha", "beta"],
+    "sites.heldout": ["omega"],
+    "sites.time_limit_s": 300.0,
+    "splits": {"validation": 0.2, "test": 0.4},
+    "evaluation.head": False,
+    "comparisons": {"single_site": True, "pooled": True, "targets": {"age-only": ["age"]}},
+    "finetuning": [
+        {"name": "dementia", "target": "diagnosis", "epochs": 1, "learning_rates": [0.01],
+         "methods": ["age-only/frozen", "single-site/full", "pooled/frozen", "linear"],
+         "then": ["send", "cross"]},
+        {"name": "few", "target": "diagnosis", "methods": ["age-only/frozen"], "repeats": 0},
+    ],
+    "protocols": [
+        {"name": "shots", "task": "few", "scheme": "folds", "folds": 3, "repeats": 1,
+         "at": "heldout"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_that_tuning_begins_from_and_ends_in_crosses_the_wire(federation, folder):
+    """Models of some targets, a site's own, heads from elsewhere, and a judge that learns."""
+    orders = ["census", "overlap", "settle", "train", "finetune", "protocol", "send", "cross",
+              "evaluate"]  # fmt: skip
+    made = federation(
+        WAYS,
+        participants=dict.fromkeys(("alpha", "beta", "omega"), 100),
+        site={"policy.orders": orders},
+    )
+    here = made.simulate()
+    with standing(folder, files_of(made)) as there:
+        there.stand(made.study_file)
+        there.command("callosum", "run", made.study_file, "--hub", there.hub, timeout=600)
+        run = there.hub / "runs" / "tiny"
+        for model in ("age-only", "single-alpha"):
+            final = Path("comparisons", model, "checkpoints", "final.safetensors")
+            assert sha(run / final) == sha(here.folder / final)
+        pooled = ("pooled", "pooled-linear")  # they are in one place in a simulation alone
+        ours, theirs = (
+            [line for line in (of / "results.csv").read_text().splitlines()
+             if not set(line.split(",")) & set(pooled) and "minus_pooled" not in line]
+            for of in (run, here.folder)
+        )  # fmt: skip
+        assert ours == theirs
+        assert {line.split(",")[0] for line in ours} >= {"cross", "protocol", "finetune"}
+
+
 def records(run: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in sorted(run.glob("rounds/*/record.json"))]
 

@@ -23,8 +23,10 @@ from tests.bench.coverage import (
     binormal,
     coverage,
     pages,
+    states,
 )
 
+FOUR = Target(kind="categorical", classes=("rest", "left", "right", "both"))
 STATE = Target(kind="categorical", classes=("rest", "left", "right"))
 TARGETS = pytest.mark.parametrize("target", [AGE, SEX, STATE], ids=["age", "sex", "state"])
 Z = z_of(0.95)
@@ -191,6 +193,14 @@ def test_intervals_of_areas_and_shares_cover(area: float, prevalence: float, n: 
 def test_intervals_of_regressions_cover(n: int) -> None:
     """Mean errors, correlations and slopes of 20 people; the binomial error is .006."""
     check(list(coverage(AGE, ages("normal"), n, OF_AGES, about="", repeats=1500, seed=1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clear", [1.5, 3.0])
+def test_intervals_of_f1_over_four_classes_cover(clear: float) -> None:
+    """At .70 and .96, where an error costs two classes at once."""
+    draw = states(0.25, clear)
+    check(list(coverage(FOUR, draw, 50, metrics.F1S, about="", repeats=1500, seed=1)))
 
 
 @pytest.mark.slow

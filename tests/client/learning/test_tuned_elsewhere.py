@@ -23,9 +23,10 @@ from tests.client.service.test_agent import initial, order_for
 ORDERS = ("census", "finetune", "send", "cross")
 TASK = {
     "name": "dementia", "target": "diagnosis", "then": ["send", "cross"],
-    "methods": ["pretrained/frozen", "linear", "pretrained/full"],
+    "methods": ["pretrained/frozen", "age-only/frozen", "linear", "pretrained/full"],
 }  # fmt: skip
 FROZEN = {"task": "dementia", "init": "pretrained", "method": "frozen"}
+AGE_ONLY = {**FROZEN, "init": "age-only", "model": "age-only"}
 LINEAR = {"task": "dementia", "method": "linear"}
 
 
@@ -34,6 +35,7 @@ def made(federation: Any) -> Any:
     changes = {
         "finetuning": [TASK], "sites": {"train": ["alpha", "beta", "gamma"]},
         "splits": {"validation": 0.15, "test": 0.4},
+        "comparisons": {"single_site": False, "pooled": False, "targets": {"age-only": ["age"]}},
     }  # fmt: skip
     sites = dict.fromkeys(("alpha", "beta", "gamma"), 100)
     return federation(changes, participants=sites, site={"policy.orders": ORDERS})
@@ -58,7 +60,7 @@ def crossed(agent: Agent, heads: dict[str, Any], way: Any) -> Any:
     return agent.answer(order, {**named, **below})[0]
 
 
-@pytest.mark.parametrize("way", [FROZEN, LINEAR], ids=["frozen", "linear"])
+@pytest.mark.parametrize("way", [FROZEN, AGE_ONLY, LINEAR], ids=["frozen", "age-only", "linear"])
 def test_a_head_is_judged_elsewhere_as_its_own_arithmetic_says(made: Any, way: Any) -> None:
     """The oracle: weights times what the site itself makes of a scan, ranked by scikit-learn."""
     alpha, beta = made.agent("alpha"), made.agent("beta")
@@ -71,7 +73,7 @@ def test_a_head_is_judged_elsewhere_as_its_own_arithmetic_says(made: Any, way: A
     assert {row.model for row in report.measurements} == {"tuned-alpha"}  # its own it knows
     [found] = [row for row in report.measurements if row.metric == "auc"]
     features = np.asarray(beta.cohort.samples, dtype=np.float64)
-    if way == FROZEN:
+    if way != LINEAR:
         network = build(beta.study, seed=0)
         load_arrays(network, initial(beta.study))
         features = features_of(network, beta.cohort, torch.device("cpu"))

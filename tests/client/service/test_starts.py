@@ -10,6 +10,7 @@ import pytest
 
 from client.authority.consent import consent
 from client.authority.records import open_records
+from client.learning.tuned_models import TunedModels
 from client.service.agent import Agent
 from client.service.order_arrays import expected
 from tests.client.service.test_agent import initial, order_for
@@ -105,6 +106,27 @@ def test_arrays_that_come_with_a_way_are_those_of_the_network(
     order = order_for(agent, "finetune", arrays, task="dementia", init=init, method="full")
     assert expected(order, agent.study, agent.cohort).keys() == arrays.keys()
     assert tuned(agent, init, model, arrays) == ""
+
+
+@pytest.mark.parametrize(
+    ("init", "model"),
+    [("pretrained", "federated"), ("age-only", "age-only"), ("single-site", "single-alpha"),
+     ("scratch", "federated")],
+)  # fmt: skip
+def test_tuning_begins_where_its_way_says(federation: Any, init: str, model: str) -> None:
+    """With next to no learning, what was tuned is what came; or what scratch draws."""
+    [task] = CHANGES["finetuning"]
+    made = federation({**CHANGES, "finetuning": [{**task, "learning_rates": [1e-9]}]})
+    agent = made.agent("alpha")
+    moved = {name: array + np.float32(0.25) for name, array in initial(agent.study).items()}
+    sent = {} if init == "scratch" else moved
+    more = {"task": "dementia", "init": init, "method": "full", "model": model}
+    order = order_for(agent, "finetune", sent, **more)
+    assert agent.answer(order, sent)[0].refusal == ""
+    kept = TunedModels(agent.site.state / "runs" / order.run[:16]).find(order, 0)
+    assert kept is not None
+    first = "backbone.layers.0.weight"
+    assert np.allclose(kept.arrays[first], moved[first], atol=1e-5) == (init != "scratch")
 
 
 def test_a_way_follows_what_the_site_itself_trained_of_its_model(made: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import Refusal
@@ -12,6 +13,7 @@ from common.protocol.orders import Measurement, Order, Report
 from common.schemes import seed_of_repeat
 from server.federation.expectation import Most, most_rows
 from server.federation.report_numbers import check_numbers
+from server.federation.report_validation import accept
 
 TASK = {
     "name": "dementia", "target": "diagnosis", "repeats": 0,
@@ -135,3 +137,39 @@ def test_a_site_tells_of_others_heads_and_of_each_once(
         return
     with pytest.raises(Refusal, match="REPORT_MALFORMED"):
         check_numbers(study, order, {}, report, Most(study, "beta", None))
+
+
+HEAD = {
+    "linear/diagnosis/centre": np.zeros(4), "linear/diagnosis/scale": np.ones(4),
+    "linear/diagnosis/coefficients": np.ones((4, 1)), "linear/diagnosis/intercepts": np.zeros(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "code"),
+    [
+        (lambda head: head, ""),
+        (lambda _: {}, "ARRAYS_MISNAMED"),
+        (lambda head: {**head, "heads.age.bias": np.zeros(1)}, "ARRAYS_MISNAMED"),
+        (lambda head: dict(list(head.items())[:3]), "ARRAYS_MISSHAPEN"),
+        (lambda head: {n.replace("diagnosis", "age"): one for n, one in head.items()},
+         "ARRAYS_MISSHAPEN"),
+        (lambda head: {n: one * np.nan for n, one in head.items()}, "NOT_FINITE"),
+    ],
+    ids=["sound", "nothing", "more", "less", "of another target", "not finite"],
+)  # fmt: skip
+def test_a_head_that_is_sent_is_the_task_s_whole_head_or_refused(
+    federation: Any, spoilt: Any, code: str
+) -> None:
+    """What one site sends is put together with others' and goes to all: it must end no run."""
+    study = federation({"finetuning": [CROSS], "sites": {"train": ["alpha", "beta"]}}).study
+    order = Order(
+        kind="send", study=study.digest, run="ab" * 32, site="beta", task="dementia",
+        method="linear", arrays="0" * 64,
+    )  # fmt: skip
+    report = Report(order=order.id, site="beta", kind="send")
+    if not code:
+        accept(study, order, {}, report, spoilt(HEAD))
+        return
+    with pytest.raises(Refusal, match=code):
+        accept(study, order, {}, report, spoilt(HEAD))
