@@ -36,17 +36,18 @@ class Records:
 
     def spend(
         self, order: Order, study_name: str, policy: Policy, asked: Asked | None = None
-    ) -> None:
-        """Record what `order` costs before it is worked on, if it costs anything.
+    ) -> bool:
+        """Record what `order` costs before it is worked on; whether it costs anything more.
 
         `Refusal("PRIVACY_SPENT")` if the policy's cap is reached and this order is not among those;
         `BUDGET_EXHAUSTED` if it is private and what it is `asked` for is more than is left.
         """
         self._check_books()
         if order.kind in SPENDING:
-            self.ledger.spend(order, study_name, policy.most_exposures, asked)
-        elif order.kind == JUDGING:
-            self.ledger.judge(order, study_name, policy.most_judgements)
+            return self.ledger.spend(order, study_name, policy.most_exposures, asked)
+        if order.kind == JUDGING:
+            return self.ledger.judge(order, study_name, policy.most_judgements)
+        return False
 
     def depart(self, order: Order, study_name: str, report: Report, arrays: Arrays) -> Report:
         """Enter an answer; what this returns may leave: the same, with the books as they stand.

@@ -79,9 +79,11 @@ def before(study: Study, order: Order, asked: Asked) -> list[Spent]:
 
     A simulation must end in the same round as the sites whose study it tries.
     """
-    models = models_of(study)
-    model = SINGLE_SITE if order.model.startswith("single-") else order.model
-    behind = models.index(model) if model in models else 0  # pooled data are no site's
+    together = [model for model in models_of(study) if model != SINGLE_SITE]
+    if order.model.startswith("single-"):
+        behind = len(together)
+    else:  # pooled data are no site's
+        behind = together.index(order.model) if order.model in together else 0
     number = order.round - 1 + study.pretraining.rounds * behind
     if number < 1:
         return []

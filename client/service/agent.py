@@ -123,7 +123,10 @@ class Agent:
         people = self._learners(order) if order.kind == "train" else 0
         asked = spendings.asked_of(self.study, self.site.policy, people) if people else None
         if self.records is not None:
-            self.records.spend(order, self.study.name, self.site.policy, asked)
+            paid = self.records.spend(order, self.study.name, self.site.policy, asked)
+            if asked is not None and not paid:
+                _log.warning("%s: no answer to order %s was kept, and none left; it is drawn anew",
+                             self.site.name, order.id)  # fmt: skip
         elif asked is not None:
             spendings.check(spendings.before(self.study, order, asked), order.study, asked)
         try:
