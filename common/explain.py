@@ -92,7 +92,7 @@ def _privacy(study: Study, plan: Plan) -> list[str]:
         ),
         f"gradients by person: {way_of(study).told}",
         *_short(study, plan),
-        *(f"{one.treatment}: {one.what}: {one.why}" for one in departures(study)),
+        *(one.told for one in departures(study)),
     ]
 
 

@@ -21,6 +21,7 @@ from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.settling import constants
 from common.network.size import Limits, outline
+from common.privacy.coverage import departures
 from common.privacy.plan import plan_for
 from common.schemes import Protocol
 from common.study import Study
@@ -276,6 +277,7 @@ def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
     so_far = f"{spendings.lifetime(spent):.3g} so far" if spent else "nothing so far"
     own_limit = f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "no epsilon"
     yield f"limit: {own_limit} for this study; over all studies {limit}, {so_far}"
+    yield from (one.told for one in departures(study))
 
 
 def _numbers(study: Study) -> list[str]:

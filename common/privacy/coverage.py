@@ -24,6 +24,11 @@ class Departure:
     treatment: Treatment
     why: str
 
+    @property
+    def told(self) -> str:
+        """All of it in a line."""
+        return f"{self.treatment}: {self.what}: {self.why}"
+
 
 def departures(study: Study) -> tuple[Departure, ...]:
     """Everything about participants that leaves a training site of a private study."""

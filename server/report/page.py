@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from common.comparisons import ENSEMBLE
+from common.privacy.coverage import departures
 from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
@@ -152,6 +153,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "census": participation.holdings(study, census),
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
         "privacy": last_of(_paid(run)),
+        "departures": departures(run.study) if run.study.privacy.is_private else (),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
