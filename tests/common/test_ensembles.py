@@ -40,6 +40,7 @@ def run(made: Any) -> Any:
     return made.simulate()
 
 
+@pytest.mark.whole
 def test_an_ensemble_says_the_mean_of_what_its_members_say(made: Any, run: Any) -> None:
     """Measured by hand from the predictions that the held-out site keeps."""
     judge = made.agent("omega")
@@ -55,6 +56,7 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(made: Any, run: Any) 
     assert ("omega", "ensemble", "sex", "auc") in found
 
 
+@pytest.mark.whole
 def test_members_differ_and_the_first_is_the_studys_own(made: Any, run: Any) -> None:
     """Members by one seed would be one model three times; asking for more must not change it."""
     finals = {
@@ -67,6 +69,7 @@ def test_members_differ_and_the_first_is_the_studys_own(made: Any, run: Any) -> 
     assert Path(finals["seed-2"]).parent.parent.name == "seed-2"
 
 
+@pytest.mark.whole
 def test_a_seed_that_the_study_does_not_name_is_refused_at_the_site(made: Any, run: Any) -> None:
     """A member's first arrays are its own seed's: the study's are another model's."""
     study, agent = run.study, made.agent("alpha")
@@ -79,6 +82,7 @@ def test_a_seed_that_the_study_does_not_name_is_refused_at_the_site(made: Any, r
         agent._assembling(order).check_first(first, study.as_trained("seed-2"))
 
 
+@pytest.mark.whole
 def test_a_site_that_has_not_heard_all_members_judges_no_mean(made: Any, run: Any) -> None:
     """A mean of two in place of three would be another model under the same name."""
     judge = made.agent("omega")
@@ -113,6 +117,7 @@ def test_ensembles_of_one_model_are_refused(
         load_study(federation(changes).study_file)
 
 
+@pytest.mark.whole
 def test_a_site_reads_how_often_it_would_train(made: Any) -> None:
     """Every member costs its people as many exposures as the first."""
     agent = made.agent("alpha")

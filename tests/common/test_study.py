@@ -338,7 +338,7 @@ CANDIDATES: list[Any] = [
     True, False, 1, 2, 3, 500, 0.3, 0.6, 2.5, "zeta", "age", "sex", "sgd", "constant", "fedadam",
     "groupnorm", "reestimated", "squared", "linear", "regression", ["zeta"], ["age"],
     "participants", "kept", "cosine", "all", "pretrained/lora", "explain", ["explain"], "2" * 64, "lora",
-    "relevance", "squared-hinge", "log", "l1", "fixed", "second", "subjects", 20,
+    "participant", "layers", "relevance", "squared-hinge", "log", "l1", "fixed", "second", "subjects", 20,
     {"age": {"low": -2e9, "high": 2e9, "step": 1e9, "sigma": 1e9}},
 ]  # fmt: skip
 

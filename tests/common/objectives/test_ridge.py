@@ -211,6 +211,7 @@ def test_random_features_bend_what_is_straight() -> None:
     assert errors[1] < errors[0] / 2
 
 
+@pytest.mark.whole
 def test_cosines_beside_columns_come_near_to_a_kernel_of_both() -> None:
     """scikit-learn's kernel ridge, of the kernel that the docstring names, on all rows."""
     random = np.random.default_rng(5)
