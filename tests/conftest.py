@@ -182,7 +182,7 @@ WHOLE = (
     "client/data/test_prepare", "client/data/test_workers",
     "client/learning/test_evaluation", "client/learning/test_hooks",
     "client/learning/test_loading", "client/learning/test_optimisers",
-    "client/learning/test_protocols",
+    "client/learning/privacy/test_person_gradients", "client/learning/test_protocols",
     "client/learning/test_training", "client/link/test_link", "client/service/test_agent",
     "client/service/test_kill", "common/protocol/test_code", "common/protocol/test_wire",
     "common/test_seams",

@@ -64,7 +64,6 @@ RIVAL_TITLES: Final = {
     "pooled-linear": "pooled linear model",
     "training-median": "training median",
 }
-_BESIDE: Final = tuple(RIVAL_TITLES)  # rivals in the table at a glance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +132,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "size": size(study, census),
         "opening": findings.opening(run, records),
         "glance": _glance(study, compared),
-        "beside": [RIVAL_TITLES[model] for model in _BESIDE],
+        "beside": [RIVAL_TITLES[model] for model in _beside(study)],
         "missing": findings.missing(run, census, records, compared, tasks),
         "compared": out_of_site.targets(study, compared, percent),
         "matrices": [*matrices(compared), *matrices_of_heads(study, rows)],
@@ -166,6 +165,11 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
     }
 
 
+def _beside(study: Study) -> list[str]:
+    """Rivals in the table at a glance: those that the study compares."""
+    return [model for model in RIVAL_TITLES if model in study.models]
+
+
 def _glance(study: Study, compared: Sequence[Comparison]) -> list[dict[str, Any]]:
     """A row a target: the federated model where most people judge it, and its rivals beside."""
     first = judged_together(study, compared)
@@ -178,7 +182,8 @@ def _glance(study: Study, compared: Sequence[Comparison]) -> list[dict[str, Any]
             "line": one.federated or one.probe,
             "digits": digits_of(one.metric, *(line.cell.value for line in one.lines)),
             "rivals": [
-                next((line for line in one.lines if line.model == model), None) for model in _BESIDE
+                next((line for line in one.lines if line.model == model), None)
+                for model in _beside(study)
             ],
             "singles": out_of_site.singles(one),
         }
