@@ -155,10 +155,11 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
     travelling = sum(rule.travels for rule in plan.values())
     own = sum(rule.kept for rule in plan.values())
     stay = f"; {own} are the site's own" if own else ""
+    lost = "validation losses" if study.privacy.is_private else "losses"
     yield (
         f"leaves in each round (train): {travelling} arrays of the network trained here, "
         f"{size / 1e6:.2f} MB{stay}; how many scans, people and labels were used; the sums that "
-        "losses and validation metrics are made of"
+        f"{lost} and validation metrics are made of"
     )
     for task in (task for task in study.finetuning if task.repeats):
         yield (

@@ -53,6 +53,18 @@ def test_a_study_is_explained_with_its_protocols(made: Any) -> None:
     assert "fine-tuning dementia" not in text
 
 
+def test_a_hospital_reads_what_of_a_private_round_is_not_noised(federation: Any) -> None:
+    """Losses of whom it trains on stay; all that epsilon does not bound is listed."""
+    private = {
+        "sites": {"train": ["alpha"]}, "privacy": {"unit": "participant"},
+        "aggregation": {"normalisation": "groupnorm"},
+    }  # fmt: skip
+    text = lines(federation(private))
+    assert "the sums that validation losses and validation metrics are made of" in text
+    assert "noised: arrays of the network" in text
+    assert "not covered: metrics and losses of validation participants" in text
+
+
 def test_a_judge_reads_that_it_would_learn_from_its_own_people(federation: Any) -> None:
     """Whoever agreed to judge has not agreed to that; and these orders count, too."""
     shots = {
