@@ -22,7 +22,7 @@ Repeats = NDArray[np.float64]
 FIGURES: Final = 3  # of any metric that leaves a site
 _MOST_WEIGHTS: Final = 1 << 26  # of resamplings at once, 512 MiB
 _BINS: Final = 10  # of probabilities, for the calibration error
-CHOSEN: Final = "_chosen"  # behind a metric: at the threshold that validation participants chose
+CHOSEN: Final = "_chosen"  # behind a metric: at the threshold that other participants chose
 SAID: Final = "said"  # the mean probability of the class that a network predicts
 DELETED: Final = (1, 5, 20, 50)  # per cent of a sample's places
 AT_RANDOM: Final = "_at_random"
@@ -161,29 +161,63 @@ def resampled(
 
 
 def _regressions(y: Floats, p: Floats, weights_RN: Floats) -> dict[str, Repeats]:
-    """Errors; and how far predictions follow the labels, which one label or three people tell.
+    """Errors; and how far predictions follow the labels, which one label or three people tell."""
+    sums_SR = (weights_RN @ _error_sums(y, p)).T
+    n, _, _, y1, y2, p1, p2, _ = sums_SR
+    told = _of_errors(sums_SR)
+    found = {name: told[name] for name in ("mae", "rmse")}
+    defined = (weights_RN > 0).sum(1) >= FEWEST
+    of_y, of_p = n * y2 - y1 * y1, n * p2 - p1 * p1
+    labels, both = defined & (of_y > 0), defined & (of_y * of_p > 0)
+    if _vary(y):
+        found |= {name: np.where(labels, told[name], np.nan) for name in ("r2", "bias_slope")}
+    if _vary(p):  # a constant has no correlation
+        found |= {name: np.where(both, told[name], np.nan) for name in ("r", "slope")}
+    return found
+
+
+def _vary(values: Floats) -> bool:
+    return bool(values.std() > 1e-9 * max(float(np.abs(values).max()), 1e-300))
+
+
+def sample_sums(target: Target, label: Floats, prediction: Floats) -> NDArray[np.float64]:
+    """(N, S) what each sample adds to the sums that `of_sums` takes; not of several classes."""
+    return {"regression": _error_sums, "binary": _square_sums}[target.kind](label, prediction)
+
+
+def of_sums(target: Target, sums: Any) -> dict[str, Any]:
+    """The metrics that are made of S sums over samples, which may be complex or of many draws."""
+    return {"regression": _of_errors, "binary": _of_squares}[target.kind](sums)
+
+
+def _error_sums(label: Floats, prediction: Floats) -> NDArray[np.float64]:
+    """(N, 8) one, absolute and squared error; label, prediction, their squares and product.
+
+    Label and prediction are centred first: a resampling's spread is otherwise the small difference
+    of large sums.
+    """
+    y, p = label.astype(np.float64), prediction.astype(np.float64)
+    e, u, v = p - y, y - y.mean(), p - p.mean()
+    return np.stack([np.ones_like(e), np.abs(e), e * e, u, u * u, v, v * v, u * v], 1)
+
+
+def _of_errors(sums: Any) -> dict[str, Any]:
+    """Every metric of a regression.
 
     r2: 1 less the squared errors by those of the mean label. slope: of the label on the prediction,
     1 where errors do not depend on it. bias_slope: of the error on the label, below 0 where high
     labels are told too low and low ones too high.
     """
-    e = p - y
-    # centred first: a resampling's spread is otherwise the small difference of large sums
-    u, v = y - y.mean(), p - p.mean()
-    sums = weights_RN @ np.stack([np.ones_like(e), np.abs(e), e * e, u, u * u, v, v * v, u * v], 1)
-    n, absolute, squared, y1, y2, p1, p2, yp = sums.T
+    n, absolute, squared, y1, y2, p1, p2, yp = sums
     of_y, of_p, of_both = n * y2 - y1 * y1, n * p2 - p1 * p1, n * yp - y1 * p1
-    found = {"mae": absolute / n, "rmse": np.sqrt(squared / n)}
-    defined = (weights_RN > 0).sum(1) >= FEWEST
-    if y.std() > 1e-9 * max(float(np.abs(y).max()), 1e-300):
-        here = defined & (of_y > 0)
-        found["r2"] = np.where(here, 1 - squared * n / of_y, np.nan)
-        found["bias_slope"] = np.where(here, of_both / of_y - 1, np.nan)
-    if p.std() > 1e-9 * max(float(np.abs(p).max()), 1e-300):  # a constant has no correlation
-        here = defined & (of_y * of_p > 0)
-        found["r"] = np.where(here, of_both / np.sqrt(of_y * of_p), np.nan)
-        found["slope"] = np.where(here, of_both / of_p, np.nan)
-    return found
+    return {
+        "mae": absolute / n,
+        "rmse": (squared / n) ** 0.5,
+        "r": of_both / (of_y * of_p) ** 0.5,
+        "r2": 1 - squared * n / of_y,
+        "slope": of_both / of_p,
+        "bias_slope": of_both / of_y - 1,
+    }
 
 
 def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str, Repeats]:
@@ -201,9 +235,23 @@ def _binaries(ill: NDArray[np.bool_], p: Floats, weights_RN: Floats) -> dict[str
         "f1": np.where(both, 2 * hits / (of_ill + weights_RN @ said), np.nan),
         **_f1s(held, told, weights_RN),
         # defined without the one ill person too, or leaving her out would leave no interval
-        "brier": weights_RN @ np.square(p - y) / n if 0 < y.sum() < len(y) else nowhere,
+        "brier": _of_squares((weights_RN @ _square_sums(y, p)).T)["brier"]
+        if 0 < y.sum() < len(y)
+        else nowhere,
         "ece": np.abs(apart).sum(1) / n if 0 < y.sum() < len(y) else nowhere,
     }
+
+
+def _square_sums(label: Floats, probability: Floats) -> NDArray[np.float64]:
+    """(N, 2) one, and the squared error."""
+    squared = np.square(probability.astype(np.float64) - label)
+    return np.stack([np.ones_like(squared), squared], 1)
+
+
+def _of_squares(sums: Any) -> dict[str, Any]:
+    """The mean squared error of probabilities."""
+    n, squared = sums
+    return {"brier": squared / n}
 
 
 def _recalls(classes_NK: Floats, right: Floats, weights_RN: Floats) -> Repeats:

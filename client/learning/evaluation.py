@@ -18,13 +18,14 @@ from client.answer import Answer, Measured
 from client.data.cohort import Cohort
 from client.learning.calibration import calibrations
 from client.learning.linear import Features, LinearModel, choose, fit, regional_features
-from client.learning.measurement import difference, measure
+from client.learning.measurement import at_chosen_threshold, difference, measure
 from client.learning.prediction import features_of, predict, reestimate_statistics
 from client.learning.training import choose_device, tell
 from client.site import Site
 from common.arrays import Arrays
 from common.errors import Refusal
 from common.label_sums import told_by
+from common.metrics import threshold
 from common.network.building import forget_own_heads
 from common.protocol.orders import Order
 from common.protocol.wire import open_arrays, write_arrays
@@ -91,7 +92,7 @@ class Judge:
                     continue
                 judged = one.others[known]
                 found = (study, site, cohort, order, name, judged)
-                yield from measure(*found, values[known])
+                yield from _measured(*found, values[known])
                 without = before[name][judged]
                 yield from difference(*found, [values[known]], [without], self.order.model)
 
@@ -143,7 +144,7 @@ class Judge:
             if len(labelled) < 2:
                 continue
             found = (self.study, self.site, self.cohort, self.order, name, labelled)
-            rows += measure(*found, values[labelled])
+            rows += _measured(*found, values[labelled])
             for rival in self.order.against:
                 theirs = _kept(self.folder, rival, name)
                 if theirs is not None and theirs.shape == values.shape:
@@ -200,8 +201,51 @@ def _own_head(
         labelled = np.flatnonzero(~np.isnan(cohort.labels[name]))
         predicted = _cross_fitted(study, site, cohort, name, target, features, labelled)
         if predicted is not None:
-            rows += measure(study, site, cohort, order, name, labelled, predicted, model=model)
+            as_model = order.model_copy(update={"model": model})
+            rows += _measured(study, site, cohort, as_model, name, labelled, predicted)
     return rows
+
+
+def _measured(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    order: Order,
+    name: str,
+    labelled: Indices,
+    predicted: NDArray[Any],
+) -> list[Measured]:
+    """Every metric; of two classes also where a threshold that others of the site chose cuts."""
+    found = (study, site, cohort, order, name, labelled)
+    said = _by_chosen_thresholds(study, site, cohort, name, labelled, predicted)
+    chosen = at_chosen_threshold(*found, said, "") if said is not None else []
+    return [*measure(*found, predicted), *chosen]
+
+
+def _by_chosen_thresholds(
+    study: Study,
+    site: Site,
+    cohort: Cohort,
+    name: str,
+    labelled: Indices,
+    predicted: NDArray[Any],
+) -> NDArray[np.float64] | None:
+    """0 or 1 of each sample, by the threshold that suits the people of the other folds.
+
+    What a site would do before it uses a model: what is likely elsewhere need not be so here.
+    """
+    label = cohort.labels[name][labelled]
+    several = len({cohort.participants[index] for index in labelled})
+    if study.targets[name].kind != "binary" or several < 2 * _FOLDS:
+        return None
+    fold, said = _folds(study, site, cohort, labelled, label), np.zeros(len(labelled))
+    for number in range(_FOLDS):
+        held, others = fold == number, fold != number
+        chosen = threshold(label[others], predicted[others])
+        if chosen is None:
+            return None
+        said[held] = predicted[held] >= chosen
+    return said
 
 
 def _cross_fitted(

@@ -1,10 +1,10 @@
 """How surely a metric is known, and whether two models differ: intervals over people that cover.
 
 Each was chosen by simulation (`make bench coverage`), where the percentile bootstrap covers .52 to
-.93 of nominal .95. Areas have Newcombe's score interval, shares Wilson's, put together by the
-method of variance estimates recovery; everything else Student's, on a scale where it is about
-normal, with the jackknife's standard error. People are left out, never scans. Letters: G groups of
-people, K models of whom the mean is told, N samples.
+.93 of nominal .95. Areas have Newcombe's score interval, shares and F1 Wilson's; all else the
+bootstrap-t, on a scale where it is about normal, with the jackknife's standard error; differences
+Student's, or the method of variance estimates recovery. People are left out, and drawn, never
+scans. Letters: G groups of people, K models of whom the mean is told, N samples, S sums.
 
 References
 ----------
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from client.learning.ranking import Areas, areas, moved
+from client.learning.studentised import studentised
 from common import metrics
 from common.sections import Target
 
@@ -98,8 +99,8 @@ class Judged:
         if metric == "f1":
             return self._of_overlap(value, z)
         if metric in metrics.F1S:
-            return self._of_overlaps(metric, value, z)
-        return self._of_student(metric, value, z) if metric in _SCALES else None
+            return self._of_overlaps(metric, z)
+        return self._of_sums(metric, value, z) if metric in _SCALES else None
 
     @cached_property
     def areas(self) -> Areas:
@@ -130,34 +131,54 @@ class Judged:
     def _exact(self) -> list[dict[str, float]]:
         return [metrics.exact(self.target, self.label, one) for one in self.predicted]
 
-    def _of_student(self, metric: str, value: float, z: float) -> Bounds | None:
+    def _of_sums(self, metric: str, value: float, z: float) -> Bounds | None:
+        """By the bootstrap-t; of a few people, or of no errors at all, by Student's t."""
         there, back = _SCALES[metric]
+        tail = float(stats.norm.sf(z))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             error = jackknifed(there(self.left_out[metric]))
-            half = _student(z, len(self.left_out[metric])) * error
-            low, high = float(back(there(value) - half)), float(back(there(value) + half))
+            student = _student(z, len(self.left_out[metric]))
+            drawn = studentised(
+                lambda sums: metrics.of_sums(self.target, sums)[metric], there,
+                self._sums_of_people, tail,
+            ) if error > 0 else None  # fmt: skip
+            below, above = drawn or (-student, student)
+            low, high = (float(back(there(value) - far * error)) for far in (above, below))
         # of few people the logarithm goes beyond the largest error that a probability can have
         found = low, min(high, 1.0) if metric == "brier" else high
         return found if np.isfinite(found).all() else None
 
+    @cached_property
+    def _sums_of_people(self) -> list[Float64]:
+        """(G, S) of each model."""
+        groups = min(self._several, _MOST_GROUPS)
+        group_of = self.people % groups
+        found = []
+        for told in self.predicted:
+            of_samples = metrics.sample_sums(self.target, self.label, told)
+            of_groups = np.zeros((groups, of_samples.shape[1]))
+            np.add.at(of_groups, group_of, of_samples)
+            found.append(of_groups)
+        return found
+
     def _of_shares(self, metric: str, z: float) -> Bounds:
-        """Mean recall over the classes that are there, or the one share of all."""
+        """Mean recall over the classes that are there, or the one share of all.
+
+        As if all classes were recalled alike, of as many people as the mean is as sure as. Put
+        together from each class's own interval, recalls of four classes near 1 would cover .90.
+        """
         one = self.label > 0.5 if self.target.kind == "binary" else self.label
         classes = np.unique(one) if metric == "balanced_accuracy" else [None]
         parts = [one == each if each is not None else np.ones(len(one), bool) for each in classes]
-        right = np.mean([self._right(told) for told in self.predicted], axis=0)
-        shares = np.array([right[part].mean() for part in parts])
         people = np.array([len(np.unique(self.people[part])) for part in parts])
-        expected = (shares * (1 - shares) / people).sum() / len(parts) ** 2
-        factor = moved(jackknifed(self.left_out[metric]) ** 2, expected, people.min())
-        ends = np.array([wilson(share, n / factor, z)
-                         for share, n in zip(shares, people, strict=True)])  # fmt: skip
-        reach = np.sqrt(np.square(ends - shares[:, None]).sum(0)) / len(parts)
-        return float(shares.mean() - reach[0]), float(shares.mean() + reach[1])
+        n = _as_sure_as(people, np.full(len(parts), 1 / len(parts)))
+        return self._of_mean_share(metric, n, int(people.min()), z)
 
-    def _right(self, told: Floats) -> Float64:
-        right: Float64 = (self._said(told) == self._held).astype(np.float64)
-        return right
+    def _of_mean_share(self, metric: str, people: float, fewest: int, z: float) -> Bounds:
+        """Wilson's interval; `fewest` people tell how much the mean varies."""
+        value, error = self.value(metric), jackknifed(self.left_out[metric])
+        factor = moved(error * error, value * (1 - value) / people, fewest)
+        return wilson(value, people / factor, z)
 
     def _said(self, told: Floats) -> NDArray[np.int64]:
         """(N,) the class that a model names."""
@@ -180,7 +201,7 @@ class Judged:
         low, high = wilson(share, people / factor, z)
         return 2 * low / (1 + low), 2 * high / (1 + high)
 
-    def _of_overlaps(self, metric: str, value: float, z: float) -> Bounds:
+    def _of_overlaps(self, metric: str, z: float) -> Bounds:
         """Over classes F1 is nearly a mean of shares: an error costs the one and the other class.
 
         As if all classes were told alike, of as many people as their weights come to, of those who
@@ -190,13 +211,12 @@ class Judged:
         classes = np.unique([held, *said])
         among = [np.any([own == one for own in (held, *said)], axis=0) for one in classes]
         people = np.array([len(np.unique(self.people[part])) for part in among])
-        alike = np.full(len(classes), 1 / len(classes))
-        weights = np.array([(held == one).mean() for one in classes])
-        weights = weights if metric == "f1_weighted" else alike
-        n = float(1 / (np.square(weights) / people).sum())
-        error = jackknifed(self.left_out[metric])
-        factor = moved(error * error, value * (1 - value) / n, int(n))
-        return wilson(value, n / factor, z)
+        if metric == "f1_weighted":
+            n = _as_sure_as(people, np.array([(held == one).mean() for one in classes]))
+            return self._of_mean_share(metric, n, int(n), z)
+        n = _as_sure_as(people, np.full(len(classes), 1 / len(classes)))
+        # of the few people of a rare class more is believed, and Student's quantile: else .91
+        return self._of_mean_share(metric, n, int(3 * n), _student(z, int(n) + 1))
 
 
 def difference(
@@ -275,6 +295,11 @@ def _correlation(ours: Judged, theirs: Judged, metric: str) -> float:
 
 def _reach(one: float, other: float, together: float) -> float:
     return float(np.sqrt(max(one * one + other * other - 2 * together * one * other, 0.0)))
+
+
+def _as_sure_as(people: NDArray[np.int64], weights: Float64) -> float:
+    """Of how many people one share is as sure as the weighted mean of shares of so many each."""
+    return float(1 / (np.square(weights) / people).sum())
 
 
 def wilson(share: float, people: float, z: float) -> Bounds:

@@ -73,7 +73,7 @@ def at_chosen_threshold(
     said: Floats,
     task: str,
 ) -> list[Measured]:
-    """Balanced accuracy of what was `said`, 0 or 1, by a threshold that validation people chose."""
+    """Balanced accuracy of what was `said`, 0 or 1, by a threshold that other people chose."""
     metric = "balanced_accuracy"
     found = (study, site, cohort, order, name, indices)
     return _one(*found, [said], task, metric=metric, called=metric + metrics.CHOSEN)

@@ -111,7 +111,7 @@ def moved(variance: float | None, expected: float, fewest: int) -> float:
     if variance is None or not np.isfinite(variance) or expected <= 0:
         return 1.0
     excess = (variance / expected - 1) * (fewest - 1) / (fewest + 4)
-    return float(1 + (excess if excess > 0 else excess / 2))
+    return float(1 + (excess if excess > 0 else excess * (fewest + 4) / (fewest + 20)))
 
 
 def exponential(area: float, positives: int, negatives: int) -> float:

@@ -38,11 +38,12 @@ TUNED: Final = ("finetune", "judge")  # those of them about models of one task, 
 COUNTED: Final = {"train": ("loss", "validation-loss")}  # what comes as mergeable sums
 _TEXT: Final = 1 << 20  # bytes of a report without a row
 _TEXT_OF_ROW: Final = 1 << 10
+_AT_CHOSEN: Final = "balanced_accuracy" + metrics.CHOSEN
 # lowest values of what is at most 1
 _SHARES: Final = {
     "auc": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0, "r": -1.0, metrics.AGREEMENT: -1.0,
     "f1": 0.0, **dict.fromkeys(metrics.F1S, 0.0), "brier": 0.0, "ece": 0.0, "r2": -LARGEST,
-    "balanced_accuracy" + metrics.CHOSEN: 0.0,
+    _AT_CHOSEN: 0.0,
     metrics.SAID: 0.0,
     **{
         metrics.without(share) + way: 0.0
@@ -108,6 +109,8 @@ def metrics_of(study: Study, order: Order, target: Target, model: str) -> tuple[
     if order.kind == "train":
         return metrics.of_rounds(target)
     told, first = metrics.names(target), metrics.primary(target)
+    if order.kind == "evaluate" and target.kind == "binary":
+        told = (*told, _AT_CHOSEN)
     if order.kind == "protocol":
         alone = (first, first + metrics.MEDIAN, first + metrics.OVER_DRAWS, metrics.REPEATS)
         ends = ("", metrics.FLIPPED, metrics.WITHIN)
@@ -126,7 +129,7 @@ def _of_tuned(target: Target, model: str) -> tuple[str, ...]:
     told, first = metrics.names(target), metrics.primary(target)
     if model == MEDIAN:
         return (*told, first + metrics.OVER_DRAWS) if target.kind == "regression" else ()
-    more = {"regression": f"{first}_minus_{MEDIAN}", "binary": "balanced_accuracy" + metrics.CHOSEN}
+    more = {"regression": f"{first}_minus_{MEDIAN}", "binary": _AT_CHOSEN}
     beside = [more[target.kind]] if target.kind in more else []
     return (*told, first + metrics.OVER_DRAWS, *beside)
 

@@ -29,6 +29,7 @@ METRIC_NAMES: Final = {
     "auc": "AUC",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy" + metrics.CHOSEN: "balanced accuracy, threshold chosen on others",
     "r2": "R\N{SUPERSCRIPT TWO}",
     "slope": "slope of truth on prediction",
     "bias_slope": "slope of error on truth",

@@ -1,8 +1,8 @@
 """How often intervals hold the truth, and how often equal models are told apart: by simulation.
 
 Scores are binormal, so that the area under the curve is known exactly; every other truth is that of
-200,000 people. A sample of one class alone tells nothing and is drawn again. About four minutes
-on one core; the binomial error of a share near .95 is .013 at 300 repetitions, and .007 at a thousand.
+200,000 people. A sample of one class alone tells nothing and is drawn again. The binomial error of
+a share near .95 is .006 at 1,500 repetitions: about twenty minutes on one core.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from client.learning.intervals import Judged, difference, z_of
+from client.learning.ranking import areas
 from common import metrics
 from common.sections import Target
 from server.report.verdicts import LEVEL, holm
@@ -25,6 +26,8 @@ AGE: Final = Target(kind="regression", unit="years")
 SEX: Final = Target(kind="binary", classes=("female", "male"))
 SHAPES: Final = ("normal", "heavy tails", "shrunk to the mean", "skewed ages")
 DIFFERENCE: Final = "difference"
+DELONG: Final = "difference, DeLong's own interval"  # a rival to ours
+REPEATS: Final = 1500
 STATE: Final = Target(kind="categorical", classes=("rest", "left", "right", "both"))
 OF_SHARES: Final = ("auc", "balanced_accuracy", "f1", *metrics.F1S, "brier", DIFFERENCE)
 OF_STATES: Final = ("accuracy", "balanced_accuracy", *metrics.F1S)
@@ -46,13 +49,16 @@ class Found:
     width: float
 
 
-def binormal(area: float, prevalence: float, spread: float = 1.0, scans: int = 1) -> Draw:
-    """Labels, and probabilities of two models as good as each other; half-way lies at one half.
+def binormal(
+    area: float, prevalence: float, spread: float = 1.0, scans: int = 1, other: float | None = None
+) -> Draw:
+    """Labels, and probabilities of two models; half-way lies at one half.
 
     spread: of the positives' scores, where that of the negatives is 1. scans: of each person, of
-    which half of the variance is her own.
+    which half of the variance is her own. other: area of the second model; by default the first's.
     """
-    apart = float(stats.norm.ppf(area)) * (1 + spread * spread) ** 0.5
+    aparts = [float(stats.norm.ppf(one)) * (1 + spread * spread) ** 0.5
+              for one in (area, other or area)]  # fmt: skip
 
     def draw(chance: np.random.Generator, n: int) -> tuple[Floats, Sequence[Floats], Floats]:
         ill = np.zeros(1)
@@ -61,7 +67,7 @@ def binormal(area: float, prevalence: float, spread: float = 1.0, scans: int = 1
         label, person = np.repeat(ill, scans), np.repeat(np.arange(n), scans)
         shared = _scores(chance, n, scans)
         told = []
-        for _ in range(2):  # correlated by half, as models of the same scans are
+        for apart in aparts:  # correlated by half, as models of the same scans are
             noise = (shared + _scores(chance, n, scans)) / 2**0.5
             score = np.where(label > 0.5, apart + spread * noise, noise)
             told.append(1 / (1 + np.exp(-2 * (score - apart / 2))))
@@ -112,29 +118,41 @@ def ages(shape: str, scans: int = 1) -> Draw:
 
 
 def coverage(
-    target: Target, draw: Draw, n: int, names: Sequence[str], *, about: str, repeats: int, seed: int
-) -> Iterator[Found]:
-    """Of the interval of each metric; `DIFFERENCE` is that of two models in the primary one."""
+    target: Target, draw: Draw, n: int, names: Sequence[str], *, about: str, repeats: int,
+    seed: int, apart: float = 0.0,
+) -> Iterator[Found]:  # fmt: skip
+    """Of the interval of each metric; `DIFFERENCE` is that of two models in the primary one.
+
+    apart: how far the two truly lie apart in it.
+    """
     chance = np.random.default_rng(seed)
     label, told, _ = draw(chance, 200_000)
-    truth = {**metrics.exact(target, label, told[0]), DIFFERENCE: 0.0}
     primary = metrics.primary(target)
+    truth = {**metrics.exact(target, label, told[0]), **dict.fromkeys((DIFFERENCE, DELONG), apart)}
     held: dict[str, list[tuple[bool, float]]] = {name: [] for name in names}
-    z = z_of(NOMINAL)
     for _ in range(repeats):
         label, told, person = draw(chance, n)
         ours, theirs = (_judged(target, label, one, person) for one in told)
         for name in names:
-            bounds = ours.bounds(name, z) if name != DIFFERENCE else \
-                difference(ours, theirs, primary, NOMINAL, tested=False).bounds  # fmt: skip
-            _note(held[name], bounds, truth[name])
+            _note(held[name], _bounds(ours, theirs, primary, name), truth[name])
     for name, rows in held.items():
         inside, width = np.array(rows).T
         yield Found(
-            what=f"{primary} minus {primary}" if name == DIFFERENCE else name, about=about, n=n,
+            what=name.replace(DIFFERENCE, f"{primary} minus {primary}"), about=about, n=n,
             truth=truth[name], coverage=float(inside.mean()),
             width=float(np.median(width)),
         )  # fmt: skip
+
+
+def _bounds(ours: Judged, theirs: Judged, primary: str, name: str) -> tuple[float, float] | None:
+    if name == DIFFERENCE:
+        return difference(ours, theirs, primary, NOMINAL, tested=False).bounds
+    if name != DELONG:
+        return ours.bounds(name, z_of(NOMINAL))
+    both = areas(ours.label, [*ours.predicted, *theirs.predicted], ours.people)
+    (a, b), covariance = both.areas, both.covariance
+    half = z_of(NOMINAL) * float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]) ** 0.5
+    return a - b - half, a - b + half
 
 
 def _judged(target: Target, label: Floats, told: Floats, person: Any) -> Judged:
@@ -194,11 +212,14 @@ def _alike(chance: np.random.Generator, target: Target, label: Floats) -> Floats
 
 
 def table() -> str:
-    """Everything, printed as it is nominal and as it was found."""
+    """Everything, as it is nominal and as it was found: first over cells, then each cell."""
+    found = [*of_classes(), *of_unequal(), *of_states(), *of_ages()]
     return "\n".join([
+        *summary(found),
+        "",
         "| interval of | about | people | truth | nominal | found | median width |",
         "|---|---|---|---|---|---|---|",
-        *map(_line, (*of_classes(), *of_states(), *of_ages())),
+        *map(_line, found),
         "",
         "Pages of equal models with a verdict at 5 %:",
         "",
@@ -207,6 +228,23 @@ def table() -> str:
         *(f"| {one.people} | {one.pairs} | {one.adjusted:.1%} | {one.unadjusted:.1%} |"
           for one in of_pages()),
     ])  # fmt: skip
+
+
+def summary(found: Sequence[Found]) -> Iterator[str]:
+    """Lowest, median and highest share of each interval by people, and how many cells lie outside.
+
+    Outside is what is not .93 to .97 by more than two binomial errors.
+    """
+    yield "| interval of | people | cells | lowest | median | highest | below .93 | above .97 |"
+    yield "|---|---|---|---|---|---|---|---|"
+    doubt = 2 * (0.93 * 0.07 / REPEATS) ** 0.5
+    for what, n in dict.fromkeys((one.what, one.n) for one in found):
+        shares = np.array([one.coverage for one in found if (one.what, one.n) == (what, n)])
+        yield (
+            f"| {what} | {n} | {len(shares)} | {shares.min():.3f} | {np.median(shares):.3f} "
+            f"| {shares.max():.3f} | {(shares < 0.93 - doubt).sum()} "
+            f"| {(shares > 0.97 + doubt).sum()} |"
+        )
 
 
 def _line(row: Found) -> str:
@@ -225,8 +263,20 @@ def of_classes() -> Iterator[Found]:
     for area, n, prevalence, spread, scans in cells:
         about = f"prevalence {prevalence:g}" + (f", spread {spread:g}" if spread != 1 else "")
         yield from coverage(
-            SEX, binormal(area, prevalence, spread, scans), n, OF_SHARES, repeats=300,
+            SEX, binormal(area, prevalence, spread, scans), n, OF_SHARES, repeats=REPEATS,
             about=about + (f", {scans} scans" if scans > 1 else ""), seed=int(1000 * area + n),
+        )  # fmt: skip
+
+
+def of_unequal() -> Iterator[Found]:
+    """Differences of areas that are there, beside DeLong's interval: narrower, and too narrow."""
+    cells = [(area, other, n, prevalence) for area, other in ((0.97, 0.97), (0.97, 0.85), (0.9, 0.7))
+             for n in (20, 50, 200) for prevalence in (0.2, 0.5)]  # fmt: skip
+    for area, other, n, prevalence in cells:
+        yield from coverage(
+            SEX, binormal(area, prevalence, other=other), n, (DIFFERENCE, DELONG), repeats=REPEATS,
+            about=f"areas {area:g} and {other:g}, prevalence {prevalence:g}", seed=n,
+            apart=area - other,
         )  # fmt: skip
 
 
@@ -237,7 +287,7 @@ def of_states() -> Iterator[Found]:
     for common, clear, n, scans in [*cells, (0.25, 1.5, 50, 3)]:
         about = f"four states, {common:g} of the first" + (f", {scans} scans" if scans > 1 else "")
         yield from coverage(
-            STATE, states(common, clear, scans), n, OF_STATES, repeats=300, about=about, seed=n
+            STATE, states(common, clear, scans), n, OF_STATES, repeats=REPEATS, about=about, seed=n
         )
 
 
@@ -247,7 +297,7 @@ def of_ages() -> Iterator[Found]:
         for n, scans in ((20, 1), (50, 1), (50, 3), (150, 1)):
             about = shape + (f", {scans} scans" if scans > 1 else "")
             yield from coverage(
-                AGE, ages(shape, scans), n, OF_AGES, repeats=400, about=about, seed=n
+                AGE, ages(shape, scans), n, OF_AGES, repeats=REPEATS, about=about, seed=n
             )
 
 

@@ -566,3 +566,57 @@ def test_rounded_measurements_are_those_of_all_labelled_scans(tmp_path: Path) ->
         for metric, value in wanted.items():
             row = one(rows, model="federated", target=target, metric=metric)
             assert (row.value, row.n_scans) == (metrics.figures(value), int(known.sum()))
+
+
+class Moved:
+    """A cohort of people whose model thinks everybody likely, the ill more than the others."""
+
+    cohort = cohort_of(people=60, scans=2)
+    ill = cohort.labels["ill"].astype(np.float64)
+    labelled = np.arange(len(cohort))
+    likely = 0.8 + 0.1 * ill + 0.001 * np.arange(len(ill)) / len(ill)
+
+
+def test_a_threshold_that_others_chose_mends_scores_that_are_all_too_high() -> None:
+    """At one half everybody is ill; a site's other people say from where."""
+    rows = evaluation._measured(
+        STUDY, site_of(), Moved.cohort, order_of(), "ill", Moved.labelled, Moved.likely
+    )
+    told = {one.row.metric: one.row.value for one in rows}
+    assert told["balanced_accuracy"] == 0.5
+    assert told["balanced_accuracy" + metrics.CHOSEN] == 1.0
+
+
+def test_nobody_has_a_say_in_her_own_threshold() -> None:
+    """With her own fold's labels turned round, what is said of her stays as it was."""
+    cohort, chance = Moved.cohort, np.random.default_rng(0)
+    scores = chance.random(len(cohort))
+    found = (STUDY, site_of(), cohort, "ill", Moved.labelled)
+    fold = _folds(STUDY, site_of(), cohort, Moved.labelled, cohort.labels["ill"])
+    said = evaluation._by_chosen_thresholds(*found, scores)
+    changed = 0
+    for number in range(5):
+        label = np.where(fold == number, 1 - cohort.labels["ill"], cohort.labels["ill"])
+        turned = dataclasses.replace(cohort, labels={**cohort.labels, "ill": label})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "_folds", lambda *_: fold)
+            other = evaluation._by_chosen_thresholds(
+                STUDY, site_of(), turned, "ill", Moved.labelled, scores
+            )
+        assert said is not None
+        assert other is not None
+        assert (said[fold == number] == other[fold == number]).all()
+        changed += int((said != other).sum())
+    assert changed, "the others' labels decide"
+
+
+def test_a_threshold_needs_people_to_choose_it() -> None:
+    """Two a fold; and of one class none is better than another."""
+    few = cohort_of(people=9, scans=1)
+    found = (STUDY, site_of(), few, "ill", np.arange(9))
+    assert evaluation._by_chosen_thresholds(*found, np.linspace(0, 1, 9)) is None
+    alike = dataclasses.replace(
+        Moved.cohort, labels={**Moved.cohort.labels, "ill": np.ones(len(Moved.cohort))}
+    )
+    found = (STUDY, site_of(), alike, "ill", Moved.labelled)
+    assert evaluation._by_chosen_thresholds(*found, Moved.likely) is None
