@@ -148,6 +148,42 @@ def loso(
     tell(f"page: {page}")
 
 
+@app.command(name="privacy-curve")
+def privacy_curve(
+    studies: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Study files, or files of [[settings]] of one study.", metavar="STUDY..."
+        ),
+    ],
+    sites: Annotated[Path, typer.Option(help="Folder whose site.toml files are the sites.")],
+    out: Annotated[Path, typer.Option(help="Folder of all points; the same one resumes.")],
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(help="Most that a run may cost; by default 50, 10, 8, 4, 2 and 1; again."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(help="Runs at each epsilon: noise is fresh in each.", min=1, max=100)
+    ] = 1,
+) -> None:
+    """Draw what privacy costs: a whole run at each epsilon, with just the noise that it needs.
+
+    Several studies are several settings, of which the best is named at each epsilon; one that is
+    not private stands beside them. After any interruption the same command goes on.
+    """
+    from deploy.privacy_curve.page import format_outcome, outcome, write_page
+    from deploy.privacy_curve.points import EPSILONS, Points, design
+
+    command.fix_allocator(sys.orig_argv)
+    asked = design(studies, epsilon or EPSILONS, repeats)
+    work, every = Points(asked, sites, out), asked.points()
+    found = outcome(work, every, work.run(every))
+    page = write_page(out, found)
+    tell(format_outcome(found))
+    say(f"results: {out / 'curve.csv'}")
+    tell(f"page: {page}")
+
+
 @app.command()
 def maps(
     run: RunFolder,
