@@ -165,6 +165,10 @@ def privacy_curve(
     repeats: Annotated[
         int, typer.Option(help="Runs at each epsilon: noise is fresh in each.", min=1, max=100)
     ] = 1,
+    begin: Annotated[
+        Path | None,
+        typer.Option(help="A finished run or release that private studies also begin from."),
+    ] = None,
 ) -> None:
     """Draw what privacy costs: a whole run at each epsilon, with just the noise that it needs.
 
@@ -175,7 +179,7 @@ def privacy_curve(
     from deploy.privacy_curve.points import EPSILONS, Points, design
 
     command.fix_allocator(sys.orig_argv)
-    asked = design(studies, epsilon or EPSILONS, repeats)
+    asked = design(studies, epsilon or EPSILONS, repeats, begin)
     work, every = Points(asked, sites, out), asked.points()
     found = outcome(work, every, work.run(every))
     page = write_page(out, found)

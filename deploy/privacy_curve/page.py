@@ -153,7 +153,8 @@ def _line(one: Place, every: Sequence[Place], digits: int) -> list[str]:
     )  # fmt: skip
     return [
         one.study, f"{one.epsilon:g}", f"{one.spent:.3g}" if one.spent else "",
-        f"{one.noise:.3g}" if one.noise else "", str(one.repeats), sentence(one.cell, digits),
+        f"{one.noise:.3g}" if one.noise else "", str(one.repeats),
+        sentence(one.cell, digits) if one.repeats > 1 else shown(one.cell.value or 0, digits),
         sentence(one.people, digits), beyond,
     ]  # fmt: skip
 

@@ -12,10 +12,12 @@ run as it is, and stands beside the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import tomli_w
@@ -31,6 +33,7 @@ from common.study import Study, parse_study
 from deploy.in_turn import problem_of, run_in_turn
 from deploy.local import simulate
 from deploy.privacy_curve.variants import variants
+from server.federation.initial import start_table
 from server.run import Run, read_run
 
 EPSILONS: Final = (math.inf, 50.0, 10.0, 8.0, 4.0, 2.0, 1.0)
@@ -76,8 +79,12 @@ class Design:
         ]
 
 
-def design(files: Sequence[Path], epsilons: Sequence[float], repeats: int) -> Design:
+def design(
+    files: Sequence[Path], epsilons: Sequence[float], repeats: int, begin: Path | None = None
+) -> Design:
     """Read the studies and check that each can be run at every epsilon.
+
+    begin : a finished run or release; each private study is also run from all of its arrays
 
     Raises
     ------
@@ -90,7 +97,7 @@ def design(files: Sequence[Path], epsilons: Sequence[float], repeats: int) -> De
     studies: dict[str, Study] = {}
     named: dict[str, Path] = {}
     tables: dict[str, Mapping[str, Any]] = {}
-    for file, table in [one for given in files for one in _tables(given)]:
+    for file, table in [one for given in files for one in _tables(given, begin)]:
         study = parse_study(table, file)
         if study.name in studies:
             raise SettingError(
@@ -111,10 +118,23 @@ def design(files: Sequence[Path], epsilons: Sequence[float], repeats: int) -> De
     )  # fmt: skip
 
 
-def _tables(file: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """A study, or all that a file of settings makes of one."""
-    table = read_toml(file)
-    return list(variants(file)) if "settings" in table else [(file, table)]
+def _tables(file: Path, begin: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A study, or all that a file of settings makes of one; then what begins from `begin`."""
+    whole = read_toml(file)
+    found = list(variants(file)) if "settings" in whole else [(file, whole)]
+    yield from found
+    for of, table in found:
+        if begin is not None and table.get("privacy", {}).get("unit") == "participant":
+            yield of, _begun(table, begin)
+
+
+def _begun(table: Mapping[str, Any], begin: Path) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        draft = Path(folder) / "study.toml"
+        draft.write_text(tomli_w.dumps(table), encoding="utf-8")
+        start = tomllib.loads(start_table(draft, begin, "all", ()))["start"]
+        start["file"] = str((draft.resolve().parent / start["file"]).resolve())
+    return {**table, "name": f"{table['name']}-begun", "start": start}
 
 
 @dataclass(frozen=True, slots=True)

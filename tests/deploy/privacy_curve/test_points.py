@@ -15,6 +15,7 @@ from common.errors import SettingError
 from common.privacy.accounting import epsilon
 from common.privacy.cost import Cost
 from common.settings import read_toml
+from deploy.local import simulate
 from deploy.privacy_curve.page import format_outcome, outcome, write_page
 from deploy.privacy_curve.points import Point, Points, design
 from deploy.privacy_curve.variants import variants
@@ -86,7 +87,7 @@ def test_what_has_no_curve_is_refused(study: Any) -> None:
 
 def test_settings_take_the_place_of_keys_and_another_network_of_the_table(study: Any) -> None:
     """Keys of a perceptron have no place in a linear network."""
-    file = study(**{"backbone": {"name": "mlp", "hidden": [4], "dropout": 0.0}})
+    file = study(backbone={"name": "mlp", "hidden": [4], "dropout": 0.0})
     text = """
         [[settings]]
         name = "short"
@@ -105,7 +106,7 @@ def test_settings_take_the_place_of_keys_and_another_network_of_the_table(study:
 
 @pytest.mark.parametrize(("text", "told"), [
     ('[[settings]]\nname = "a"\nrounds = 3', "rounds"),
-    ('[[settings]]\npretraining = {rounds = 3}', "name"),
+    ("[[settings]]\npretraining = {rounds = 3}", "name"),
     ('[[settings]]\nname = "a"\npretraining = {round = 3}', "pretraining.round"),
     ("settings = []", "settings"),
 ])  # fmt: skip
@@ -153,6 +154,24 @@ def test_every_site_stays_within_epsilon_and_the_dearest_comes_close(
     assert "best at epsilon 2: first" in told
     assert "the training median" in told
     assert "3 points are finished, 0 failed, 0 were not run yet." in told
+
+
+@pytest.mark.whole
+def test_a_private_study_also_begins_from_what_is_public(
+    study: Any, made: Any, tmp_path: Path
+) -> None:
+    """Of another study's run, with its lineage; a plain study does not begin from it."""
+    plain = study("plain", privacy={"unit": "none"}, sites={"train": ["alpha"]})
+    earlier = simulate(plain, made.sites, tmp_path / "public")
+    private = study(sites={"train": ["beta"], "heldout": ["omega"]})
+    rival = study("rival", privacy={"unit": "none"})
+    asked = design([private, rival], [8.0], repeats=1, begin=earlier.folder)
+    assert list(asked.studies) == ["first", "first-begun", "rival"]
+    start = asked.studies["first-begun"].start
+    assert start is not None
+    assert (start.study, start.take, start.contributors) == ("plain", "all", ("alpha",))
+    work = Points(asked, tmp_path, tmp_path / "out")
+    assert work.run(asked.points()) == {}
 
 
 @pytest.mark.whole
