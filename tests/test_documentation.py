@@ -183,7 +183,7 @@ def test_commands_in_sentences_exist_with_their_options(guide: Path) -> None:
         command = command and typer.main.get_command(command)
         known = {"--help"}
         for word in words[1:] if command else ():
-            if isinstance(command, click.Group) and re.fullmatch("[a-z]+", word):
+            if isinstance(command, click.Group) and re.fullmatch("[a-z]+(-[a-z]+)*", word):
                 assert word in command.commands, span
                 command = command.commands[word]
             known |= {name for option in command.params for name in option.opts}
