@@ -102,16 +102,16 @@ def newcombe(
 def moved(variance: float | None, expected: float, fewest: int) -> float:
     """The factor from a variance that a model expects towards the one that was found.
 
-    The further, the more people tell it; and down only half as far, since what is found near the
-    end of a scale is itself too small. `fewest` are the people of the rarest class.
+    The further, the more people tell it; and down more slowly, since what is found of few people
+    near the end of a scale is itself too small. `fewest` are the people of the rarest class.
 
     >>> moved(2.0, 1.0, 6), moved(0.5, 1.0, 6), moved(None, 1.0, 6), moved(9.0, 1.0, 1)
-    (1.5, 0.875, 1.0, 1.0)
+    (1.5, 0.9038461538461539, 1.0, 1.0)
     """
     if variance is None or not np.isfinite(variance) or expected <= 0:
         return 1.0
-    excess = (variance / expected - 1) * (fewest - 1) / (fewest + 4)
-    return float(1 + (excess if excess > 0 else excess * (fewest + 4) / (fewest + 20)))
+    excess = variance / expected - 1
+    return float(1 + excess * (fewest - 1) / (fewest + (4 if excess > 0 else 20)))
 
 
 def exponential(area: float, positives: int, negatives: int) -> float:
