@@ -89,7 +89,19 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "overlap", "settle", "train", "finetune", "protocol", "judge", "evaluate"),
+        (
+            "census",
+            "overlap",
+            "settle",
+            "keys",
+            "shares",
+            "train",
+            "unmask",
+            "finetune",
+            "protocol",
+            "judge",
+            "evaluate",
+        ),
         description="Kinds of order it carries out.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(

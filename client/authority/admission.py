@@ -29,7 +29,7 @@ from common.study import Study
 
 # about tuned models, all but the last about a site's own
 TUNING = ("finetune", "protocol", "judge", "explain", "send", "cross")
-_OF_TRAINING = ("settle", "train", "linear", *TUNING)
+_OF_TRAINING = ("settle", "keys", "shares", "train", "unmask", "linear", *TUNING)
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 

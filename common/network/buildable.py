@@ -13,7 +13,7 @@ import torch
 from common import catalogue
 from common.comparisons import CLOSED_FORM
 from common.errors import SettingError
-from common.network.building import build, views_of
+from common.network.building import build, plan_of, views_of
 from common.network.relevance import check_rules
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import build_for, task_of, tune
@@ -21,6 +21,7 @@ from common.objectives.multitask import Multitask
 from common.privacy.suitability import check_private
 from common.privacy.way import samples_at_once
 from common.sections import Steps
+from common.secure_sums.suitability import check_arrays
 from common.settings import line_of
 from common.study import Study
 
@@ -52,6 +53,8 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     _can_make_views(study, network)
     if study.privacy.is_private:
         check_private(study, network)
+    if study.secure_sums.on:
+        check_arrays(plan_of(network, study.aggregation.normalisation))
     for place, steps, kind in _trainings(study, type(network)):
         _can_train(place, steps, kind, type(network.backbone))
     _is_bearable(study, network, limits)

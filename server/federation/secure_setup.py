@@ -1,0 +1,177 @@
+"""Before the first round of a secure run: keys from each site, then shares that each dealt out.
+
+sums/0001/roster.json   who was asked to deal out shares, and what all of them hold
+sums/0001/keys/         public keys, by site
+sums/0001/shares/       shares under seal, by site
+
+Whoever told keys and dealt out no shares would leave masks in every sum; without such a site
+agreeing is begun once more, in the next folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import QuorumError
+from common.network.plan import Plan
+from common.protocol.orders import Report
+from common.protocol.wire import Stored
+from common.secure_sums.numbers import Row, plan_of_masked, row_of
+from common.secure_sums.rosters import (
+    KEYS,
+    TOTALS,
+    Roster,
+    Slot,
+    plan_of_keys,
+    read_keys,
+)
+from common.secure_sums.tables import DEALT, plan_of_dealt
+from common.study import Study
+from server.federation.asking import Asking
+from server.federation.expectation import Most
+from server.federation.parcel import NOTHING, parcel_of
+from server.run_files import read_sealed, write_sealed
+
+_ROSTER = "roster.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the sites of a run have agreed on.
+
+    plan: of the network. row: of the numbers beside its arrays. folder: of the attempt that held.
+    """
+
+    study: Study
+    roster: Roster
+    plan: Plan
+    row: Row
+    folder: Path
+
+    @property
+    def masked(self) -> Plan:
+        """What a masked report holds."""
+        return plan_of_masked(self.plan, self.row)
+
+    @property
+    def places(self) -> list[str]:
+        """Sites in the order of their shares."""
+        return sorted(self.study.sites.train)
+
+    @property
+    def fewest(self) -> int:
+        """The threshold."""
+        return self.study.secure_sums.fewest(len(self.study.sites.train))
+
+    def passed_to(self, site: str, slot: Slot) -> dict[str, NDArray[np.int32]]:
+        """The sealed shares of one slot that are for one site."""
+        dealt = [
+            _dealt(self.folder / "shares" / f"{each}.safetensors", slot, self.places.index(site))
+            if each in self.roster.sites
+            else None
+            for each in self.places
+        ]
+        width = plan_of_dealt(self.study)[DEALT].shape[-1]
+        rows = [row if row is not None else np.zeros(width, np.int32) for row in dealt]
+        return {DEALT: np.stack(rows)}
+
+
+def agree(asking: Asking, plan: Plan, census: Mapping[str, Report]) -> Agreement:
+    """Have the sites of the census agree, or take up what they agreed on.
+
+    Raises
+    ------
+    QuorumError
+        If fewer sites than the threshold do; the same command asks the others again.
+    """
+    study, base = asking.run.study, asking.run.folder / "sums"
+    row, sites = row_of(study, plan, _terms(study)), sorted(census)
+    number = max([1, *(int(path.name) for path in base.glob("[0-9]*"))])
+    if not (base / f"{number:04d}" / _ROSTER).exists() and number > 1:
+        number -= 1  # whoever answered there is asked in the next
+    while True:
+        folder = base / f"{number:04d}"
+        roster = _roster(asking, folder, number, row, sites, census)
+        agreed = Agreement(study, roster, plan, row, folder)
+        dealt = _deal(asking, agreed, number)
+        if set(dealt) == set(roster.sites):
+            return agreed
+        _enough(study, dealt, "dealt out shares for secure sums")
+        sites, number = dealt, number + 1
+
+
+def _terms(study: Study) -> tuple[str, ...]:
+    from server.federation.initial import terms_of  # torch, for as long as it is needed
+
+    return terms_of(study)
+
+
+def _roster(
+    asking: Asking,
+    folder: Path,
+    number: int,
+    row: Row,
+    sites: Sequence[str],
+    census: Mapping[str, Report],
+) -> Roster:
+    """Ask for keys; who told them is in the roster, which is never another once it is written."""
+    study, file = asking.run.study, folder / _ROSTER
+    wanted = read_sealed(file)["sites"] if file.exists() else sites
+    orders = asking.orders("keys", wanted, NOTHING, round=number)
+    outcome = asking.ask(
+        orders, NOTHING, folder / "keys", plan_of_keys(study), "keys for secure sums: sites"
+    )
+    found = sorted(outcome.reports)
+    if not file.exists():
+        _enough(study, found, "told keys for secure sums")
+        held = [Most(study, site, census[site]) for site in found]
+        by_people = study.aggregation.weight == "participants"
+        totals = [
+            sum(each.people(group) if by_people else each.scans(group) for each in held)
+            for group in row.groups
+        ]
+        write_sealed(file, {"sites": found, "totals": totals})
+    kept = read_sealed(file)
+    if found != kept["sites"]:
+        raise QuorumError(
+            f"keys of {', '.join(sorted(set(kept['sites']) - set(found)))} for secure sums are "
+            "lost; the same command asks for them again"
+        )
+    keys = tuple(
+        read_keys(site, Stored(folder / "keys" / f"{site}.safetensors")["keys"]) for site in found
+    )
+    return Roster(
+        study=study.digest, run=asking.run.id, attempt=number, keys=keys, groups=row.groups,
+        totals=tuple(kept["totals"]),
+    )  # fmt: skip
+
+
+def _deal(asking: Asking, agreed: Agreement, number: int) -> list[str]:
+    roster = agreed.roster
+    arrays: dict[str, NDArray[np.int32] | NDArray[np.int64]] = {
+        f"{KEYS}{keys.site}": keys.array for keys in roster.keys
+    }
+    arrays[TOTALS] = np.array(roster.totals, np.int64)
+    parcel = parcel_of(arrays, {})
+    orders = asking.orders("shares", roster.sites, parcel, round=number, lineage=roster.sites)
+    plan, title = plan_of_dealt(agreed.study), "shares for secure sums: sites"
+    return sorted(asking.ask(orders, parcel, agreed.folder / "shares", plan, title).reports)
+
+
+def _enough(study: Study, sites: Sequence[str], what: str) -> None:
+    fewest = study.secure_sums.fewest(len(study.sites.train))
+    if len(sites) < fewest:
+        raise QuorumError(
+            f"{len(sites)} of {len(study.sites.train)} sites {what}, the threshold is {fewest}; "
+            "the same command asks the missing sites again"
+        )
+
+
+def _dealt(path: Path, slot: Slot, place: int) -> NDArray[np.int32]:
+    found: NDArray[np.int32] = Stored(path)[DEALT][slot.place, place]
+    return found
