@@ -27,6 +27,8 @@ from common.secure_sums.masks import Masks
 from common.secure_sums.numbers import NUMBERS, Row, written
 from common.secure_sums.ring import encoded
 from common.secure_sums.rosters import (
+    KEYS,
+    TOTALS,
     Keys,
     Roster,
     Slot,
@@ -37,11 +39,12 @@ from common.secure_sums.rosters import (
     own_seed,
     pair_seed,
     plan_of_keys,
+    plan_of_rosters,
     roster_from,
     slot_of,
 )
 from common.secure_sums.shares import SEALED, SECRET, line_between, opened, sealed, split
-from common.secure_sums.tables import DEALT, TOLD, plan_of_dealt, plan_of_told
+from common.secure_sums.tables import DEALT, TOLD, plan_of_dealt, plan_of_passed, plan_of_told
 from common.secure_sums.updates import update_of
 from common.study import Study
 
@@ -75,6 +78,7 @@ class Summing:
         Refusal
             TOO_FEW_SITES, or PEERS if a key is not signed by the identity that is known here.
         """
+        self._are_those(arrays, order)
         roster = roster_from(order, arrays, self.row.groups)
         self._check(roster, order)
         self.safe.keep_roster(order, arrays, roster.digest)
@@ -135,6 +139,7 @@ class Summing:
         slot = slot_of(self.study, order.model, order.round)
         summed = self._summed(order, roster)
         places = sorted(self.study.sites.train)
+        self._are_as(arrays, plan_of_passed(self.study))
         dealt = np.ascontiguousarray(arrays[DEALT]).view(np.uint8)
         told = np.zeros((len(places), SECRET), np.uint8)
         own, digest = root.channel(), roster.digest
@@ -165,11 +170,25 @@ class Summing:
         )
         return made.signed(self.peers.own, about_keys(order))
 
+    def _are_those(self, arrays: Mapping[str, NDArray[Any]], order: Order) -> None:
+        """Refuse what is no roster of the sites that an order names."""
+        plan = plan_of_rosters(self.study, len(self.row.groups))
+        names = {TOTALS, *(f"{KEYS}{site}" for site in order.lineage)}
+        self._are_as(arrays, {name: rule for name, rule in plan.items() if name in names})
+        if names - plan.keys():
+            raise Refusal("PEERS", "the roster names sites that do not train")
+
+    @staticmethod
+    def _are_as(arrays: Mapping[str, NDArray[Any]], plan: Plan) -> None:
+        seen = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+        if seen != {name: (rule.shape, rule.dtype) for name, rule in plan.items()}:
+            raise Refusal("ORDER_MALFORMED", "the arrays are not those that sums are made by")
+
     def _check(self, roster: Roster, order: Order) -> None:
         """Refuse a roster of strangers, of too few, or with other keys of this site's."""
         sites, fewest = roster.sites, self._fewest
-        if len(set(sites)) < len(sites) or not set(sites) <= set(self.study.sites.train):
-            raise Refusal("PEERS", "the roster names sites that do not train here, or one twice")
+        if len(set(sites)) < len(sites):
+            raise Refusal("PEERS", "the roster names a site twice")
         if len(sites) < fewest:
             raise Refusal("TOO_FEW_SITES", f"{len(sites)} sites, the threshold is {fewest}")
         for keys in roster.keys:

@@ -10,8 +10,8 @@ the next round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +29,7 @@ from server.federation.parcel import Parcel, parcel_of, together
 from server.federation.secure_setup import Agreement
 from server.run_files import read_sealed, write_sealed
 from server.secure_sums.means import means_of
-from server.secure_sums.unmasking import SpoiltError, Told, summed
+from server.secure_sums.unmasking import Seeds, SpoiltError, Told, summed
 
 SUMMED: Final = "summed.json"
 UNMASK: Final = "unmask"
@@ -48,12 +48,18 @@ class Sum:
 class MaskedRounds:
     """The masked rounds of one model.
 
-    quorum: fewest reports for a round to count, never below the threshold.
+    quorum: fewest reports for a round to count, never below the threshold. agree: makes the
+    agreement anew.
     """
 
     agreement: Agreement
     exchange: Exchange
     quorum: int
+    agree: Callable[[], Agreement]
+
+    def for_the_next(self) -> MaskedRounds:
+        """The same; without a site whose secrets did not come about, where there was one."""
+        return self if self.agreement.holds else replace(self, agreement=self.agree())
 
     def ask(self, orders: Sequence[Order], parcel: Parcel, folder: Path, title: str) -> Outcome:
         """The masked reports that are added up; who they are of is settled by the first quorum."""
@@ -67,7 +73,8 @@ class MaskedRounds:
             return outcome
         if len(outcome.reports) >= self.quorum:
             sites = sorted(outcome.reports)
-            write_sealed(path, {"sites": sites, "refused": outcome.refused})
+            attempt = self.agreement.roster.attempt
+            write_sealed(path, {"sites": sites, "refused": outcome.refused, "attempt": attempt})
         return outcome
 
     def summed(
@@ -85,7 +92,10 @@ class MaskedRounds:
         QuorumError
             If one of them is lost, or too few sites tell what unmasks the sum.
         """
-        agreed, sites = self.agreement, read_sealed(folder / SUMMED)["sites"]
+        agreed, settled = self.agreement, read_sealed(folder / SUMMED)
+        sites = settled["sites"]
+        if settled["attempt"] != agreed.roster.attempt:  # killed after a site was left out
+            return Sum(spoilt="the masks of a site that was left out then cannot be taken off")
         if lost := sorted(set(sites) - outcome.reports.keys()):
             raise QuorumError(
                 f"{folder}: the masked reports of {', '.join(lost)} are part of the round's sum "
@@ -93,34 +103,35 @@ class MaskedRounds:
             )
         order = next(order for order in orders if order.site in sites)
         slot = slot_of(agreed.study, order.model, order.round)
-        shares = self._told(order, slot, sites, folder / UNMASK, title)
-        told = Told(
-            roster=agreed.roster, slot=slot, about=about_round(order), summed=sites,
-            shares={site: stored[TOLD] for site, stored in shares.items()},
-            places=agreed.places, fewest=agreed.fewest,
-        )  # fmt: skip
         replies = [Stored(folder / "replies" / f"{site}.safetensors").by_rows() for site in sites]
         try:
-            totals = summed(agreed.masked, replies, told.seeds())
+            seeds = self._seeds(order, slot, sites, folder / UNMASK, title)
+            totals = summed(agreed.masked, replies, seeds)
             means, numbers = means_of(
                 agreed.study, agreed.plan, agreed.roster, agreed.row, now, totals
             )
         except SpoiltError as error:
             say(f"{order.model}: round {order.round} changes nothing: {error}")
+            if error.site:
+                agreed.leave_out(error.site)
             return Sum(spoilt=str(error))
         by_people = agreed.study.aggregation.weight == "participants"
         weights = numbers.participants if by_people else numbers.support
         return Sum([Contribution(site="all", support=weights, read=means.read)], numbers)
 
-    def _told(
+    def _seeds(
         self, train: Order, slot: Slot, sites: Sequence[str], folder: Path, title: str
-    ) -> dict[str, Stored]:
-        """What at least as many sites as the threshold told; those that were summed come first."""
+    ) -> Seeds:
+        """What the sites that are summed tell; the others hold shares as well, if these lack any.
+
+        Raises
+        ------
+        SpoiltError, QuorumError
+        """
         agreed, found = self.agreement, dict[str, Stored]()
         rest = [site for site in agreed.roster.sites if site not in sites]
-        for asked in (sites, rest):
-            if len(found) >= agreed.fewest or not asked:
-                continue
+        failed: SpoiltError | None = None
+        for asked in (sites, rest) if rest else (sites,):
             parcels = {site: parcel_of(agreed.passed_to(site, slot), {}) for site in asked}
             orders = [
                 Order(
@@ -133,9 +144,20 @@ class MaskedRounds:
                 orders, together(parcels.values()), folder, plan_of_told(agreed.study), title
             )
             found |= {site: Stored(folder / f"{site}.safetensors") for site in outcome.reports}
-        if len(found) < agreed.fewest:
+            if len(found) < agreed.fewest:
+                continue
+            told = Told(
+                roster=agreed.roster, slot=slot, about=about_round(train), summed=sites,
+                shares={site: stored[TOLD] for site, stored in found.items()},
+                places=agreed.places, fewest=agreed.fewest,
+            )  # fmt: skip
+            try:
+                return told.seeds()
+            except SpoiltError as error:
+                failed = error
+        if failed is None:
             raise QuorumError(
                 f"{title}: {len(found)} sites told what takes the masks off, the threshold is "
                 f"{agreed.fewest}; the same command asks the others again"
             )
-        return found
+        raise failed

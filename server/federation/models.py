@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 
 from common.arrays import Arrays
@@ -141,9 +142,11 @@ class Models:
             return None
         masked = None
         if study.secure_sums.on:
-            agreed = self._agreed(branch, census)
+            agree = partial(self._agreed, branch, census)
+            agreed = agree()
             names = [name for name in names if name in agreed.roster.sites]
-            masked = MaskedRounds(agreed, self.asking.exchange, max(quorum, agreed.fewest))
+            quorum = max(quorum, agreed.fewest)
+            masked = MaskedRounds(agreed, self.asking.exchange, quorum, agree)
         return Rounds(
             self.asking.run,
             branch,

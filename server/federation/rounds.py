@@ -78,6 +78,8 @@ class Rounds:
         now = self._newest()
         for number in range(now.round + 1, rounds + 1):
             began = time.monotonic()
+            if self._masked is not None:
+                self._masked = self._masked.for_the_next()
             outcome = self._asked(number, rounds, now)
             try:
                 following, moved = self._averaged(number, outcome, now)
@@ -128,6 +130,7 @@ class Rounds:
                 base=parcel.base,
             )
             for site in self._sites
+            if self._masked is None or site in self._masked.agreement.roster.sites
         ]
 
     def _averaged(self, number: int, outcome: Outcome, now: Checkpoint) -> tuple[Checkpoint, float]:

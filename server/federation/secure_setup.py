@@ -3,9 +3,10 @@
 sums/0001/roster.json   who was asked to deal out shares, and what all of them hold
 sums/0001/keys/         public keys, by site
 sums/0001/shares/       shares under seal, by site
+sums/0001/left-out.json whose secrets did not come about from those shares
 
-Whoever told keys and dealt out no shares would leave masks in every sum; without such a site
-agreeing is begun once more, in the next folder.
+Whoever told keys and dealt out no shares, or shares of nothing, would leave masks in every sum;
+without such a site agreeing is begun once more, in the next folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,8 @@ from server.federation.expectation import Most
 from server.federation.parcel import NOTHING, parcel_of
 from server.run_files import read_sealed, write_sealed
 
-_ROSTER = "roster.json"
+_ROSTER: Final = "roster.json"
+_LEFT_OUT: Final = "left-out.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,15 @@ class Agreement:
         """The threshold."""
         return self.study.secure_sums.fewest(len(self.study.sites.train))
 
+    @property
+    def holds(self) -> bool:
+        """Whether nobody of it had to be left out since."""
+        return not (self.folder / _LEFT_OUT).exists()
+
+    def leave_out(self, site: str) -> None:
+        """Agree anew without `site`, before the next round."""
+        write_sealed(self.folder / _LEFT_OUT, {"sites": [site]})
+
     def passed_to(self, site: str, slot: Slot) -> dict[str, NDArray[np.int32]]:
         """The sealed shares of one slot that are for one site."""
         dealt = [
@@ -93,9 +105,14 @@ def agree(asking: Asking, plan: Plan, census: Mapping[str, Report]) -> Agreement
     row, sites = row_of(study, plan, _terms(study)), sorted(census)
     number = max([1, *(int(path.name) for path in base.glob("[0-9]*"))])
     if not (base / f"{number:04d}" / _ROSTER).exists() and number > 1:
-        number -= 1  # whoever answered there is asked in the next
+        number -= 1  # who is asked in the next follows from that one
     while True:
         folder = base / f"{number:04d}"
+        if (folder / _LEFT_OUT).exists():
+            told = read_sealed(folder / _ROSTER)["sites"]
+            sites = [site for site in told if site not in read_sealed(folder / _LEFT_OUT)["sites"]]
+            number += 1
+            continue
         roster = _roster(asking, folder, number, row, sites, census)
         agreed = Agreement(study, roster, plan, row, folder)
         dealt = _deal(asking, agreed, number)

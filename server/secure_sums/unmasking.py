@@ -7,7 +7,7 @@ one that was committed to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, Final
@@ -24,13 +24,20 @@ from common.secure_sums.ring import add
 from common.secure_sums.rosters import Keys, Roster, Slot, commitment, own_seed, pair_seed
 from common.secure_sums.shares import joined
 
-_MOST_TRIES: Final = 2_000  # choices of sites to believe: 28 of eight where six are needed
+_MOST_TRIES: Final = 2_000  # choices of sites to believe: 37 of eight where six are needed
 
 Seeds = list[tuple[bytes, bool]]
 
 
 class SpoiltError(CallosumError):
-    """A sum cannot be had, or is none of honest sites; the round changes nothing."""
+    """A sum cannot be had, or is none of honest sites; the round changes nothing.
+
+    `site` is the one whose secret does not come about; empty where nobody can say who it was.
+    """
+
+    def __init__(self, why: str, site: str = "") -> None:
+        self.site = site
+        super().__init__(why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +86,15 @@ class Told:
             for site, told in sorted(self.shares.items())
             if told[row].any()
         }
-        for chosen in islice(combinations(shares, self.fewest), _MOST_TRIES):
+        for left_out in islice(_few_first(list(shares), self.fewest), _MOST_TRIES):
+            chosen = [place for place in shares if place not in left_out][: self.fewest]
             secret = joined({place: shares[place] for place in chosen})
             if right(keys, secret):
                 return secret
         raise SpoiltError(
             f"the masks of {keys.site} cannot be taken off: of {len(shares)} shares of its secret "
-            f"no {self.fewest} make it"
+            f"no {self.fewest} make it",
+            keys.site,
         )
 
     def _is_own_mask(self, keys: Keys, secret: bytes) -> bool:
@@ -94,6 +103,12 @@ class Told:
     def _is_mask_key(self, keys: Keys, secret: bytes) -> bool:
         public = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
         return public == keys.masks[self.slot.place]
+
+
+def _few_first(places: Sequence[int], fewest: int) -> Iterator[tuple[int, ...]]:
+    """Sets of places that need not be believed: nobody, each alone, each two."""
+    for number in range(len(places) - fewest + 1):
+        yield from combinations(places, number)
 
 
 def summed(plan: Plan, replies: Sequence[Mapping[str, Rows]], seeds: Seeds) -> Arrays:
