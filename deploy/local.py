@@ -22,7 +22,7 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort, Samples
-from client.secure_sums.peers import IDENTITY, Peers, identity_in, public_of
+from client.secure_sums.peers import Peers, identity_of, public_of
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
@@ -103,9 +103,7 @@ def known_to_each_other(study: Study, agents: Sequence[Agent]) -> list[Agent]:
     if not study.secure_sums.on:
         return list(agents)
     own = {
-        agent.site.name: identity_in(agent.site.state / IDENTITY)
-        for agent in agents
-        if agent.site.role == "train"
+        agent.site.name: identity_of(agent.site) for agent in agents if agent.site.role == "train"
     }
     known = {name: public_of(key) for name, key in own.items()}
     return [

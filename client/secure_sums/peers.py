@@ -1,9 +1,9 @@
 """Whom a site adds up with: its own identity, and those that it knows the others by.
 
-In a deployment both are in the kit: `agent/identity.key` is the site's alone, `peers.toml` names
-every training site's public half. Whoever hands out that list could put in keys of his own, so
-sites compare its number by telephone; approving a study keeps the number. Sites of a simulation
-make their own identities.
+Both lie in the site's state: `identity.key`, which the site made and nobody else ever had, and
+`peers.toml` with the public half of every training site. Whoever hands out that list could put in
+identities of his own making, so sites compare its number by telephone, and approving a study keeps
+the number. In a simulation one process makes all identities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic import Field
 from client.site import Site
 from common.errors import SettingError
 from common.protocol.signing import read_private_key
-from common.runtime.durable import write_secret
+from common.runtime.durable import write_atomically, write_secret
 from common.sections import Name
 from common.settings import Table, checked, read_toml
 from common.study import Study, canonical
@@ -62,8 +62,8 @@ class Peers:
         names = sorted(sites)
         if missing := [name for name in names if name not in self.known]:
             raise SettingError(
-                f"{PEERS} has no identity of {', '.join(missing)}; each site shows its own with "
-                "callosum-site identity, and the coordinator sends everybody the list"
+                f"the list of peers has no identity of {', '.join(missing)}; each site shows its "
+                "own with callosum-site identity, and takes up the list of all with --peers FILE"
             )
         text = canonical([[name, self.known[name].hex()] for name in names])
         digits = str(int.from_bytes(hashlib.sha256(text).digest(), "big"))[-5 * _GROUPS :]
@@ -83,37 +83,52 @@ def identity_in(path: Path) -> Ed25519PrivateKey:
     return read_private_key(path)
 
 
-def peers_file(site: Site) -> Path:
-    """The list in the kit that the site file lies in."""
-    return site.root.parent / PEERS
+def identity_of(site: Site) -> Ed25519PrivateKey:
+    """A site's own identity; made if there is none."""
+    return identity_in(site.state / IDENTITY)
 
 
-def peers_in_kit(site: Site) -> Peers:
-    """Identity and peers of a deployed site.
+def line_of_identity(site: Site) -> str:
+    """A site's line in everybody's list."""
+    return f'{site.name} = "{public_of(identity_of(site)).hex()}"'
+
+
+def read_peers(site: Site, file: Path) -> Peers:
+    """A list of identities, which must have this site's own.
 
     Raises
     ------
     SettingError
-        If the kit has no identity or no list, or the list has another identity of this site.
+        If there is no such list, or it has another identity of this site.
     """
-    own, listed = site.root / IDENTITY, peers_file(site)
-    for file in (own, listed):
-        if not file.exists():
-            raise SettingError(
-                f"{file} is missing: secure sums need each site's identity and everybody's list. "
-                "callosum-site identity makes the one, the coordinator sends the other"
-            )
-    key = read_private_key(own)
-    table = checked(PeersFile, read_toml(listed), file=listed)
-    known = {name: bytes.fromhex(text) for name, text in table.sites.items()}
-    if known.get(site.name) != public_of(key):
+    if not file.exists():
         raise SettingError(
-            f"{listed} has another identity of {site.name} than {own}; tell the coordinator the "
-            "one that callosum-site identity shows"
+            f"{file} is missing: for secure sums each site shows its identity (callosum-site "
+            "identity), and takes up the list of all (callosum-site identity --peers FILE)"
         )
-    return Peers(key, known)
+    table = checked(PeersFile, read_toml(file), file=file)
+    own = identity_of(site)
+    known = {name: bytes.fromhex(text) for name, text in table.sites.items()}
+    if known.get(site.name) != public_of(own):
+        raise SettingError(
+            f"{file} has no identity of {site.name}, or another one; its line must be: "
+            f"{line_of_identity(site)}"
+        )
+    return Peers(own, known)
+
+
+def take_up(site: Site, file: Path) -> Peers:
+    """Know the sites of a list from now on; studies that were approved with another end."""
+    peers = read_peers(site, file)
+    write_atomically(site.state / PEERS, file.read_bytes())
+    return peers
+
+
+def peers_of(site: Site) -> Peers:
+    """Identity and peers of a deployed site, or `SettingError`."""
+    return read_peers(site, site.state / PEERS)
 
 
 def number_of(site: Site, study: Study) -> str:
     """The number of a secure study's peers; empty of any other study."""
-    return peers_in_kit(site).number(study.sites.train) if study.secure_sums.on else ""
+    return peers_of(site).number(study.sites.train) if study.secure_sums.on else ""

@@ -42,7 +42,7 @@ from client.learning.pretraining import train_round
 from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
-from client.secure_sums.peers import Peers, peers_in_kit
+from client.secure_sums.peers import Peers, peers_of
 from client.secure_sums.secrets import Safe
 from client.secure_sums.summing import Summing
 from client.service.assembling import Assembling
@@ -193,7 +193,7 @@ class Agent:
         if self.peers is not None:
             return self.peers
         try:
-            peers = peers_in_kit(self.site)
+            peers = peers_of(self.site)
             number = peers.number(self.study.sites.train)
         except SettingError as error:
             raise Refusal("PEERS", str(error)) from None

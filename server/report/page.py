@@ -152,7 +152,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "census": participation.holdings(study, census),
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
         "privacy": last_of(_paid(run)),
-        "departures": departures(run.study) if run.study.privacy.is_private else (),
+        "departures": departures(study) if study.privacy.is_private or study.secure_sums.on else (),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
