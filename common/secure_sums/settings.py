@@ -52,13 +52,16 @@ class SecureSums(Table):
 
         It may call different sites drop-outs to different sites: each of the `sites - colluders`
         others believes in `sites - threshold` of them, and a site is out for good once `threshold -
-        colluders` others say so.
+        colluders` others say so. Or it may have fewer sites agree to begin with.
 
         >>> SecureSums().hidden_among(8), SecureSums().hidden_among(8, 1)
         (6, 5)
         """
-        fewest, others = self.fewest(sites), sites - colluders
+        fewest = self.fewest(sites)
         if fewest <= colluders:
             return 0
-        out = others * (sites - fewest) // (fewest - colluders)
-        return max(0, others - out)
+        return min(
+            max(0, present - colluders - (present - colluders) * (present - fewest)
+                // (fewest - colluders))
+            for present in range(fewest, sites + 1)
+        )  # fmt: skip
