@@ -175,7 +175,7 @@ def write_federation(
 WHOLE = (
     "attacks/test_askings", "attacks/test_books", "attacks/test_departures", "attacks/test_files",
     "attacks/test_leaks", "attacks/test_local_files", "attacks/test_reports", "attacks/test_rot",
-    "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
+    "attacks/test_secure_sums", "attacks/test_sizes_at_the_coordinator", "attacks/test_text", "chaos/test_chaos",
     "client/data/anatomy/test_preparation", "client/data/anatomy/test_registration",
     "client/data/readers/test_t1w", "client/data/synthesis/test_anatomy",
     "client/data/synthesis/test_people",
@@ -191,7 +191,8 @@ WHOLE = (
     "deploy/releases/test_judging", "deploy/releases/test_release",
     "deploy/test_commands",
     "deploy/test_deployment", "deploy/test_deployment_files", "deploy/test_equalities",
-    "deploy/test_kill", "deploy/test_local_workers", "deploy/test_refusals", "deploy/test_systemd", "plugins/test_chain",
+    "deploy/test_kill", "deploy/test_local_workers", "deploy/test_refusals",
+    "deploy/test_secure_deployment", "deploy/test_secure_sums", "deploy/test_systemd", "plugins/test_chain",
     "plugins/test_prototypes", "server/federation/test_exchange", "server/federation/test_rounds",
     "server/report/test_live_view", "server/report/test_page", "test_callosum_entry",
 )  # fmt: skip

@@ -22,7 +22,7 @@ from tests.deploy.test_secure_sums import EIGHT, SECURE, STEADY, dropping_out
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 GONE = ("site-c", "site-f")
 LONG: dict[str, Any] = {
-    "pretraining.local_epochs": 1000, "pretraining.batch_size": 4,
+    "pretraining.local_epochs": 200, "pretraining.batch_size": 4,
     "pretraining.learning_rate": 0.001, "sites.time_limit_s": 60.0,
 }  # fmt: skip
 
