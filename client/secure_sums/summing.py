@@ -25,7 +25,6 @@ from common.network.plan import Plan
 from common.protocol.orders import Order, Report
 from common.secure_sums.masks import Masks
 from common.secure_sums.numbers import NUMBERS, Row, written
-from common.secure_sums.ring import encoded
 from common.secure_sums.rosters import (
     KEYS,
     TOTALS,
@@ -45,7 +44,7 @@ from common.secure_sums.rosters import (
 )
 from common.secure_sums.shares import SEALED, SECRET, line_between, opened, sealed, split
 from common.secure_sums.tables import DEALT, TOLD, plan_of_dealt, plan_of_passed, plan_of_told
-from common.secure_sums.updates import update_of
+from common.secure_sums.updates import scale_of, update_of
 from common.study import Study
 
 _NOTHING = bytes(SECRET)
@@ -219,17 +218,17 @@ class Summing:
     ) -> Arrays:
         by_people = self.study.aggregation.weight == "participants"
         weights = report.participants if by_people else report.support
-        largest, sites = self.study.secure_sums.largest_update, len(self.study.sites.train)
         found: Arrays = {}
         for name, rule in self.plan.items():
             if not rule.travels:
                 continue
             total = roster.total(rule.group)
             share = weights.get(rule.group, 0) / total if total > 0 else 0.0
-            found[name] = np.zeros(rule.shape, np.int32)
+            scale = scale_of(self.study, rule)
+            found[name] = np.zeros(rule.shape, scale.dtype)
             for part in blocks(rule.shape) if share else ():
                 update = update_of(self.plan, name, part, trained, received)
-                found[name][part] = encoded(update, share, largest, sites)
+                found[name][part] = scale.encoded(update, share)
         return found
 
     def _seeds(

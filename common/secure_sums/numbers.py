@@ -19,6 +19,7 @@ from common.network.plan import Plan, Rule
 from common.protocol.orders import Report
 from common.seams import SHARED
 from common.secure_sums.ring import from_fractions, in_fractions
+from common.secure_sums.updates import scale_of
 from common.study import Study
 
 NUMBERS: Final = "secure-sums/numbers"  # beside the network's arrays; none of them has a slash
@@ -69,9 +70,13 @@ def row_of(study: Study, plan: Plan, terms: Sequence[str]) -> Row:
     return Row(tuple(sorted(groups)), tuple(sorted(terms)), tuple(measured))
 
 
-def plan_of_masked(plan: Plan, row: Row) -> Plan:
+def plan_of_masked(study: Study, plan: Plan, row: Row) -> Plan:
     """What a masked training report holds: every array as steps, and the row."""
-    found = {name: _rule(rule.shape, "int32") for name, rule in plan.items() if rule.travels}
+    found = {
+        name: _rule(rule.shape, str(scale_of(study, rule).dtype))
+        for name, rule in plan.items()
+        if rule.travels
+    }
     return {**found, NUMBERS: _rule((len(row.names),), "int64")}
 
 

@@ -7,6 +7,7 @@ many bytes travel as float32 takes. Rings are held as signed integers of the sam
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,52 +15,58 @@ from numpy.typing import NDArray
 
 from common.errors import Refusal
 
-HALF: Final = 2**31 - 1
+_HALF: Final = {np.dtype(np.int32): 2**31 - 1, np.dtype(np.int64): 2**62}
 _FRACTION: Final = 2**24  # steps of one, of sums of losses and metrics
 _MOST: Final = 2**52  # of such a sum in steps: float64 holds it exactly, and 2,000 sites fit
 
 
-def steps_of_one(sites: int) -> int:
-    """Into how many steps the largest update is divided, where so many sites round their own.
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How one array is written in steps.
 
-    >>> steps_of_one(8)
-    2147483639
+    largest: most that a number may change by. sites: how many round their own. dtype: of the ring.
     """
-    return HALF - sites
 
+    largest: float
+    sites: int
+    dtype: np.dtype[Any]
 
-def encoded(
-    update: NDArray[np.float64], share: float, largest: float, sites: int
-) -> NDArray[np.int32]:
-    """A weighted update in steps; `share` of all data, `largest` is the study's limit.
+    @property
+    def steps(self) -> int:
+        """Into how many steps the largest change is divided.
 
-    Raises
-    ------
-    Refusal
-        UPDATE_TOO_LARGE if a number is beyond the limit, or is none: nothing is ever cut off.
-    """
-    furthest = float(np.max(np.abs(update), initial=0.0))
-    if not furthest <= largest:
-        raise Refusal(
-            "UPDATE_TOO_LARGE",
-            f"a number moved by {furthest:.4g}, secure_sums.largest_update is {largest:g}",
-        )
-    if not 0 <= share <= 1:
-        raise Refusal("ORDER_MALFORMED", f"this site's share of the data would be {share:g}")
-    return np.rint(update * (share * steps_of_one(sites) / largest)).astype(np.int32)
+        >>> Scale(8.0, 8, np.dtype(np.int32)).steps
+        2147483639
+        """
+        return _HALF[self.dtype] - self.sites
 
+    def encoded(self, update: NDArray[np.float64], share: float) -> NDArray[Any]:
+        """An update in steps, weighted by its `share` of all data.
 
-def decoded(
-    total: NDArray[np.int32], shares: float, largest: float, sites: int
-) -> NDArray[np.float64]:
-    """The mean update, from the sum of all sites' steps and the sum of their shares."""
-    return total.astype(np.float64) * (largest / (steps_of_one(sites) * shares))
+        Raises
+        ------
+        Refusal
+            UPDATE_TOO_LARGE if a number is beyond the limit, or is none: nothing is ever cut off.
+        """
+        furthest = float(np.max(np.abs(update), initial=0.0))
+        if not furthest <= self.largest:
+            raise Refusal(
+                "UPDATE_TOO_LARGE",
+                f"a number moved by {furthest:.4g}, at most {self.largest:g} may be "
+                "(secure_sums.largest_update; statistics of layers have a limit of their own)",
+            )
+        if not 0 <= share <= 1:
+            raise Refusal("ORDER_MALFORMED", f"this site's share of the data would be {share:g}")
+        return np.rint(update * (share * self.steps / self.largest)).astype(self.dtype)
 
+    def decoded(self, total: NDArray[Any], shares: float) -> NDArray[np.float64]:
+        """The mean update, from the sum of all sites' steps and the sum of their shares."""
+        return total.astype(np.float64) * (self.largest / (self.steps * shares))
 
-def fits(total: NDArray[np.int32], shares: float, sites: int) -> bool:
-    """Whether honest sites of so large a share together can have added up to this."""
-    most = shares * steps_of_one(sites) * (1 + 1e-9) + sites
-    return not total.size or (total.max() <= most and -int(total.min()) <= most)
+    def fits(self, total: NDArray[Any], shares: float) -> bool:
+        """Whether honest sites of so large a share together can have added up to this."""
+        most = shares * self.steps * (1 + 1e-9) + self.sites
+        return not total.size or (total.max() <= most and -int(total.min()) <= most)
 
 
 def in_fractions(value: float) -> int | None:

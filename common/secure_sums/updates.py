@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.arrays import Rows
-from common.network.plan import Plan
+from common.network.plan import Plan, Rule
+from common.secure_sums.ring import Scale
+from common.study import Study
 
+# statistics are few, and of any scale that activations have: steps of 4e-12 in twice the bytes
+LARGEST_STATISTIC: Final = 2.0**24
 Float64 = NDArray[np.float64]
 Part = slice | EllipsisType
 
@@ -26,6 +30,14 @@ def centre_of(plan: Plan, name: str) -> str | None:
     centre = f"{layer}{dot}running_mean"
     statistic = name in plan and plan[name].role == "statistic"
     return centre if statistic and kind == "running_var" and centre in plan else None
+
+
+def scale_of(study: Study, rule: Rule) -> Scale:
+    """How an array is written in steps."""
+    sites = len(study.sites.train)
+    if rule.role == "statistic":
+        return Scale(LARGEST_STATISTIC, sites, np.dtype(np.int64))
+    return Scale(study.secure_sums.largest_update, sites, np.dtype(np.int32))
 
 
 def update_of(

@@ -59,7 +59,7 @@ class Agreement:
     @property
     def masked(self) -> Plan:
         """What a masked report holds."""
-        return plan_of_masked(self.plan, self.row)
+        return plan_of_masked(self.study, self.plan, self.row)
 
     @property
     def places(self) -> list[str]:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from common.arrays import Arrays, Rows
 from common.network.plan import Plan
 from common.secure_sums.numbers import NUMBERS, Row, Sums, read
-from common.secure_sums.ring import decoded, fits
 from common.secure_sums.rosters import Roster
-from common.secure_sums.updates import Float64, centre_of, mean_of
+from common.secure_sums.updates import Float64, centre_of, mean_of, scale_of
 from common.study import Study
 from server.secure_sums.unmasking import SpoiltError
 
@@ -38,12 +37,9 @@ class Means:
 
     def change(self, name: str, part: slice | EllipsisType) -> Float64:
         """By how much sites moved it, on average."""
-        return decoded(
-            self.totals[name][part],
-            self.shares[self.plan[name].group],
-            self.study.secure_sums.largest_update,
-            len(self.study.sites.train),
-        )
+        rule = self.plan[name]
+        shares = self.shares[rule.group]
+        return scale_of(self.study, rule).decoded(self.totals[name][part], shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,8 @@ def means_of(
             raise SpoiltError(f"the sites together weigh {weights[group]} {group} of {held}")
         shares[group] = weights[group] / held if held else 0.0
     for name, rule in plan.items():
-        if rule.travels and not fits(totals[name], shares[rule.group], len(study.sites.train)):
+        if not rule.travels:
+            continue
+        if not scale_of(study, rule).fits(totals[name], shares[rule.group]):
             raise SpoiltError(f"the sum of {name} is none of updates within the study's limit")
     return Means(study=study, plan=plan, now=now, totals=totals, shares=shares), sums

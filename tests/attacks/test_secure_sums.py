@@ -39,6 +39,7 @@ from common.secure_sums.rosters import (
 )
 from common.secure_sums.shares import joined
 from common.secure_sums.tables import DEALT, TOLD
+from common.secure_sums.updates import scale_of
 from common.seeding import seed_of
 from deploy.local import known_to_each_other
 from server.secure_sums.unmasking import SpoiltError, Told, summed
@@ -447,7 +448,10 @@ def test_sites_that_were_given_other_arrays_do_not_add_up(coordinator: Coordinat
     rules = {name: coordinator.plan[name] for name in replies[0] if name != NUMBERS}
     from dataclasses import replace
 
-    plan = {name: replace(rule, dtype="int32") for name, rule in rules.items()}
+    plan = {
+        name: replace(rule, dtype=str(scale_of(coordinator.study, rule).dtype))
+        for name, rule in rules.items()
+    }
     largest = max(plan, key=lambda name: np.prod(plan[name].shape))
     assert uniform(summed(plan, replies, told.seeds())[largest].reshape(-1))
 

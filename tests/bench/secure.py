@@ -30,7 +30,7 @@ from common.seams import SHARED
 from common.sections import Aggregation
 from common.secure_sums.masks import Masks
 from common.secure_sums.numbers import row_of
-from common.secure_sums.ring import decoded, encoded
+from common.secure_sums.ring import Scale
 from common.secure_sums.rosters import KEYS, TOTALS, read_keys
 from common.secure_sums.updates import update_of
 from common.study import parse_study
@@ -40,6 +40,7 @@ from tests.conftest import FEATURES, overridden, write_table_site
 
 SITES, GONE, ARRAYS, LARGEST, ROUNDS = 8, 2, 50, 8.0, 100
 HELD = 1000 * SITES
+SCALE = Scale(LARGEST, SITES, np.dtype(np.int32))
 Seed = tuple[bytes, bool]
 
 
@@ -101,7 +102,7 @@ def _measured(folder: Path, numbers: int) -> str:
         began = time.perf_counter()
         steps = {
             name: np.concatenate([
-                encoded(update_of(plan, name, part, trained, start), 1 / SITES, LARGEST, SITES)
+                SCALE.encoded(update_of(plan, name, part, trained, start), 1 / SITES)
                 for part in blocks(plan[name].shape)
             ])
             for name in plan
@@ -162,7 +163,7 @@ def _secure(folder: Path, plan: Plan, start: Arrays, off: list[Seed]) -> Arrays:
             self.name = name
 
         def __getitem__(self, part: Any) -> Any:
-            change = decoded(totals[self.name][part], (SITES - GONE) / SITES, LARGEST, SITES)
+            change = SCALE.decoded(totals[self.name][part], (SITES - GONE) / SITES)
             return start[self.name][part] + change
 
     one = Contribution(site="all", support={SHARED: 6000}, read=Mean)

@@ -231,7 +231,7 @@ def test_a_site_that_sends_noise_spoils_the_round_and_nothing_else(
         if self.site.name == "site-c" and report.round == 2:
             random = np.random.default_rng(1)
             return {
-                name: random.integers(-(2**31), 2**31, array.shape, dtype=np.int32)
+                name: random.integers(-(2**31), 2**31, array.shape, dtype=array.dtype)
                 for name, array in found.items()
             }
         return found
