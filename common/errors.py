@@ -126,7 +126,6 @@ SENTENCES: Final[dict[str, str]] = {
     "NOT_FINITE": "An array or number is infinite or not a number.",
     "SUPPORT": "A count of scans or labels is negative, missing or not a whole number.",
     "UPDATE_TOO_LONG": "The arrays moved much further than those of other sites, or than is safe.",
-    "LATE": "The round's sum was settled before the site answered; it is in the next one.",
     "NO_ANSWER": "The site did not answer within the time limit.",
     "TRANSPORT": "The message could not be delivered or answered.",
     "NO_AGENT": "The site's courier cannot reach the site's agent.",

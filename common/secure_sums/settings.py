@@ -24,7 +24,7 @@ class SecureSums(Table):
     )
     largest_update: Annotated[float, Field(gt=0, le=1e6)] = Field(
         8.0,
-        description="Largest change of any one parameter in a round: what fixed-point numbers hold. "
+        description="Largest change of a parameter in a round: what fixed-point numbers hold. "
         "A site that would exceed it declines the round; 8 leaves steps of 4e-9. Statistics of "
         "layers may change by 2^24, in steps of 4e-12.",
     )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from common.secure_sums.updates import update_of
 from common.study import parse_study
 from server.federation.aggregation import Contribution, aggregate
 from server.secure_sums.unmasking import summed
+from tests.bench import deployment
 from tests.conftest import FEATURES, overridden, write_table_site
 
 SITES, GONE, ARRAYS, LARGEST, ROUNDS = 8, 2, 50, 8.0, 100
@@ -58,7 +60,19 @@ def table() -> str:
         "| numbers | report, plain, MB | masked, MB | masking at a site, s | plain mean, s (MB) "
         "| sum, unmasked, and mean, s (MB) | furthest from the plain mean |"
     )
-    return "\n".join([about, "", head, "|---|---|---|---|---|---|---|", *rows, "", *_agreeing()])
+    return "\n".join(
+        [
+            about,
+            "",
+            head,
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *_agreeing(),
+            "",
+            *_deployed(),
+        ]
+    )
 
 
 def _plan(numbers: int, dtype: str) -> Plan:
@@ -172,6 +186,15 @@ def _secure(folder: Path, plan: Plan, start: Arrays, off: list[Seed]) -> Arrays:
 
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _deployed(rounds: int = 8) -> Iterator[str]:
+    """Rounds over a hub, three nodes and three agents, as `make bench deployment` stands them up."""
+    yield "| hub, three nodes, three agents, 3 M | first round, s | median, s | longest, s |"
+    yield "|---|---|---|---|"
+    for name, changes in (("plain", {}), ("secure", {"secure_sums": {"on": True}})):
+        seconds, _, _ = deployment.run(deployment.SIZES["3 M"][0], rounds, changes)
+        yield f"| {name} | {seconds[0]:.1f} | {median(seconds):.1f} | {max(seconds):.1f} |"
 
 
 def _agreeing() -> Iterator[str]:

@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from client.authority.ledger import read_ledger
-from client.secure_sums.peers import line_of_identity, take_up
-from client.site import load_site
 from common.protocol.wire import open_arrays
-from common.runtime.private_folder import own_folder
-from tests.deploy.standing import Standing, read_json, removed, short_folder, standing, until
+from tests.deploy.standing import read_json, removed, short_folder, standing, until
 from tests.deploy.test_secure_sums import EIGHT, SECURE, STEADY, dropping_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -32,19 +29,6 @@ def folder() -> Iterator[Path]:
     made = short_folder()
     yield made
     removed(made)
-
-
-def introduced(there: Standing) -> str:
-    """Each site makes its identity, all take up one list; the number that they read to each other."""
-    sites = [load_site(there.kits / name / "agent" / "site.toml") for name in there.roles]
-    for site in sites:
-        own_folder(site.state)
-    listed = there.folder / "peers.toml"
-    lines = [line_of_identity(site) for site in sites]
-    listed.write_text("[sites]\n" + "\n".join(lines) + "\n")
-    numbers = {take_up(site, listed).number(there.roles) for site in sites}
-    assert len(numbers) == 1
-    return numbers.pop()
 
 
 def model(run: Path) -> dict[str, Any]:
@@ -70,7 +54,7 @@ def test_two_agents_killed_in_a_round_change_no_number_of_the_sum(
         plain = type(made)(made.folder, made.base, STEADY | LONG).simulate("plain")
     files = {name: ("train", made.sites / name / "site.toml") for name in EIGHT}
     with standing(folder, files) as there:
-        number = introduced(there)
+        number = there.introduce()
         assert number in there.command("callosum-site", "identity", "--kit", there.kits / EIGHT[0])
         there.stand(made.study_file)
         there.command("callosum", "run", made.study_file, "--hub", there.hub, "--detach")
