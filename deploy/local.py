@@ -129,7 +129,13 @@ def _drive(grid: LocalGrid, folder: Path) -> None:
         node_id=SERVER_NODE,
         node_config={},
         state=RecordDict(),
-        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""},
+        run_config={
+            "run": str(folder),
+            "nodes": json.dumps(grid.nodes),
+            "key": "",
+            "books": "",
+            "peers": "",
+        },
     )
     app(grid, context)
 

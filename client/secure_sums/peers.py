@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -21,27 +21,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from pydantic import Field
 
 from client.site import Site
 from common.errors import SettingError
 from common.protocol.signing import read_private_key
 from common.runtime.durable import write_atomically, write_secret
-from common.sections import Name
-from common.settings import Table, checked, read_toml
+from common.secure_sums.identities import read_identities
 from common.study import Study, canonical
 
 PEERS: Final = "peers.toml"
 IDENTITY: Final = "identity.key"
 _GROUPS: Final = 6  # of five digits: 99 bits, more than anyone can make up a match for
-
-
-class PeersFile(Table):
-    """What `peers.toml` says."""
-
-    sites: dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
-        description="Public identity (Ed25519) of each training site, in hex."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +96,7 @@ def read_peers(site: Site, file: Path) -> Peers:
             f"{file} is missing: for secure sums each site shows its identity (callosum-site "
             "identity), and takes up the list of all (callosum-site identity --peers FILE)"
         )
-    table = checked(PeersFile, read_toml(file), file=file)
-    own = identity_of(site)
-    known = {name: bytes.fromhex(text) for name, text in table.sites.items()}
+    known, own = read_identities(file), identity_of(site)
     if known.get(site.name) != public_of(own):
         raise SettingError(
             f"{file} has no identity of {site.name}, or another one; its line must be: "
@@ -130,5 +118,6 @@ def peers_of(site: Site) -> Peers:
 
 
 def number_of(site: Site, study: Study) -> str:
-    """The number of a secure study's peers; empty of any other study."""
-    return peers_of(site).number(study.sites.train) if study.secure_sums.on else ""
+    """The number of a secure study's peers; empty of any other study, and where a site judges."""
+    sums = study.secure_sums.on and site.role == "train"
+    return peers_of(site).number(study.sites.train) if sums else ""

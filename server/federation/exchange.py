@@ -101,6 +101,7 @@ class Exchange:
         self._books = books or SiteBooks()
         self._grid, self._nodes, self._study = grid, nodes, study
         self._key, self._progress = key, progress
+        self.identities: Mapping[str, bytes] = {}  # of sites, for secure sums; {}: unknown
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
         self._time_limit_s = study.sites.time_limit_s
         self._code = agreed_digest(study)

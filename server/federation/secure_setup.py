@@ -23,10 +23,12 @@ from common.errors import QuorumError
 from common.network.plan import Plan
 from common.protocol.orders import Report
 from common.protocol.wire import Stored
+from common.runtime.progress import say
 from common.secure_sums.numbers import Row, plan_of_masked, row_of
 from common.secure_sums.rosters import (
     KEYS,
     TOTALS,
+    Keys,
     Roster,
     Slot,
     plan_of_keys,
@@ -145,6 +147,7 @@ def _roster(
     )
     found = sorted(outcome.reports)
     if not file.exists():
+        found = [site for site in found if _is_itself(asking, site, folder)]
         _enough(study, found, "told keys for secure sums")
         held = [Most(study, site, census[site]) for site in found]
         by_people = study.aggregation.weight == "participants"
@@ -154,18 +157,32 @@ def _roster(
         ]
         write_sealed(file, {"sites": found, "totals": totals})
     kept = read_sealed(file)
-    if found != kept["sites"]:
+    if not set(kept["sites"]) <= set(found):
         raise QuorumError(
             f"keys of {', '.join(sorted(set(kept['sites']) - set(found)))} for secure sums are "
             "lost; the same command asks for them again"
         )
-    keys = tuple(
-        read_keys(site, Stored(folder / "keys" / f"{site}.safetensors")["keys"]) for site in found
-    )
+    keys = tuple(_keys(folder, site) for site in kept["sites"])
     return Roster(
         study=study.digest, run=asking.run.id, attempt=number, keys=keys, groups=row.groups,
         totals=tuple(kept["totals"]),
     )  # fmt: skip
+
+
+def _keys(folder: Path, site: str) -> Keys:
+    return read_keys(site, Stored(folder / "keys" / f"{site}.safetensors")["keys"])
+
+
+def _is_itself(asking: Asking, site: str, folder: Path) -> bool:
+    """Whether a site has the identity that it is known by; all others would refuse it."""
+    known = asking.exchange.identities
+    same = not known or known.get(site) == _keys(folder, site).identity
+    if not same:
+        say(
+            f"{site} tells another identity than peers.toml of the hub has, and is left out of "
+            "secure sums; compare the file with what callosum-site identity shows there"
+        )
+    return same
 
 
 def _deal(asking: Asking, agreed: Agreement, number: int) -> list[str]:

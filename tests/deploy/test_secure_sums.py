@@ -313,3 +313,47 @@ def test_kill_in_every_step_of_a_secure_round_changes_no_bit(
     found = killed_run(made, work, list(STEPS.values()), 540)
     assert found["faults"] == []
     assert found["kills"] == len(STEPS)
+
+
+def test_a_site_with_another_identity_than_the_list_keeps_nobody_else_out(
+    module_federation: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All others would refuse a roster with it; where the coordinator has the list, it is not in one."""
+    from client.secure_sums.peers import identity_of, public_of
+    from client.site import load_site
+    from server.federation.exchange import Exchange
+
+    made = module_federation(STEADY | SECURE | {"pretraining.rounds": 1})
+    known = {
+        name: public_of(identity_of(load_site(made.sites / name / "site.toml"))) for name in EIGHT
+    }
+    wrong = {**known, "site-d": bytes(32)}
+    monkeypatch.setattr(
+        Exchange, "identities", property(lambda _: wrong, lambda _, value: None), raising=False
+    )
+    run = made.simulate()
+    assert sorted(record(run, 1)["answered"]) == [site for site in EIGHT if site != "site-d"]
+    assert "site-d tells another identity" in capsys.readouterr().err
+
+
+def test_members_of_an_ensemble_and_models_of_some_targets_are_summed_too(
+    module_federation: Made,
+) -> None:
+    """One agreement holds for all rounds of all models, and each has masks of its own."""
+    changes = STEADY | {
+        "sites": {"train": EIGHT[:4], "quorum": 3},
+        "comparisons": {
+            "single_site": False, "pooled": False, "ensemble": 2, "targets": {"age-only": ["age"]},
+        },
+        "pretraining.rounds": 2,
+    }  # fmt: skip
+    lacks = {"site-a": ("age",)}
+    plain = module_federation(changes, lacks=lacks).simulate()
+    secure = module_federation(changes | SECURE, lacks=lacks).simulate()
+    for model in ("seed-2", "age-only"):
+        both = []
+        for run in (plain, secure):
+            with open_arrays(run.comparison(model).final) as file:
+                both.append({n: a for n, a in file.all().items() if n.startswith("model/")})
+        assert furthest(*both) < 1e-6
+    assert len(list((secure.folder / "sums").iterdir())) == 1
