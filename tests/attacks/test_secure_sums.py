@@ -39,10 +39,9 @@ from common.secure_sums.rosters import (
 )
 from common.secure_sums.shares import joined
 from common.secure_sums.tables import DEALT, TOLD
-from common.secure_sums.updates import scale_of
 from common.seeding import seed_of
 from deploy.local import known_to_each_other
-from server.secure_sums.unmasking import SpoiltError, Told, summed
+from server.secure_sums.unmasking import SpoiltError, Told
 
 SITES = ["alpha", "beta", "delta", "gamma"]  # the threshold is 3, and one may collude
 STUDY: dict[str, Any] = {
@@ -441,19 +440,18 @@ def test_sites_that_were_given_other_arrays_do_not_add_up(coordinator: Coordinat
     for site in SITES:
         assert coordinator.train(site, 2, other if site == "alpha" else near) == ""
         assert coordinator.unmask(site, SITES, 2) == ""
-    about = about_round(coordinator.train_order("beta", 2, near))
-    told = coordinator.told(SITES, SITES, 2)
-    told = Told(**{**{n: getattr(told, n) for n in Told.__slots__}, "about": about})
-    replies = [coordinator.heard["train", site, 2] for site in SITES]
-    rules = {name: coordinator.plan[name] for name in replies[0] if name != NUMBERS}
-    from dataclasses import replace
-
-    plan = {
-        name: replace(rule, dtype=str(scale_of(coordinator.study, rule).dtype))
-        for name, rule in rules.items()
-    }
-    largest = max(plan, key=lambda name: np.prod(plan[name].shape))
-    assert uniform(summed(plan, replies, told.seeds())[largest].reshape(-1))
+    told, keys = coordinator.told(SITES, SITES, 2), coordinator.roster.keys
+    plain = coordinator.heard["train", "alpha", 2]
+    largest = max(plain, key=lambda each: plain[each].size)
+    total = np.zeros(plain[largest].size, plain[largest].dtype)
+    for each in keys:  # it takes off each site's own mask, and knows what that was for
+        order = coordinator.train_order(each.site, 2, other if each.site == "alpha" else near)
+        secret = told._secret(each, told._is_own_mask)
+        own = own_seed(secret, coordinator.roster.digest, about_round(order))
+        numbers = np.array(coordinator.heard["train", each.site, 2][largest]).reshape(-1)
+        Masks([(own, True)], largest, numbers.dtype).put_on(numbers)
+        add(total, numbers)
+    assert uniform(total)
 
 
 def test_another_run_of_the_same_study_tells_no_other_sum_of_the_same_updates(
