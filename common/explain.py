@@ -12,6 +12,7 @@ from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.size import outline
 from common.privacy.coverage import departures
+from common.privacy.site_level import deviation
 from common.privacy.way import way_of
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
@@ -81,6 +82,17 @@ def _batches(study: Study) -> str:
 def _privacy(study: Study, plan: Plan) -> list[str]:
     """By what mechanism people are hidden, and what of all that leaves is not."""
     privacy = study.privacy
+    if privacy.hides_sites:
+        return [
+            (
+                f"privacy: of each site as a whole; its update is cut down to {privacy.clip:g}, "
+                f"and noise of {privacy.noise:g} times that is in every sum that can be had with "
+                f"one site's help, {deviation(study):.3g} a number from each; all weigh alike"
+            ),
+            *(["WARNING: privacy.noise is 0: updates are cut down, and no site is hidden"]
+              if not privacy.noise else []),
+            *(one.told for one in departures(study)),
+        ]  # fmt: skip
     if not privacy.is_private:
         whose = "the sum of all updates" if study.secure_sums.on else "an update"
         return [f"privacy: none; {whose} may show single participants"]
@@ -108,7 +120,7 @@ def _secure(study: Study) -> list[str]:
         if most
         else "and no site may be on its side"
     )
-    own = [] if study.privacy.is_private else [one.told for one in departures(study)]
+    own = [] if study.privacy.has_cost else [one.told for one in departures(study)]
     return [
         (
             f"secure sums: the coordinator sees sums over {fewest} or more of {sites} sites, never "

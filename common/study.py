@@ -35,6 +35,7 @@ from common.comparisons import (
 )
 from common.errors import LineageError, SettingError
 from common.privacy.settings import Privacy
+from common.privacy.site_level import check_site_level
 from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
 from common.sections import (
@@ -126,6 +127,8 @@ class Study(Table):
         self._can_compare()
         if self.secure_sums.on:
             check_secure(self)
+        if self.privacy.hides_sites:
+            check_site_level(self)
         return self
 
     def _can_compare(self) -> None:

@@ -258,7 +258,7 @@ def _risks(study: Study, scans: int) -> Iterator[str]:
 def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
     """What rounds of private training would cost each participant, and what would be left."""
     privacy = study.privacy
-    if not privacy.is_private:
+    if not privacy.has_cost:
         return
     spent = list(read_ledger(site.state / "ledger.sqlite").private)
     cap = site.policy.epsilon
@@ -288,7 +288,7 @@ def _secure(site: Site, study: Study) -> Iterator[str]:
     sums, sites = study.secure_sums, len(study.sites.train)
     if not sums.on:
         return
-    if not study.privacy.is_private:
+    if not study.privacy.has_cost:
         yield from (one.told for one in departures(study))
     yield (
         f"secure sums: the coordinator learns sums over {sums.fewest(sites)} or more of {sites} "

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
@@ -51,6 +52,12 @@ class Root:
     def own_mask(self, slot: Slot) -> bytes:
         """What the slot's own mask comes from."""
         return derived(self.secret, f"own mask {self.attempt}", slot.about)
+
+    def noise(self, slot: Slot) -> np.random.Generator:
+        """Chance for the slot's noise, the same in every attempt: there is never a second draw."""
+        seed = int.from_bytes(derived(self.secret, "noise", slot.about), "big")
+        # seeded by 256 bits, as in `client.learning.privacy.chance`; numbers in float64
+        return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(seed, pool_size=8)))
 
     def _key(self, purpose: str, about: bytes) -> X25519PrivateKey:
         made = derived(self.secret, f"{purpose} {self.attempt}", about)

@@ -19,9 +19,10 @@ from client.answer import Answer
 from client.secure_sums.peers import Peers, public_of
 from client.secure_sums.secrets import Root, Safe
 from client.site import Site
-from common.arrays import Arrays, blocks
+from common.arrays import Arrays, blocks, norm_of_difference
 from common.errors import Refusal
 from common.network.plan import Plan
+from common.privacy.site_level import deviation
 from common.protocol.orders import Order, Report
 from common.secure_sums.masks import Masks
 from common.secure_sums.numbers import NUMBERS, Row, written
@@ -113,7 +114,7 @@ class Summing:
         """
         roster, root = self._agreed()
         slot = slot_of(self.study, order.model, order.round)
-        steps = self._steps(roster, report, trained, received)
+        steps = self._steps(roster, root, slot, report, trained, received)
         steps[NUMBERS] = written(report, self.row)
         content = hashlib.sha256()
         for name in sorted(steps):
@@ -212,10 +213,14 @@ class Summing:
     def _steps(
         self,
         roster: Roster,
+        root: Root,
+        slot: Slot,
         report: Report,
         trained: Mapping[str, NDArray[Any]],
         received: Mapping[str, NDArray[Any]],
     ) -> Arrays:
+        if self.study.privacy.hides_sites:
+            return self._hidden_steps(slot, root, trained, received)
         by_people = self.study.aggregation.weight == "participants"
         weights = report.participants if by_people else report.support
         found: Arrays = {}
@@ -229,6 +234,33 @@ class Summing:
             for part in blocks(rule.shape) if share else ():
                 update = update_of(self.plan, name, part, trained, received)
                 found[name][part] = scale.encoded(update, share)
+        return found
+
+    def _hidden_steps(
+        self,
+        slot: Slot,
+        root: Root,
+        trained: Mapping[str, NDArray[Any]],
+        received: Mapping[str, NDArray[Any]],
+    ) -> Arrays:
+        """Steps of an update that is cut down as one, with this site's part of the noise.
+
+        Every site weighs alike. The noise is a secret of the slot's: asked again, it is the same.
+        """
+        names = sorted(name for name, rule in self.plan.items() if rule.travels)
+        length = norm_of_difference({name: trained[name] for name in names}, received)
+        factor = min(1.0, self.study.privacy.clip / length) if length else 1.0
+        if not np.isfinite(factor):
+            raise Refusal("EGRESS", "the update has no length; training has diverged")
+        chance, apart = root.noise(slot), deviation(self.study)
+        found: Arrays = {}
+        for name in names:
+            rule, scale = self.plan[name], scale_of(self.study, self.plan[name])
+            found[name] = np.zeros(rule.shape, scale.dtype)
+            for part in blocks(rule.shape):
+                update = update_of(self.plan, name, part, trained, received) * factor
+                update += apart * chance.standard_normal(update.shape)
+                found[name][part] = scale.encoded(update, 1 / len(self.study.sites.train))
         return found
 
     def _seeds(

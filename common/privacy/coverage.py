@@ -38,7 +38,12 @@ def departures(study: Study) -> tuple[Departure, ...]:
 
 def _covered(study: Study) -> Iterator[Departure]:
     arrays, secure = "arrays of the network, in each round (train)", study.secure_sums.on
-    if study.privacy.is_private:
+    if study.privacy.hides_sites:
+        yield Departure(
+            arrays, "noised, summed",
+            "a site's whole update, cut down, with noise that sites share: what epsilon bounds",
+        )  # fmt: skip
+    elif study.privacy.is_private:
         why = "cut-down gradients of training participants, with noise: what epsilon bounds"
         both = "; under masks besides, so that sums over sites alone are seen"
         yield Departure(arrays, "noised, summed" if secure else "noised", why + both * secure)

@@ -108,7 +108,7 @@ class MaskedRounds:
             seeds = self._seeds(order, slot, sites, folder / UNMASK, title)
             totals = summed(agreed.masked, replies, seeds)
             means, numbers = means_of(
-                agreed.study, agreed.plan, agreed.roster, agreed.row, now, totals
+                agreed.study, agreed.plan, agreed.roster, agreed.row, now, totals, len(sites)
             )
         except SpoiltError as error:
             say(f"{order.model}: round {order.round} changes nothing: {error}")
@@ -117,6 +117,8 @@ class MaskedRounds:
             return Sum(spoilt=str(error))
         by_people = agreed.study.aggregation.weight == "participants"
         weights = numbers.participants if by_people else numbers.support
+        if agreed.study.privacy.hides_sites:
+            weights = dict.fromkeys(weights, len(sites))
         return Sum([Contribution(site="all", support=weights, read=means.read)], numbers)
 
     def _seeds(

@@ -120,9 +120,13 @@ def _are_random(study: Study, order: Order) -> bool:
 def _check_cost(study: Study, order: Order, report: Report) -> None:
     """A round of private training says what it cost, by the study's noise; nothing else does."""
     cost, privacy = report.cost, study.privacy
-    if (cost is not None) != (privacy.is_private and order.kind == "train"):
+    if (cost is not None) != (privacy.has_cost and order.kind == "train"):
         raise Refusal("REPORT_MALFORMED", "a round of private training has a cost, nothing else")
     if cost is None:
+        return
+    if privacy.hides_sites:
+        if (cost.noise, cost.rate, cost.steps) != (privacy.noise / 2, 1.0, 1):
+            raise Refusal("REPORT_MALFORMED", "its noise or its steps are not the study's")
         return
     passes = study.pretraining.local_epochs
     drawn = cost.steps * cost.rate / passes  # people over people: one pass, and part of a step

@@ -54,9 +54,15 @@ class _Mean:
 
 
 def means_of(
-    study: Study, plan: Plan, roster: Roster, row: Row, now: Mapping[str, Rows], totals: Arrays
+    study: Study,
+    plan: Plan,
+    roster: Roster,
+    row: Row,
+    now: Mapping[str, Rows],
+    totals: Arrays,
+    sites: int,
 ) -> tuple[Means, Sums]:
-    """A round's means and numbers, from its unmasked sums.
+    """A round's means and numbers, from its unmasked sums over so many `sites`.
 
     Raises
     ------
@@ -74,6 +80,8 @@ def means_of(
         if weights[group] > held:
             raise SpoiltError(f"the sites together weigh {weights[group]} {group} of {held}")
         shares[group] = weights[group] / held if held else 0.0
+        if study.privacy.hides_sites:  # each weighs alike, whatever it holds
+            shares[group] = sites / len(study.sites.train)
     for name, rule in plan.items():
         if not rule.travels:
             continue
