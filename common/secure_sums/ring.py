@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from common.errors import Refusal
 
 _HALF: Final = {np.dtype(np.int32): 2**31 - 1, np.dtype(np.int64): 2**62}
+# of all data: below it a site's part would vanish in rounding, and leave larger ones alone
+LEAST_SHARE: Final = 2.0**-11
 _FRACTION: Final = 2**24  # steps of one, of sums of losses and metrics
 _MOST: Final = 2**52  # of such a sum in steps: float64 holds it exactly, and 2,000 sites fit
 
@@ -55,8 +57,11 @@ class Scale:
                 f"a number moved by {furthest:.4g}, at most {self.largest:g} may be "
                 "(secure_sums.largest_update; statistics of layers have a limit of their own)",
             )
-        if not 0 <= share <= 1:
-            raise Refusal("ORDER_MALFORMED", f"this site's share of the data would be {share:g}")
+        if not (share == 0 or LEAST_SHARE <= share <= 1):
+            raise Refusal(
+                "ORDER_MALFORMED",
+                f"this site's share of the data would be {share:g}; {LEAST_SHARE:g} to 1 is summed",
+            )
         return np.rint(update * (share * self.steps / self.largest)).astype(self.dtype)
 
     def decoded(self, total: NDArray[Any], shares: float) -> NDArray[np.float64]:

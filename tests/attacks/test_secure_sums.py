@@ -409,6 +409,20 @@ def test_an_agreement_is_not_turned_back(coordinator: Coordinator) -> None:
     assert coordinator.deal(fewer, ["alpha"]) == {"alpha": "SUMS_DECIDED"}
 
 
+@pytest.mark.parametrize("totals", [1, 10**6, 2**50, -5])
+def test_totals_that_would_single_a_site_out_are_not_trained_under(
+    anew: Callable[..., Coordinator], totals: int
+) -> None:
+    """Under huge ones the parts of small sites round to nothing, and what is left is one site's."""
+    coordinator = anew()
+    keys = [coordinator.keys(site) for site in SITES]
+    assert coordinator.deal(keys, SITES, totals=totals) == dict.fromkeys(SITES, "")
+    if totals > 0:
+        assert coordinator.train("alpha") == "ORDER_MALFORMED"
+    else:  # nobody weighs anything
+        assert coordinator.train("alpha") == ""
+
+
 def test_the_masks_of_a_round_hide_one_thing(coordinator: Coordinator) -> None:
     """Two reports under one mask would differ by the difference of two updates."""
     for site in SITES:
