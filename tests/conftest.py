@@ -184,7 +184,7 @@ WHOLE = (
     "client/learning/test_loading", "client/learning/test_optimisers",
     "client/learning/privacy/test_person_gradients", "client/learning/test_protocols",
     "client/learning/test_training", "client/link/test_link", "client/service/test_agent",
-    "client/service/test_kill", "common/protocol/test_code", "common/protocol/test_wire",
+    "client/secure_sums/test_restarts", "client/service/test_kill", "common/protocol/test_code", "common/protocol/test_wire",
     "common/test_seams",
     "deploy/hospitals/test_dataset", "deploy/hub/test_bundle", "deploy/hub/test_nginx",
     "deploy/hub/test_prometheus", "deploy/hub/test_service", "deploy/kits/test_provision",

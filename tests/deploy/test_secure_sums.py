@@ -16,6 +16,7 @@ from common.errors import QuorumError
 from common.protocol.orders import Order, refuse
 from common.protocol.wire import array_record, open_arrays, pack_report, unpack_order
 from deploy.local_grid import LocalGrid
+from server.report.page import write_report
 from tests.deploy.test_kill import killed_run
 
 EIGHT = [f"site-{letter}" for letter in "abcdefgh"]
@@ -357,3 +358,7 @@ def test_members_of_an_ensemble_and_models_of_some_targets_are_summed_too(
                 both.append({n: a for n, a in file.all().items() if n.startswith("model/")})
         assert furthest(*both) < 1e-6
     assert len(list((secure.folder / "sums").iterdir())) == 1
+    page = write_report(secure).read_text()
+    assert "Sums were secure" in page
+    assert "saw sums over at least 3 of 4 sites" in page
+    assert "under masks, which only their sum sheds" in page

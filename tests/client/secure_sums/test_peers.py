@@ -137,3 +137,16 @@ def test_the_command_shows_the_line_and_takes_up_the_list(made: Any) -> None:
     number = number_of(sites["alpha"], made.study)
     assert f"number of all 3: {number}" in " ".join(taken.stdout.split())
     assert number in " ".join(CliRunner().invoke(app, own).stdout.split())
+
+
+def test_a_site_that_judges_needs_to_know_nobody(federation: Callable[..., Any]) -> None:
+    """It puts no mask on anything; asking it for identities would only keep judges away."""
+    made = federation({
+        "secure_sums": {"on": True},
+        "sites": {"train": NAMES, "heldout": ["omega"]},
+        "objective.targets": ["age"],
+    })  # fmt: skip
+    site = load_site(made.sites / "omega" / "site.toml")
+    own_folder(site.state)
+    assert approvals.approve(site, made.study_file, 0).peers == ""
+    assert "PEERS" not in "\n".join(consent(site, made.study).lines)
