@@ -33,6 +33,7 @@ from server.secure_sums.unmasking import Seeds, SpoiltError, Told, summed
 
 SUMMED: Final = "summed.json"
 UNMASK: Final = "unmask"
+_SHORT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,9 @@ class MaskedRounds:
     ) -> Seeds:
         """What the sites that are summed tell; the others hold shares as well, if these lack any.
 
+        It takes a site no time, so that nobody waits long for those who died after they had sent,
+        as long as the others are enough.
+
         Raises
         ------
         SpoiltError, QuorumError
@@ -133,7 +137,7 @@ class MaskedRounds:
         agreed, found = self.agreement, dict[str, Stored]()
         rest = [site for site in agreed.roster.sites if site not in sites]
         failed: SpoiltError | None = None
-        for asked in (sites, rest) if rest else (sites,):
+        for asked, limit_s in ((sites, _SHORT_S), ([*sites, *rest], None)):
             parcels = {site: parcel_of(agreed.passed_to(site, slot), {}) for site in asked}
             orders = [
                 Order(
@@ -143,7 +147,12 @@ class MaskedRounds:
                 for site, parcel in parcels.items()
             ]  # fmt: skip
             outcome = self.exchange.ask(
-                orders, together(parcels.values()), folder, plan_of_told(agreed.study), title
+                orders,
+                together(parcels.values()),
+                folder,
+                plan_of_told(agreed.study),
+                title,
+                limit_s=limit_s,
             )
             found |= {site: Stored(folder / f"{site}.safetensors") for site in outcome.reports}
             if len(found) < agreed.fewest:
