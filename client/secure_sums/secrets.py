@@ -4,6 +4,7 @@ sums/RUN/root.key                    32 random bytes that all of the run's secre
 sums/RUN/roster.safetensors          the newest roster that it dealt out shares in
 sums/RUN/masked-ATTEMPT-MODEL-ROUND  what it masked there: an order, a digest of the numbers
 sums/RUN/unmasked-MODEL-ROUND        whose sum it helped to make: an order, for ever
+sums/RUN/ended                       no more part in this run's sums: it may have forgotten some
 sums/told/DIGEST                     the same by what was trained, over all runs of a study
 
 Each is on disk before anything that follows from it leaves, so that a restarted agent has the same
@@ -18,7 +19,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -32,6 +33,8 @@ from common.runtime.durable import write_secret
 from common.secure_sums.masks import derived
 from common.secure_sums.rosters import Slot
 from common.study import canonical
+
+_ENDED: Final = "ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Safe:
 
     def root(self, attempt: int) -> Root:
         """The run's secrets; drawn the first time."""
+        if (self._folder / _ENDED).exists():
+            raise Refusal("SUMS_DECIDED", f"this site's part in the run has ended ({self._folder})")
         path = self._folder / "root.key"
         if not path.exists():
             write_secret(path, secrets.token_bytes(32))
@@ -136,6 +141,18 @@ class Safe:
     @property
     def _folder(self) -> Path:
         return self.state / "sums" / self.run
+
+
+def end_all(state: Path) -> int:
+    """End a site's part in the sums of every run that it knows: of how many.
+
+    A state folder that was set back has forgotten what it told since. Asked again, it would tell
+    the other secret of the same sites.
+    """
+    known = [path.parent for path in (state / "sums").glob("*/root.key")]
+    for folder in known:
+        write_secret(folder / _ENDED, b"")
+    return len(known)
 
 
 def _trained(order: Order) -> str:

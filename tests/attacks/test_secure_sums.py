@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from scipy.stats import chisquare
 
+from client.authority.books import accept
+from client.authority.ledger import Ledger
 from client.secure_sums.peers import Peers, public_of
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
@@ -572,3 +575,28 @@ def test_no_secret_is_in_a_log(
     assert root.hex() not in caplog.text
     assert repr(root) not in caplog.text
     assert commitment(root) != hashlib.sha256(root).digest()
+
+
+def test_books_that_were_set_back_end_a_sites_part_in_the_sums_that_it_knows(
+    anew: Callable[..., Coordinator], tmp_path: Path
+) -> None:
+    """It has forgotten whose secret it told; asked anew it would tell the other one of the same site.
+
+    The backup is of before the round was unmasked, and a person accepts it.
+    """
+    coordinator = anew()
+    coordinator.agree()
+    for site in SITES:
+        assert coordinator.train(site) == ""
+    site = coordinator.agents["alpha"].site
+    shutil.copytree(site.state, tmp_path / "backup")
+    assert coordinator.unmask("alpha", SITES) == ""
+    shutil.rmtree(site.state)
+    shutil.copytree(tmp_path / "backup", site.state)
+    with Ledger(site.state / "ledger.sqlite"):
+        pass
+    assert "its part in the secure sums of 1 runs has ended" in accept(site, None)
+    assert coordinator.unmask("alpha", ["alpha", "beta", "gamma"]) == "SUMS_DECIDED"
+    assert coordinator.ask(coordinator.order("keys", "alpha", round=2)) == "SUMS_DECIDED"
+    fresh = Coordinator(coordinator.agents, "e" * 64)
+    assert fresh.ask(fresh.order("keys", "alpha", round=1)) == ""
