@@ -22,7 +22,7 @@ from common.protocol.wire import Stored
 from common.runtime.progress import say
 from common.secure_sums.numbers import Sums
 from common.secure_sums.rosters import Slot, about_round, slot_of
-from common.secure_sums.tables import TOLD, plan_of_told
+from common.secure_sums.tables import DEALT, TOLD, plan_of_told
 from server.federation.aggregation import Contribution
 from server.federation.exchange import Exchange, Outcome
 from server.federation.parcel import Parcel, parcel_of, together
@@ -137,8 +137,11 @@ class MaskedRounds:
         agreed, found = self.agreement, dict[str, Stored]()
         rest = [site for site in agreed.roster.sites if site not in sites]
         failed: SpoiltError | None = None
+        sealed, place = agreed.sealed(slot), agreed.places.index
         for asked, limit_s in ((sites, _SHORT_S), ([*sites, *rest], None)):
-            parcels = {site: parcel_of(agreed.passed_to(site, slot), {}) for site in asked}
+            parcels = {
+                site: parcel_of({DEALT: sealed[:, place(site)].copy()}, {}) for site in asked
+            }
             orders = [
                 Order(
                     kind="unmask", study=train.study, run=train.run, site=site, round=train.round,

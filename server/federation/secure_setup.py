@@ -82,17 +82,18 @@ class Agreement:
         """Agree anew without `site`, before the next round."""
         write_sealed(self.folder / _LEFT_OUT, {"sites": [site]})
 
-    def passed_to(self, site: str, slot: Slot) -> dict[str, NDArray[np.int32]]:
-        """The sealed shares of one slot that are for one site."""
-        dealt = [
-            _dealt(self.folder / "shares" / f"{each}.safetensors", slot, self.places.index(site))
-            if each in self.roster.sites
-            else None
-            for each in self.places
-        ]
-        width = plan_of_dealt(self.study)[DEALT].shape[-1]
-        rows = [row if row is not None else np.zeros(width, np.int32) for row in dealt]
-        return {DEALT: np.stack(rows)}
+    def sealed(self, slot: Slot) -> NDArray[np.int32]:
+        """Shares of one slot under seal, by who dealt them out and whom they are for; (N, N, W).
+
+        They are read unchecked: what a disk changed does not open, and others hold as many.
+        """
+        sites, width = len(self.places), plan_of_dealt(self.study)[DEALT].shape[-1]
+        found = np.zeros((sites, sites, width), np.int32)
+        for site in self.roster.sites:
+            dealt = Stored(self.folder / "shares" / f"{site}.safetensors")
+            rows = dealt.rows(DEALT, slice(slot.place, slot.place + 1))
+            found[self.places.index(site)] = rows[0]
+        return found
 
 
 def agree(asking: Asking, plan: Plan, census: Mapping[str, Report]) -> Agreement:
@@ -204,8 +205,3 @@ def _enough(study: Study, sites: Sequence[str], what: str) -> None:
             f"{len(sites)} of {len(study.sites.train)} sites {what}, the threshold is {fewest}; "
             "the same command asks the missing sites again"
         )
-
-
-def _dealt(path: Path, slot: Slot, place: int) -> NDArray[np.int32]:
-    found: NDArray[np.int32] = Stored(path)[DEALT][slot.place, place]
-    return found
