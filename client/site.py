@@ -104,6 +104,11 @@ class Policy(Table):
         ),
         description="Kinds of order it carries out.",
     )
+    secure_sums_only: bool = Field(
+        False,
+        description="Train only in studies of secure sums, whose coordinator sees no site's own "
+        "update.",
+    )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
         1000,
         description="Most training orders (train, finetune, protocol, linear, cross) that it "

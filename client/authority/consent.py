@@ -369,6 +369,8 @@ def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[
     missing = sorted(wanted - set(policy.orders))
     if missing:
         yield f"refused with POLICY: {', '.join(missing)} (policy.orders)"
+    if site.role == "train" and policy.secure_sums_only and not study.secure_sums.on:
+        yield "refused with POLICY: train, whose updates are seen (policy.secure_sums_only)"
     if site.role == "train" and size > policy.largest_report_bytes:
         yield (
             f"refused with REPORT_TOO_LARGE: train, {size / 1e6:.2f} MB "

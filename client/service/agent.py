@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.authority import spendings
-from client.authority.admission import TUNING, check_kind, check_model, check_role, check_start
+from client.authority.admission import (
+    TUNING,
+    check_kind,
+    check_model,
+    check_role,
+    check_start,
+    check_sums,
+)
 from client.authority.approvals import approval_of, paused
 from client.authority.differencing import FILE as CENSUSES
 from client.authority.differencing import Censuses
@@ -232,6 +239,7 @@ class Agent:
             raise Refusal("STUDY_UNKNOWN")
         check_role(self.site, self.study, order)
         check_kind(self.site, order)
+        check_sums(self.site, self.study, order)
         check_model(self.study, order)
         people = len(set(self.cohort.participants))
         if people == 0:

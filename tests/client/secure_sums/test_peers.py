@@ -150,3 +150,20 @@ def test_a_site_that_judges_needs_to_know_nobody(federation: Callable[..., Any])
     own_folder(site.state)
     assert approvals.approve(site, made.study_file, 0).peers == ""
     assert "PEERS" not in "\n".join(consent(site, made.study).lines)
+
+
+def test_a_site_may_train_where_sums_alone_are_seen(federation: Callable[..., Any]) -> None:
+    """Its own policy; whoever approves another study reads that it will be declined."""
+    made = federation(site={"policy.secure_sums_only": True})
+    agent = made.agent("alpha")
+    order = Order(
+        kind="train", study=made.study.digest, run="c" * 64, site="alpha", round=1, arrays=EMPTY
+    )
+    assert agent.answer(order, {})[0].refusal == "POLICY"
+    told = "\n".join(consent(agent.site, made.study).lines)
+    assert "refused with POLICY: train, whose updates are seen" in told
+    secure = type(made)(made.folder, made.base, {"secure_sums": {"on": True}})
+    assert secure.agent("alpha").answer(
+        order.model_copy(update={"study": secure.study.digest}), {}
+    )[0].refusal != "POLICY"  # fmt: skip
+    assert "updates are seen" not in "\n".join(consent(agent.site, secure.study).lines)
