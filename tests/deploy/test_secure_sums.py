@@ -227,9 +227,9 @@ def test_a_site_that_sends_noise_spoils_the_round_and_nothing_else(
     """Nobody can say who it was; a sum that no honest sites have is seen, and changes nothing."""
     steps = Summing._steps
 
-    def noise(self: Summing, roster: Any, report: Any, *more: Any) -> Any:
-        found = steps(self, roster, report, *more)
-        if self.site.name == "site-c" and report.round == 2:
+    def noise(self: Summing, roster: Any, root: Any, slot: Any, *more: Any) -> Any:
+        found = steps(self, roster, root, slot, *more)
+        if self.site.name == "site-c" and slot.round == 2:
             random = np.random.default_rng(1)
             return {
                 name: random.integers(-(2**31), 2**31, array.shape, dtype=array.dtype)
