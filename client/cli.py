@@ -170,6 +170,34 @@ def approve(
 
 
 @app.command()
+def identity(
+    kit: KitOption = None,
+    site: SiteOption = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(help="The list of all training sites' identities, to know them by."),
+    ] = None,
+) -> None:
+    """Show the identity that secure sums know this site by, and the number of those it knows."""
+    from client.secure_sums.peers import PEERS, line_of_identity, peers_of, take_up
+    from common.runtime.private_folder import own_folder
+
+    own = _site(kit, site)
+    own_folder(own.state)
+    tell(line_of_identity(own))
+    if peers is None and not (own.state / PEERS).exists():
+        say("no list of the other sites was taken up yet: callosum-site identity --peers FILE")
+        return
+    known = take_up(own, peers) if peers is not None else peers_of(own)
+    for name, key in sorted(known.known.items()):
+        say(f"known: {name} {key.hex()}")
+    tell(
+        f"number of all {len(known.known)}: {known.number(known.known)}; it must be the same at "
+        "each of them: compare it by telephone"
+    )
+
+
+@app.command()
 def studies(kit: KitOption = None, site: SiteOption = None, as_json: AsJson = False) -> None:
     """List the studies that this site has approved."""
     from client.authority.approvals import approved

@@ -89,8 +89,25 @@ class Policy(Table):
         10, description="Fewest participants behind any number that leaves the site."
     )
     orders: tuple[OrderKind, ...] = Field(
-        ("census", "overlap", "settle", "train", "finetune", "protocol", "judge", "evaluate"),
+        (
+            "census",
+            "overlap",
+            "settle",
+            "keys",
+            "shares",
+            "train",
+            "unmask",
+            "finetune",
+            "protocol",
+            "judge",
+            "evaluate",
+        ),
         description="Kinds of order it carries out.",
+    )
+    secure_sums_only: bool = Field(
+        False,
+        description="Train only in studies of secure sums, whose coordinator sees no site's own "
+        "update.",
     )
     most_exposures: Annotated[int, Field(ge=0)] = Field(
         1000,

@@ -12,6 +12,7 @@ from common.network.building import plan_of
 from common.network.plan import Plan
 from common.network.size import outline
 from common.privacy.coverage import departures
+from common.privacy.site_level import deviation
 from common.privacy.way import way_of
 from common.protocol.code import agreed_digest
 from common.sections import FineTuning
@@ -64,7 +65,7 @@ def explain(study: Study) -> str:
         f"participants: {rest * splits.share:.0%} train, {splits.validation:.0%} choose, "
         f"{splits.test:.0%} are kept for fine-tuning's test{spared}"
     )
-    return "\n".join([*lines, *_privacy(study, plan)])
+    return "\n".join([*lines, *_privacy(study, plan), *_secure(study)])
 
 
 def travelling_bytes(plan: Plan) -> int:
@@ -81,8 +82,20 @@ def _batches(study: Study) -> str:
 def _privacy(study: Study, plan: Plan) -> list[str]:
     """By what mechanism people are hidden, and what of all that leaves is not."""
     privacy = study.privacy
+    if privacy.hides_sites:
+        return [
+            (
+                f"privacy: of each site as a whole; its update is cut down to {privacy.clip:g}, "
+                f"and noise of {privacy.noise:g} times that is in every sum that can be had with "
+                f"one site's help, {deviation(study):.3g} a number from each; all weigh alike"
+            ),
+            *(["WARNING: privacy.noise is 0: updates are cut down, and no site is hidden"]
+              if not privacy.noise else []),
+            *(one.told for one in departures(study)),
+        ]  # fmt: skip
     if not privacy.is_private:
-        return ["privacy: none; an update may show single participants"]
+        whose = "the sum of all updates" if study.secure_sums.on else "an update"
+        return [f"privacy: none; {whose} may show single participants"]
     scans = f"at most {privacy.scans_per_person}" if privacy.scans_per_person else "all"
     return [
         (
@@ -93,6 +106,32 @@ def _privacy(study: Study, plan: Plan) -> list[str]:
         f"gradients by person: {way_of(study).told}",
         *_short(study, plan),
         *(one.told for one in departures(study)),
+    ]
+
+
+def _secure(study: Study) -> list[str]:
+    """What the coordinator sees of rounds, and what it would take to see more."""
+    sums, sites = study.secure_sums, len(study.sites.train)
+    if not sums.on:
+        return []
+    most, fewest = sums.colluders(sites), sums.fewest(sites)
+    plotting = (
+        f"and with up to {most} sites on its side over {sums.hidden_among(sites, most)} others"
+        if most
+        else "and no site may be on its side"
+    )
+    own = [] if study.privacy.has_cost else [one.told for one in departures(study)]
+    return [
+        (
+            f"secure sums: the coordinator sees sums over {fewest} or more of {sites} sites, never "
+            f"one site's update; if it lies, over {sums.hidden_among(sites)} or more, {plotting}"
+        ),
+        (
+            f"enforced by the sites, since nobody else can: no number changes by more than "
+            f"{sums.largest_update:g} in a round; lengths of single updates are not compared, and "
+            "one site that sends nonsense spoils a round, which then changes nothing"
+        ),
+        *own,
     ]
 
 

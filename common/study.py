@@ -35,6 +35,7 @@ from common.comparisons import (
 )
 from common.errors import LineageError, SettingError
 from common.privacy.settings import Privacy
+from common.privacy.site_level import check_site_level
 from common.schemes import Protocol, check_grid, check_place
 from common.seams import Layout
 from common.sections import (
@@ -49,6 +50,8 @@ from common.sections import (
     Steps,
     Target,
 )
+from common.secure_sums.settings import SecureSums
+from common.secure_sums.suitability import check_secure
 from common.seeding import seed_of
 from common.settings import Table, checked, line_of, read_toml
 
@@ -78,6 +81,9 @@ class Study(Table):
     )
     pretraining: Pretraining = Field(Pretraining(), description="How sites train.")
     privacy: Privacy = Field(Privacy(), description="How much of one person may show.")
+    secure_sums: SecureSums = Field(
+        SecureSums(), description="Whether single updates are seen, or their sums alone."
+    )
     aggregation: Aggregation = Field(Aggregation(), description="How reports are combined.")
     sites: Sites = Field(description="Who takes part.")
     splits: Splits = Field(Splits(), description="Who trains, chooses and tests.")
@@ -119,6 +125,10 @@ class Study(Table):
                 "that no fine-tuning task is about, or objective.targets must list it"
             )
         self._can_compare()
+        if self.secure_sums.on:
+            check_secure(self)
+        if self.privacy.hides_sites:
+            check_site_level(self)
         return self
 
     def _can_compare(self) -> None:

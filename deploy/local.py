@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from logging import getLogger
 from pathlib import Path
@@ -22,6 +22,7 @@ from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort, Samples
+from client.secure_sums.peers import Peers, identity_of, public_of
 from client.service.agent import Agent
 from client.service.agent_pool import open_agent
 from client.site import Policy, Site, load_site
@@ -86,11 +87,31 @@ def simulate(
     check_buildable(study, study_file)
     with open_run(out, study, study_file):
         pass  # refuse a foreign folder before hours of preparing
-    agents = [open_agent(study, site, keeps_training=False) for site in found]
+    agents = known_to_each_other(
+        study,
+        # what is masked once must be the same when it is asked for again
+        [open_agent(study, site, keeps_training=study.secure_sums.on) for site in found],
+    )
     if study.comparisons.pooled:
         agents += _pooled_agent(study, agents, out)
     run_phases(agents, out, workers)
     return read_run(out)
+
+
+def known_to_each_other(study: Study, agents: Sequence[Agent]) -> list[Agent]:
+    """The agents, each with the identities of all that train: here one person vouches for them."""
+    if not study.secure_sums.on:
+        return list(agents)
+    own = {
+        agent.site.name: identity_of(agent.site) for agent in agents if agent.site.role == "train"
+    }
+    known = {name: public_of(key) for name, key in own.items()}
+    return [
+        replace(agent, peers=Peers(own[agent.site.name], known))
+        if agent.site.name in own
+        else agent
+        for agent in agents
+    ]
 
 
 def run_phases(agents: Sequence[Agent], folder: Path, workers: int | None = 1) -> None:
@@ -108,7 +129,13 @@ def _drive(grid: LocalGrid, folder: Path) -> None:
         node_id=SERVER_NODE,
         node_config={},
         state=RecordDict(),
-        run_config={"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""},
+        run_config={
+            "run": str(folder),
+            "nodes": json.dumps(grid.nodes),
+            "key": "",
+            "books": "",
+            "peers": "",
+        },
     )
     app(grid, context)
 

@@ -2,7 +2,8 @@
 
 Run config: `run` is the run folder, `nodes` a JSON object from site name to Flower node id, `key`
 the file of the coordinator's signing key and `books` the folder of what was seen of the sites'
-books, both empty where sites and coordinator are one process.
+books, both empty where sites and coordinator are one process; `peers` the file of the sites'
+identities for secure sums, empty where the coordinator has none.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import CallosumError, RunBusyError, StorageError
 from common.protocol.bounded_json import parsed
 from common.protocol.signing import read_private_key
+from common.secure_sums.identities import read_identities
 from server.federation.books import SiteBooks
 from server.federation.exchange import Exchange
 from server.federation.phases import Phases
@@ -54,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
 def _drive(grid: Grid, context: Context, folder: Path) -> None:
     nodes: dict[str, int] = parsed(str(context.run_config["nodes"]))
     key = str(context.run_config["key"])
-    books = str(context.run_config["books"])
+    books, peers = str(context.run_config["books"]), str(context.run_config["peers"])
     study = read_run(folder).study
     exchange = Exchange(
         grid,
@@ -64,6 +66,7 @@ def _drive(grid: Grid, context: Context, folder: Path) -> None:
         books=SiteBooks(Path(books)) if books else None,
         progress=ProgressFile(folder, study.pretraining.rounds),
     )
+    exchange.identities = read_identities(Path(peers)) if peers else {}
     with open_run(folder, study) as run:
         Phases(run, exchange).all()
 

@@ -85,7 +85,8 @@ class Branch:
         write_arrays(path, arrays, _describe(checkpoint, study, plan, self.model))
         for old in self._numbered()[:-_KEPT_CHECKPOINTS]:
             old.unlink()
-        for reply in self.round(checkpoint.round - _KEPT_CHECKPOINTS).glob("replies/*.safetensors"):
+        past = self.round(checkpoint.round - _KEPT_CHECKPOINTS)
+        for reply in (*past.glob("replies/*.safetensors"), *past.glob("unmask/*.safetensors")):
             reply.unlink()
         # products of people's features, in hundreds of megabytes: no longer kept than needed
         for sums in self.folder.glob("settle/*/*.safetensors"):

@@ -42,9 +42,9 @@ def plans(
     SettingError
         If the study is not private, has no rounds, or nobody is to be planned for.
     """
-    if not study.privacy.is_private:
+    if not study.privacy.has_cost:
         raise SettingError(
-            f'privacy.unit is "none"; "participant" is needed to plan its cost ({file})'
+            f'privacy.unit is "none"; "participant" or "site" is needed to plan its cost ({file})'
         )
     if cap is not None and not isfinite(cap):
         raise SettingError(f"--epsilon is {cap}; a finite number is needed, 0 for no cap")
@@ -99,9 +99,14 @@ def words(study: Study, plans: Mapping[str, Plan]) -> Iterator[str]:
     orders = next(iter(plans.values())).orders
     of = " and of ".join(models_of(study))
     yield f"orders: {orders} in one run, {study.pretraining.rounds} rounds of {of}"
+    of_whom = (
+        "All that a site holds replaced, or one of its participants; noise counts half"
+        if study.privacy.hides_sites
+        else "One participant more or less, Poisson sampling"
+    )
     yield (
         "epsilon: Renyi accountant, which decides; PRV: privacy loss variables, closer to the "
-        "truth. One participant more or less, Poisson sampling; rounds alone are covered"
+        f"truth. {of_whom}; rounds alone are covered"
     )
     cap = next(iter(plans.values())).cap
     if not cap:

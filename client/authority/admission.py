@@ -29,7 +29,7 @@ from common.study import Study
 
 # about tuned models, all but the last about a site's own
 TUNING = ("finetune", "protocol", "judge", "explain", "send", "cross")
-_OF_TRAINING = ("settle", "train", "linear", *TUNING)
+_OF_TRAINING = ("settle", "keys", "shares", "train", "unmask", "linear", *TUNING)
 ROLES = dict.fromkeys(_OF_TRAINING, "train") | {"evaluate": "heldout"}
 
 
@@ -64,6 +64,7 @@ class Admission:
         check_role(self.site, study, order)
         _check_place(self.site, study, order)
         check_kind(self.site, order)
+        check_sums(self.site, study, order)
         check_model(study, order)
         self._check_policy(order, now)
         check_books(self.ledger, envelope.seen)
@@ -148,6 +149,12 @@ def check_model(study: Study, order: Order) -> None:
     begun = model_of(order.init, order.site)
     if order.kind in TUNING and order.model != begun:
         raise Refusal("ORDER_MALFORMED", f"what begins from {order.init} is of model {begun}")
+
+
+def check_sums(site: Site, study: Study, order: Order) -> None:
+    """Refuse to train where single updates are seen, if the site's policy wants sums alone."""
+    if order.kind == "train" and site.policy.secure_sums_only and not study.secure_sums.on:
+        raise Refusal("POLICY", f"policy.secure_sums_only, and {study.name} has no secure sums")
 
 
 def check_kind(site: Site, order: Order) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from client.authority.differencing import refuse_near_copy
 from client.data.reader import participants_of
 from client.data.splits import secret_of
+from client.secure_sums.peers import number_of
 from client.site import Site
 from common.errors import FolderError, SettingError
 from common.protocol.bounded_json import parsed
@@ -34,7 +35,7 @@ class Approval:
     """One study that was approved at a site.
 
     by: user of the operating system; report_bytes: size of a training report's arrays; revoked:
-    when, and "by" whom, if it was.
+    when, and "by" whom, if it was; peers: the number of the identities that it sums with in secret.
     """
 
     digest: str
@@ -45,6 +46,7 @@ class Approval:
     report_bytes: int
     revoked: str = ""
     revoked_by: str = ""
+    peers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def approve(site: Site, study_file: Path, report_bytes: int) -> Approval:
         by=user_name(),
         file=str(study_file.resolve()),
         report_bytes=report_bytes,
+        peers=number_of(site, study),
     )
     path = _folder(site) / f"{study.digest}.toml"
     write_atomically(path, text)

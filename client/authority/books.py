@@ -14,6 +14,7 @@ from typing import Final
 
 from client.authority.approvals import user_name
 from client.authority.ledger import Account, Ledger, read_copy, read_ledger
+from client.secure_sums.secrets import end_all
 from client.site import Site
 from common.errors import Refusal
 from common.protocol.orders import Books
@@ -68,9 +69,10 @@ def accept(site: Site, exposures: int | None, copy: Path | None = None) -> str:
         stop = ledger.stopped()
         count = exposures if exposures is not None else stop.seen.exposures if stop else 0
         more = ledger.go_on(user_name(), count, other)
-        books = ledger.books()
+        books, ended = ledger.books(), end_all(site.state)
+        sums = f"; its part in the secure sums of {ended} runs has ended" if ended else ""
         return (
             f"{site.name} goes on from {books.exposures} exposures, {more} of them taken over, as "
-            f"state folder {books.state}; start the agent, and ask the coordinator for: "
+            f"state folder {books.state}{sums}; start the agent, and ask the coordinator for: "
             f"callosum books --accept {site.name} --hub KIT"
         )

@@ -11,6 +11,7 @@ from math import inf
 
 from client.authority import spendings
 from client.authority.ledger import read_ledger
+from client.secure_sums.peers import number_of
 from client.site import Site
 from common import label_sums
 from common.comparisons import is_shared
@@ -62,7 +63,7 @@ def consent(site: Site, study: Study, scans: int = 0, people: int = 0) -> Consen
         )
     if site.role == "train":
         lines += [*_training(study, plan, size, constants(network)), *_exposures(site, study)]
-        lines += _privacy(site, study, people)
+        lines += [*_privacy(site, study, people), *_secure(site, study)]
         lines += _risks(study, scans)
     else:
         lines += [*_judging(), *_judgements(site, study)]
@@ -156,10 +157,11 @@ def _training(study: Study, plan: Plan, size: int, settled: set[str]) -> Iterato
     own = sum(rule.kept for rule in plan.values())
     stay = f"; {own} are the site's own" if own else ""
     lost = "validation losses" if study.privacy.is_private else "losses"
+    masked = "; all of these under masks, so that only sums over sites are seen"
     yield (
         f"leaves in each round (train): {travelling} arrays of the network trained here, "
         f"{size / 1e6:.2f} MB{stay}; how many scans, people and labels were used; the sums that "
-        f"{lost} and validation metrics are made of"
+        f"{lost} and validation metrics are made of{masked * study.secure_sums.on}"
     )
     for task in (task for task in study.finetuning if task.repeats):
         yield (
@@ -239,7 +241,7 @@ def _judgements(site: Site, study: Study) -> Iterator[str]:
 def _risks(study: Study, scans: int) -> Iterator[str]:
     """Steps so small, or so large, that an update is nearly somebody's row."""
     size = study.pretraining.batch_size
-    if study.privacy.is_private and study.privacy.noise:
+    if (study.privacy.is_private and study.privacy.noise) or study.secure_sums.on:
         return
     if size == 1:
         yield (
@@ -256,7 +258,7 @@ def _risks(study: Study, scans: int) -> Iterator[str]:
 def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
     """What rounds of private training would cost each participant, and what would be left."""
     privacy = study.privacy
-    if not privacy.is_private:
+    if not privacy.has_cost:
         return
     spent = list(read_ledger(site.state / "ledger.sqlite").private)
     cap = site.policy.epsilon
@@ -279,6 +281,34 @@ def _privacy(site: Site, study: Study, people: int) -> Iterator[str]:
     own_limit = f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "no epsilon"
     yield f"limit: {own_limit} for this study; over all studies {limit}, {so_far}"
     yield from (one.told for one in departures(study))
+
+
+def _secure(site: Site, study: Study) -> Iterator[str]:
+    """Whom this site would add up with, and what it enforces since nobody else can."""
+    sums, sites = study.secure_sums, len(study.sites.train)
+    if not sums.on:
+        return
+    if not study.privacy.has_cost:
+        yield from (one.told for one in departures(study))
+    yield (
+        f"secure sums: the coordinator learns sums over {sums.fewest(sites)} or more of {sites} "
+        f"sites, never this site's own update, losses or counts of a round; it would take more "
+        f"than {sums.colluders(sites)} other sites on its side to see more"
+    )
+    yield (
+        f"enforced here: no number may change by more than {sums.largest_update:g} in a round "
+        "(UPDATE_TOO_LARGE), the whole update by more than policy.largest_update_norm (EGRESS)"
+    )
+    try:
+        number = number_of(site, study)
+    except SettingError as error:
+        yield f"refused with PEERS until it is mended: {error}"
+        return
+    yield f"number of the identities of {', '.join(sorted(study.sites.train))}: {number}"
+    yield (
+        "  approving says that each of them reads the same number to you: who could put in an "
+        "identity of his own would see what is meant for that site"
+    )
 
 
 def _numbers(study: Study) -> list[str]:
@@ -329,6 +359,8 @@ def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[
     """What the study would ask for and the policy refuses."""
     policy = site.policy
     wanted = {"census", "overlap", "train" if site.role == "train" else "evaluate"}
+    if study.secure_sums.on and site.role == "train":
+        wanted |= {"keys", "shares", "unmask"}
     wanted |= {"protocol" for _ in study.protocols_at(site.role)}
     if site.role == "train":
         wanted |= {"finetune" for task in study.finetuning if task.repeats}
@@ -337,6 +369,8 @@ def _refused(site: Site, study: Study, size: int, *, settled: bool) -> Iterator[
     missing = sorted(wanted - set(policy.orders))
     if missing:
         yield f"refused with POLICY: {', '.join(missing)} (policy.orders)"
+    if site.role == "train" and policy.secure_sums_only and not study.secure_sums.on:
+        yield "refused with POLICY: train, whose updates are seen (policy.secure_sums_only)"
     if site.role == "train" and size > policy.largest_report_bytes:
         yield (
             f"refused with REPORT_TOO_LARGE: train, {size / 1e6:.2f} MB "

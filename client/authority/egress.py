@@ -23,7 +23,8 @@ from common.protocol.orders import Measurement, Order, Report
 from common.seams import SHARED
 
 _COUNT_PREFIXES: Final = ("loss/", "validation-loss/")
-_WITH_ARRAYS: Final = ("overlap", "settle", "train", "explain", "send", "linear")
+_OF_NOBODY: Final = ("keys", "shares", "unmask")  # random numbers, by which sums are masked
+_WITH_ARRAYS: Final = ("overlap", "settle", "train", "explain", "send", "linear", *_OF_NOBODY)
 
 
 def inspect(
@@ -112,7 +113,8 @@ def _enough_behind(order: Order, minimum: int, answer: Answer) -> None:
         if people < minimum and (group == SHARED or people):
             raise Refusal("COHORT_TOO_SMALL", f"{people} people trained {group}")
     needed = minimum * answer.reveals
-    for name, array in answer.arrays.items() if order.kind != "train" else ():
+    exempt = order.kind in ("train", *_OF_NOBODY)
+    for name, array in answer.arrays.items() if not exempt else ():
         behind = answer.behind.get(name, 0)
         if behind < needed and (behind or array.any()):  # zeros of nobody tell of nobody
             raise Refusal(

@@ -23,6 +23,8 @@ epsilon e at delta d: whatever left by private training is at most exp(e) times 
   data as without them; d is the chance that it is not so
 bound: Renyi differential privacy of Poisson sampling with Gaussian noise, composed over rounds,
   restarts and runs; written before the work, never refunded
+whole sites: a round that hides a site is entered as one step of everybody at half its noise, which
+  bounds replacing all that the site holds, and so any one participant
 assumed: how many train here is no secret; each person has one name and trains at no other site;
   the noise is drawn as the study says; over all studies the worst case, a person in all of them
 not covered: measurements, losses and counts that leave with reports; sums that constants and

@@ -64,7 +64,7 @@ class Asked:
 
 def asked_of(study: Study, policy: Policy, people: int) -> Asked | None:
     """What a round costs each of the `people` who enter a loss, if the study is private."""
-    if not study.privacy.is_private:
+    if not study.privacy.has_cost:
         return None
     return Asked(
         cost=cost_of(study, people),

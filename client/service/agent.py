@@ -18,8 +18,15 @@ from numpy.typing import NDArray
 
 from client.answer import Answer
 from client.authority import spendings
-from client.authority.admission import TUNING, check_kind, check_model, check_role, check_start
-from client.authority.approvals import paused
+from client.authority.admission import (
+    TUNING,
+    check_kind,
+    check_model,
+    check_role,
+    check_start,
+    check_sums,
+)
+from client.authority.approvals import approval_of, paused
 from client.authority.differencing import FILE as CENSUSES
 from client.authority.differencing import Censuses
 from client.authority.egress import inspect
@@ -42,6 +49,9 @@ from client.learning.pretraining import train_round
 from client.learning.shortcuts import shortcut_sums
 from client.learning.support import learnt_from, people_among, with_labels_for
 from client.learning.training import choose_device
+from client.secure_sums.peers import Peers, peers_of
+from client.secure_sums.secrets import Safe
+from client.secure_sums.summing import Summing
 from client.service.assembling import Assembling
 from client.service.built_network import built_network
 from client.service.report_cache import ReportCache
@@ -49,12 +59,13 @@ from client.service.tuned_orders import TunedOrders
 from client.site import Site
 from common.arrays import Arrays, norm_of_difference
 from common.comparisons import ENSEMBLE, brings_arrays
-from common.errors import CallosumError, Refusal, StorageError
+from common.errors import CallosumError, Refusal, SettingError, StorageError
 from common.label_sums import BASELINES, CONSTANTS
 from common.network.building import load_arrays
 from common.network.settling import sent_to_settle
 from common.protocol.orders import Order, Report, refuse
 from common.runtime.durable import write_atomically
+from common.secure_sums.numbers import row_of
 from common.site_shortcuts import BEFORE
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
@@ -70,7 +81,8 @@ class Agent:
 
     `keeps_training` keeps trained arrays until the coordinator cannot ask for them again. The local
     engine goes without: its coordinator spools the same bytes to the same disk a moment later. It
-    keeps no `records` either, since nothing leaves.
+    keeps no `records` either, since nothing leaves. `peers` are whom it sums with in secret there;
+    a deployed site finds them in its kit.
     """
 
     site: Site
@@ -78,6 +90,7 @@ class Agent:
     cohort: Cohort
     keeps_training: bool = True
     records: Records | None = None
+    peers: Peers | None = None
 
     def answer(self, order: Order, arrays: Arrays) -> tuple[Report, Arrays]:
         """Carry out `order`, or decline it with a code. Never raises for what an order holds."""
@@ -90,7 +103,8 @@ class Agent:
                 report, kept = earlier
                 whole = self._assembling(order).of
                 received = whole(order, arrays) if order.kind == "train" else {}
-                report, sent = inspect(order, self.site.policy, report, kept, received), kept.arrays
+                report = inspect(order, self.site.policy, report, kept, received)
+                report, sent = self._as_it_leaves(order, report, kept.arrays, received)
             return self._enter(order, report, sent), sent
         except Exception as error:  # noqa: BLE001  one order must never end the agent
             code = code_of(error)
@@ -104,8 +118,8 @@ class Agent:
     def _earlier(self, order: Order) -> tuple[Report, Answer] | None:
         """The answer that was kept, unless it is another than the one that may leave."""
         kept = self._cache(order).report(order)
-        if kept is None or self.records is None:
-            return kept
+        if kept is None or self.records is None or self._masks(order):
+            return kept  # what leaves under masks is compared with what left before
         report, answer = kept
         if self.records.contradict(order, report, answer.arrays):
             _log.error("the report kept for order %s is not the one that the ledger knows; the "
@@ -157,7 +171,48 @@ class Agent:
         elif self.keeps_training:
             moved = norm_of_difference(answer.arrays, arrays)
             self._cache(order).keep(order, report, answer, moved)
-        return report, answer.arrays
+        return self._as_it_leaves(order, report, answer.arrays, arrays)
+
+    def _masks(self, order: Order) -> bool:
+        """Whether an answer leaves under masks: in a study of secure sums, every trained array."""
+        return order.kind == "train" and self.study.secure_sums.on
+
+    def _as_it_leaves(
+        self, order: Order, report: Report, sent: Arrays, received: Arrays
+    ) -> tuple[Report, Arrays]:
+        """An answer that has passed the gate, under masks where the study sums in secret."""
+        if not self._masks(order):
+            return report, sent
+        return self._summing(order).masked(order, report, sent, received)
+
+    def _summing(self, order: Order) -> Summing:
+        if not self.study.secure_sums.on:
+            raise Refusal("ORDER_MALFORMED", f"{self.study.name} has no secure sums")
+        network, plan = built_network(self.study)
+        row = row_of(self.study, plan, tuple(network.weights))
+        return Summing(
+            site=self.site, study=self.study, plan=plan, row=row, peers=self._peers(),
+            safe=Safe(self.site.state, order.run),
+        )  # fmt: skip
+
+    def _peers(self) -> Peers:
+        """Whom this site sums with in secret: in a deployment, whom a person here agreed to."""
+        if self.peers is not None:
+            return self.peers
+        try:
+            peers = peers_of(self.site)
+            number = peers.number(self.study.sites.train)
+        except SettingError as error:
+            raise Refusal("PEERS", str(error)) from None
+        approval = approval_of(self.site, self.study.digest)
+        if approval is None or approval.peers != number:
+            agreed = approval.peers if approval is not None else "none"
+            raise Refusal(
+                "PEERS",
+                f"the number of the peers is {number}, agreed to was {agreed}; compare it with the "
+                "other sites, and approve the study again",
+            )
+        return peers
 
     def _enter(self, order: Order, report: Report, sent: Arrays) -> Report:
         """Enter into the records what is about to leave, unless somebody has paused the site."""
@@ -184,6 +239,7 @@ class Agent:
             raise Refusal("STUDY_UNKNOWN")
         check_role(self.site, self.study, order)
         check_kind(self.site, order)
+        check_sums(self.site, self.study, order)
         check_model(self.study, order)
         people = len(set(self.cohort.participants))
         if people == 0:
@@ -234,6 +290,9 @@ class Agent:
             "train": lambda: self._train(order, arrays),
             "evaluate": lambda: self._evaluate(order, arrays),
             "linear": lambda: linear_models(self.study, self.cohort),
+            "keys": lambda: self._summing(order).keys(order),
+            "shares": lambda: self._summing(order).shares(order, arrays),
+            "unmask": lambda: self._summing(order).unmask(order, arrays),
         }
         return work[order.kind]()
 

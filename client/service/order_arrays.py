@@ -33,6 +33,8 @@ from common.protocol.orders import Order
 from common.protocol.wire import view_npy
 from common.seams import SHARED
 from common.sections import Target
+from common.secure_sums.rosters import plan_of_rosters
+from common.secure_sums.tables import plan_of_passed
 from common.site_shortcuts import MODELS as SHORTCUTS
 from common.study import Study
 
@@ -46,6 +48,8 @@ def expected(order: Order, study: Study, cohort: Cohort) -> Plan:
         return _simple(order.model, study, cohort)
     if order.kind == "cross":
         return _heads(order, study, cohort)
+    if order.kind in ("shares", "unmask"):
+        return _of_sums(order, study)
     if (
         (order.kind == "settle" and order.model in SHORTCUTS)
         or order.kind in ("train", "evaluate")
@@ -108,6 +112,14 @@ def _plan(study: Study) -> tuple[Plan, frozenset[str]]:
     network = outline(study, most=sys.maxsize)  # it was measured when it was approved
     plan = plan_of(network, study.aggregation.normalisation)
     return plan, frozenset(sent_to_settle(network, plan))
+
+
+def _of_sums(order: Order, study: Study) -> Plan:
+    """Everybody's keys and what all hold, or shares of one slot that are for this site."""
+    if order.kind == "unmask":
+        return plan_of_passed(study)
+    groups = {rule.group for rule in _plan(study)[0].values() if rule.travels} | {SHARED}
+    return plan_of_rosters(study, len(groups))
 
 
 def _npy_size(rule: Rule) -> int:

@@ -13,14 +13,16 @@ import torch
 from common import catalogue
 from common.comparisons import CLOSED_FORM
 from common.errors import SettingError
-from common.network.building import build, views_of
+from common.network.building import build, plan_of, views_of
 from common.network.relevance import check_rules
 from common.network.size import Limits, numbers_of, outline, outlined, step_bound, step_bytes
 from common.network.tuning import build_for, task_of, tune
 from common.objectives.multitask import Multitask
+from common.privacy.site_level import check_statistics
 from common.privacy.suitability import check_private
 from common.privacy.way import samples_at_once
 from common.sections import Steps
+from common.secure_sums.suitability import check_arrays
 from common.settings import line_of
 from common.study import Study
 
@@ -52,6 +54,11 @@ def check_networks(study: Study, limits: Limits | None = None) -> None:
     _can_make_views(study, network)
     if study.privacy.is_private:
         check_private(study, network)
+    if study.secure_sums.on:
+        plan = plan_of(network, study.aggregation.normalisation)
+        check_arrays(plan)
+        if study.privacy.hides_sites:
+            check_statistics(plan)
     for place, steps, kind in _trainings(study, type(network)):
         _can_train(place, steps, kind, type(network.backbone))
     _is_bearable(study, network, limits)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _USUAL: Final = 0.1  # of one over the people: delta where a study names none
 _MOST: Final = 1.0  # of the same: delta whatever a study names
+_OF_SITES: Final = 1e-5  # delta of a site where a study names none
 MIXED: Final = "mixed"  # in place of a study: several, told as one at its worst
 MOST_STEPS: Final = 2**53  # what a float still counts one by one
 
@@ -79,9 +80,14 @@ def cost_of(study: Study, people: int) -> Cost:
     """What one round costs at a site where `people` enter a loss; at least one must.
 
     Steps are counted in whole numbers: `ceil(1 / rate)` of a rounded rate may be one too many. A
-    delta above one over the people would let somebody be shown whole, whatever epsilon is.
+    delta above one over the people would let somebody be shown whole, whatever epsilon is. Where a
+    whole site is hidden, replacing it moves a sum by two clips: noise counts half, for the site and
+    for each of its people alike.
     """
     privacy, passes = study.privacy, study.pretraining.local_epochs
+    if privacy.hides_sites:  # one release, of everybody; its delta tells nothing of how many
+        delta = min(privacy.delta or _OF_SITES, _MOST / (people + 1))
+        return Cost(noise=privacy.noise / 2, rate=1.0, steps=1, delta=delta)
     return Cost(
         noise=privacy.noise,
         rate=privacy.rate(people),

@@ -26,6 +26,7 @@ class Plan:
     cost: Cost
     orders: int
     cap: float
+    of_noise: float = 1.0  # noise of the study over that of `cost`
 
     def after(self, orders: int) -> float:
         """Epsilon after so many orders, by the accountant that decides."""
@@ -53,7 +54,8 @@ class Plan:
         """Least noise with which all orders stay within the cap; None if none does."""
         if not self.cap or not self.orders:
             return None
-        return noise_for(self.cap, self._times(self.orders), self.cost.delta)
+        found = noise_for(self.cap, self._times(self.orders), self.cost.delta)
+        return found * self.of_noise if found is not None else None
 
     def _times(self, orders: int) -> Cost:
         return self.cost.model_copy(update={"steps": self.cost.steps * orders})
@@ -68,6 +70,7 @@ def plan_for(study: Study, people: int, cap: float | None = None) -> Plan:
         cost=cost_of(study, learners),
         orders=orders_of(study),
         cap=study.privacy.epsilon if cap is None else cap,
+        of_noise=2.0 if study.privacy.hides_sites else 1.0,
     )
 
 

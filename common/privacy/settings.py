@@ -12,18 +12,19 @@ AtLeastNothing = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Privacy(Table):
-    """Differential privacy of training. The unit is a person, with all of her scans and labels."""
+    """Differential privacy of training: of each person with all of her scans, or of each site."""
 
-    unit: Literal["none", "participant"] = Field(
+    unit: Literal["none", "participant", "site"] = Field(
         "none",
-        description="Whose part is hidden: nobody's, or each participant's, by clipped and noised "
-        "gradients (DP-SGD).",
+        description="Whose part is hidden: nobody's; each participant's, by clipped and noised "
+        "gradients (DP-SGD); or each whole site's, by an update that is cut down and noised, in "
+        "secure sums.",
     )
     noise: AtLeastNothing = Field(
         1.0, description="Standard deviation of the noise, in clips; 0 protects nobody."
     )
     clip: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        1.0, description="Largest norm of one person's gradient."
+        1.0, description="Largest norm of one person's gradient, or of a site's whole update."
     )
     clipping: Literal["flat", "layers", "automatic"] = Field(
         "flat",
@@ -51,7 +52,7 @@ class Privacy(Table):
 
     @model_validator(mode="after")
     def _protects_somebody(self) -> Self:
-        if self.unit == "participant" and self.epsilon and not self.noise:
+        if self.has_cost and self.epsilon and not self.noise:
             raise ValueError(
                 f"epsilon is {self.epsilon:g} and noise is 0, which no epsilon bounds; set noise, "
                 "or epsilon = 0 to try clipping without protection"
@@ -62,6 +63,16 @@ class Privacy(Table):
     def is_private(self) -> bool:
         """Whether rounds are trained by clipped and noised gradients."""
         return self.unit == "participant"
+
+    @property
+    def hides_sites(self) -> bool:
+        """Whether whole updates are cut down and noised."""
+        return self.unit == "site"
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether a round costs epsilon."""
+        return self.unit != "none"
 
     def rate(self, people: int) -> float:
         """The chance of each of a site's `people` to be in a step.

@@ -31,6 +31,9 @@ _CORE: Final = (
     "common.network.building",
     "common.label_sums",
     "common.metrics",
+    "common.secure_sums.numbers",
+    "common.secure_sums.tables",
+    "common.secure_sums.updates",
     "common.study",
 )
 _PARSING: Final = Lock()  # Python's parser loses count where two threads are in it (gh-106905)

@@ -27,7 +27,10 @@ OrderKind = Literal[
     "census",
     "overlap",
     "settle",
+    "keys",
+    "shares",
     "train",
+    "unmask",
     "finetune",
     "protocol",
     "judge",
@@ -51,7 +54,10 @@ class Order(Table):
     census: how many scans, participants and labels are there.
     overlap: a keyed token of each scan, by which scans that two sites share are counted.
     settle: sums over the training scans that the network's constants are made of.
-    train: train the given arrays for one round; the report holds the trained arrays.
+    keys, shares: tell public keys for secure sums; deal out shares of the secrets behind them.
+    train: train the given arrays for one round; the report holds the trained arrays, under masks
+        where the study sums in secret.
+    unmask: tell what takes the masks off the sum over the sites in `lineage`, and off no other.
     finetune: learn `task` by one method; the report holds measurements, the site keeps the models.
     protocol: learn by one way of the protocol `task` from `k`, anew in each of its repeats; the
         report holds measurements.
@@ -76,7 +82,9 @@ class Order(Table):
     )
     repeat: Count = Field(0, description="Which of the kept models is meant.")
     lineage: tuple[Name, ...] = Field(
-        (), description="Sites that contributed to the arrays.", fail_fast=True
+        (),
+        description="Sites that contributed to the arrays; of secure sums, those that add up.",
+        fail_fast=True,
     )
     against: tuple[Model, ...] = Field(
         (), description="Models judged earlier, to compare with.", max_length=1000, fail_fast=True

@@ -48,7 +48,7 @@ def _project() -> dict[str, object]:
                     "publisher": "callosum",
                     "fab-include": ["**/*.py"],
                     "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
-                    "config": {"run": "", "nodes": "", "key": "", "books": ""},
+                    "config": {"run": "", "nodes": "", "key": "", "books": "", "peers": ""},
                 }
             }
         },

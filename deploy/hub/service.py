@@ -73,6 +73,7 @@ class Hub:
                 "nodes": json.dumps(self.nodes),
                 "key": str(self.kit.coordinator_key),
                 "books": str(self.kit.books),
+                "peers": str(self.kit.peers) if self.kit.peers.exists() else "",
             }
             self.runs.drive(control, told)
         except httpx.HTTPError as error:

@@ -75,6 +75,11 @@ class HubKit(Hub):
         return self.runs / ".books"
 
     @property
+    def peers(self) -> Path:
+        """Identities of sites for secure sums, where the coordinator has collected them."""
+        return self.folder / "peers.toml"
+
+    @property
     def flower(self) -> Path:
         """What Flower calls its home."""
         return self.folder / "flower"

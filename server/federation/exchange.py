@@ -101,8 +101,9 @@ class Exchange:
         self._books = books or SiteBooks()
         self._grid, self._nodes, self._study = grid, nodes, study
         self._key, self._progress = key, progress
+        self.identities: Mapping[str, bytes] = {}  # of sites, for secure sums; {}: unknown
         self.census: dict[str, Report] = {}  # what each site said it holds; bounds what it claims
-        self._time_limit_s = study.sites.time_limit_s
+        self._time_limit_s = self._limit_s = study.sites.time_limit_s
         self._code = agreed_digest(study)
         self._inbox = Inbox(grid)
         self._sets: Mapping[str, Mapping[str, NDArray[Any]]] = {}
@@ -125,12 +126,15 @@ class Exchange:
         plan: Plan,
         title: str,
         sound: Sound | None = None,
+        limit_s: float | None = None,
     ) -> Outcome:
         """Send what `folder` does not answer yet; return when all answered or time is up.
 
-        `sound` raises `Refusal` for arrays that `plan` allows and nobody may believe.
+        `limit_s` is a shorter limit than the study's. `sound` raises `Refusal` for arrays that
+        `plan` allows and nobody may believe.
         """
         self._sound, self._plan, self._sets = sound, plan, parcel.sets
+        self._limit_s = min(limit_s or self._time_limit_s, self._time_limit_s)
         outcome = Outcome()
         missing = self.missing(orders, folder, outcome)
         self.receive(self.replies(missing, title), orders, folder, outcome)
@@ -193,7 +197,7 @@ class Exchange:
         self._settled.clear()
         self._waiting = waiting = set[str]()
         self._push(orders)
-        deadline, pause = time.monotonic() + self._time_limit_s, _SHORTEST_POLL_S
+        deadline, pause = time.monotonic() + self._limit_s, _SHORTEST_POLL_S
         with track(title, len(orders)) as advance:
             while waiting or self._resting:
                 arrived = False
@@ -209,7 +213,7 @@ class Exchange:
                 now = time.monotonic()
                 self._push([order for due, order in self._resting.values() if due <= now])
                 if arrived:
-                    deadline, pause = now + self._time_limit_s, _SHORTEST_POLL_S
+                    deadline, pause = now + self._limit_s, _SHORTEST_POLL_S
                 elif now > deadline:
                     return
                 else:
@@ -402,7 +406,9 @@ class Exchange:
         folder: Path,
     ) -> None:
         site = report.site
-        if order.kind == "train":
+        if (
+            order.kind == "train" and not self._study.secure_sums.on
+        ):  # of what is masked nobody knows
             outcome.moved[site] = Moved.to(self._plan, arrays, self._sets[order.arrays])
         outcome.bytes[site] = (folder / f"{site}.safetensors").stat().st_size
         outcome.reports[site] = report

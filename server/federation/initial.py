@@ -80,6 +80,11 @@ def before_training(
     return arrays_of(network)
 
 
+def terms_of(study: Study) -> tuple[str, ...]:
+    """Terms of the loss of a study's network, by name."""
+    return tuple(outline(with_plugins(study)).weights)
+
+
 def start_table(file: Path, checkpoint: Path, take: str, leave: tuple[str, ...]) -> str:
     """The `[start]` table of the study in `file`, from a checkpoint, finished run or release.
 

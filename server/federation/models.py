@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 
 from common.arrays import Arrays
@@ -21,9 +22,11 @@ from server.checkpoints import Branch, Checkpoint
 from server.federation.asking import OVERLAP, Asking
 from server.federation.census import POOLED
 from server.federation.exchange import Exchange
+from server.federation.masked_rounds import MaskedRounds
 from server.federation.parcel import parcel_of
 from server.federation.report_validation import Sound
 from server.federation.rounds import Rounds
+from server.federation.secure_setup import Agreement, agree
 from server.lineage import Use, begun
 from server.overlap import held_now, seen_with
 from server.run_files import read_json
@@ -137,6 +140,13 @@ class Models:
             )
         if branch.final.exists():  # all of it is settled
             return None
+        masked = None
+        if study.secure_sums.on:
+            agree = partial(self._agreed, branch, census)
+            agreed = agree()
+            names = [name for name in names if name in agreed.roster.sites]
+            quorum = max(quorum, agreed.fewest)
+            masked = MaskedRounds(agreed, self.asking.exchange, quorum, agree)
         return Rounds(
             self.asking.run,
             branch,
@@ -144,8 +154,18 @@ class Models:
             sites=names,
             quorum=quorum,
             members={POOLED: study.sites.train},
-            absent={site: "NO_ANSWER" for site in sites if site not in census}
+            absent={site: "NO_ANSWER" for site in sites if site not in names}
             | {site: code for site, code in refused.items() if site in sites},
+            masked=masked,
+        )
+
+    def _agreed(self, branch: Branch, census: Mapping[str, Report]) -> Agreement:
+        """What the sites agreed on for the secure sums of all models."""
+        train = self.asking.run.study.sites.train
+        return agree(
+            self.asking,
+            branch.plan(self.asking.run.study),
+            {site: report for site, report in census.items() if site in train},
         )
 
     def _keep_seen(self, branch: Branch, census: Mapping[str, Report]) -> None:

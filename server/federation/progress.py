@@ -49,7 +49,7 @@ class ProgressFile:
                 "task": first.task,
                 "method": "/".join(word for word in (first.init, first.method) if word),
                 "round": first.round,
-                "rounds": self.rounds if first.kind == "train" else 0,
+                "rounds": self.rounds if first.kind in ("train", "unmask") else 0,
                 "asked": sorted(order.site for order in orders),
                 "answered": answered,
                 "refused": dict(sorted(refused.items())),

@@ -8,7 +8,7 @@ refusal and never the end of a run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common import metrics
@@ -24,9 +24,9 @@ def weights(report: Report, study: Study) -> Mapping[str, int]:
     return report.participants if by_people else report.support
 
 
-def means(reports: Iterable[Report], prefix: str) -> dict[str, float]:
+def means(counts: Iterable[Mapping[str, Sequence[float]]], prefix: str) -> dict[str, float]:
     """Mean over all samples of what the sites counted as (sum, n)."""
-    sums = metrics.merged((report.counts for report in reports), prefix)
+    sums = metrics.merged(counts, prefix)
     return {name: float(total / n) for name, (total, n) in sums.items() if n}
 
 
@@ -66,8 +66,8 @@ def try_out(study: Study, order: Order, report: Report) -> None:
     """
     told = [
         held_by(report),
-        means([report], "loss/"),
-        means([report], "validation-loss/"),
+        means([report.counts], "loss/"),
+        means([report.counts], "validation-loss/"),
         validation(study, [report]),
         line(report, 0),
         dict(weights(report, study)),

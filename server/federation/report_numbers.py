@@ -37,6 +37,10 @@ _ROUNDED: Final = 1e-5  # labels are float32, and sums are told as they were add
 
 def check_numbers(study: Study, order: Order, plan: Plan, report: Report, most: Most) -> None:
     """Raise `Refusal` unless all numbers of `report` can be a site's answer to `order`."""
+    if order.kind == "train" and study.secure_sums.on:
+        if report.support or report.participants or report.counts or report.measurements:
+            raise Refusal("SUPPORT", "it tells numbers of its own beside the masked ones")
+        return
     _check_support(study, order, plan, report, most)
     for name, sums in report.counts.items():
         if not _fits(study, order, name, sums, most):

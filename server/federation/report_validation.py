@@ -20,6 +20,7 @@ from common.protocol.orders import Order, Report
 from common.protocol.tokens import fault_in
 from common.seams import SHARED
 from common.sections import Target
+from common.secure_sums.rosters import about_keys, read_keys
 from common.study import Study
 from server.federation.expectation import Most, targets_of
 from server.federation.record import try_out
@@ -28,7 +29,8 @@ from server.federation.report_numbers import check_numbers
 # raises `Refusal` for arrays that are what was asked for, and that nobody may believe
 Sound = Callable[[Mapping[str, NDArray[Any]]], None]
 
-_WITH_ARRAYS: Final = ("train", "settle", "explain", "send")
+_RANDOM: Final = ("keys", "shares", "unmask")
+_WITH_ARRAYS: Final = ("train", "settle", "explain", "send", *_RANDOM)
 # sums over a million scans of squares of numbers whose squares float32 still holds
 _LARGEST: Final = {"settle": 1e45}
 _ROUNDED: Final = 1e-6
@@ -88,8 +90,7 @@ def _check(
         _models_fit(targets_of(study, order), arrays)
     elif order.kind in _WITH_ARRAYS:
         _arrays_fit(plan, arrays)
-        if order.kind == "settle":
-            _sums_are_held(report, arrays, most)
+        _are_sound(order, report, arrays, most)
     elif order.kind == "overlap":
         _are_tokens(arrays, most)
         return
@@ -97,15 +98,35 @@ def _check(
         _models_fit(study.targets, arrays)
     elif arrays:
         raise Refusal("ARRAYS_MISNAMED", f"a report of kind {order.kind} holds no arrays")
-    _arrays_are_safe(arrays, _LARGEST.get(order.kind, _SAFE))
+    if not _are_random(study, order):
+        _arrays_are_safe(arrays, _LARGEST.get(order.kind, _SAFE))
+
+
+def _are_sound(
+    order: Order, report: Report, arrays: Mapping[str, NDArray[Any]], most: Most
+) -> None:
+    """What can be said of sums, and of keys: ones that nobody can use would keep all others out."""
+    if order.kind == "settle":
+        _sums_are_held(report, arrays, most)
+    elif order.kind == "keys":
+        read_keys(order.site, arrays["keys"]).check(about_keys(order))
+
+
+def _are_random(study: Study, order: Order) -> bool:
+    """Whether an answer's arrays are whole numbers, none of which is less likely than another."""
+    return order.kind in _RANDOM or (order.kind == "train" and study.secure_sums.on)
 
 
 def _check_cost(study: Study, order: Order, report: Report) -> None:
     """A round of private training says what it cost, by the study's noise; nothing else does."""
     cost, privacy = report.cost, study.privacy
-    if (cost is not None) != (privacy.is_private and order.kind == "train"):
+    if (cost is not None) != (privacy.has_cost and order.kind == "train"):
         raise Refusal("REPORT_MALFORMED", "a round of private training has a cost, nothing else")
     if cost is None:
+        return
+    if privacy.hides_sites:
+        if (cost.noise, cost.rate, cost.steps) != (privacy.noise / 2, 1.0, 1):
+            raise Refusal("REPORT_MALFORMED", "its noise or its steps are not the study's")
         return
     passes = study.pretraining.local_epochs
     drawn = cost.steps * cost.rate / passes  # people over people: one pass, and part of a step

@@ -24,6 +24,7 @@ from common.runtime.progress import say
 from server.checkpoints import Branch, Checkpoint
 from server.federation.aggregation import Contribution, aggregate
 from server.federation.exchange import Exchange, Outcome
+from server.federation.masked_rounds import MaskedRounds, Sum
 from server.federation.parcel import Parcel, parcel_of
 from server.federation.record import line, means, validation, weights
 from server.federation.update_norms import Moved, overlong
@@ -41,6 +42,7 @@ class Rounds:
     quorum : fewest accepted reports for a round to count
     members : the sites behind a name that stands for several
     absent : sites that should train but cannot, with the code of why; every round is DEGRADED
+    masked : where reports come under masks, how their sum is made
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Rounds:
         quorum: int,
         members: Mapping[str, Sequence[str]] | None = None,
         absent: Mapping[str, str] | None = None,
+        masked: MaskedRounds | None = None,
     ) -> None:
         self._run, self._study, self._branch, self._exchange = run, run.study, branch, exchange
         self._sites, self._quorum = sorted(sites), quorum
         self._members, self._absent = members or {}, dict(absent or {})
+        self._masked, self._sum = masked, Sum()
         self._plan: Plan = branch.plan(run.study)
         self._base: str | None = None  # digest of what never moves; the same in all rounds
 
@@ -74,6 +78,8 @@ class Rounds:
         now = self._newest()
         for number in range(now.round + 1, rounds + 1):
             began = time.monotonic()
+            if self._masked is not None:
+                self._masked = self._masked.for_the_next()
             outcome = self._asked(number, rounds, now)
             try:
                 following, moved = self._averaged(number, outcome, now)
@@ -96,10 +102,10 @@ class Rounds:
         parcel = parcel_of(now.arrays, self._plan, self._base)
         self._base = parcel.base
         title = f"{self._branch.model}: round {number} of {rounds}, sites"
-        folder = self._replies_of(number)
-        outcome = self._exchange.ask(
-            self._orders(number, parcel), parcel, folder, self._plan, title
-        )
+        folder, orders = self._replies_of(number), self._orders(number, parcel)
+        if self._masked is not None:
+            return self._masked.ask(orders, parcel, folder.parent, title)
+        outcome = self._exchange.ask(orders, parcel, folder, self._plan, title)
         self._without_overlong(outcome, folder, now)
         return outcome
 
@@ -124,6 +130,7 @@ class Rounds:
                 base=parcel.base,
             )
             for site in self._sites
+            if self._masked is None or site in self._masked.agreement.roster.sites
         ]
 
     def _averaged(self, number: int, outcome: Outcome, now: Checkpoint) -> tuple[Checkpoint, float]:
@@ -135,19 +142,10 @@ class Rounds:
                 f"{len(self._sites)} sites answered, the quorum is {self._quorum}; "
                 f"{_refusals(outcome)}. The same command asks the missing sites again"
             )
-        folder = self._replies_of(number)
-        contributions = [
-            Contribution(
-                site=site,
-                support=weights(report, self._study),
-                read=Stored(folder / f"{site}.safetensors").by_rows().__getitem__,
-            )
-            for site, report in sorted(answered.items())
-        ]
         found = aggregate(
             self._plan,
             _by_rows(now.arrays),
-            contributions,
+            self._contributions(number, outcome, now),
             self._study.aggregation,
             _by_rows(now.state),
             number,
@@ -161,25 +159,56 @@ class Rounds:
         )
         return following, found.moved
 
+    def _contributions(
+        self, number: int, outcome: Outcome, now: Checkpoint
+    ) -> Sequence[Contribution]:
+        """What is averaged: each site's arrays, or one mean where only their sum is known."""
+        folder = self._replies_of(number)
+        if self._masked is not None:
+            parcel = parcel_of(now.arrays, self._plan, self._base)
+            title = f"{self._branch.model}: unmasking round {number}, sites"
+            orders = self._orders(number, parcel)
+            self._sum = self._masked.summed(
+                orders, outcome, folder.parent, _by_rows(now.arrays), title
+            )
+            return self._sum.contributions
+        return [
+            Contribution(
+                site=site,
+                support=weights(report, self._study),
+                read=Stored(folder / f"{site}.safetensors").by_rows().__getitem__,
+            )
+            for site, report in sorted(outcome.reports.items())
+        ]
+
     def _replies_of(self, number: int) -> Path:
         return self._branch.round(number) / "replies"
 
     def _record(self, number: int, outcome: Outcome, moved: float, seconds: float) -> None:
         """The round's last file. Numbers are merged over sites before they are divided."""
         reports = outcome.reports
+        counts = [report.counts for report in reports.values()]
+        judged = validation(self._study, reports.values())
+        summed: dict[str, Any] = {}
+        if self._masked is not None:
+            numbers, spoilt = self._sum.numbers, self._sum.spoilt
+            counts, judged = [dict(numbers.counts)], dict(numbers.validation)
+            behind = {"support": numbers.support, "participants": numbers.participants}
+            summed = {"sum": {**behind, "sites": len(reports), "spoilt": spoilt}}
         record = {
             "round": number,
             "model": self._branch.model,
-            "degraded": bool(self._absent) or sorted(reports) != self._sites,
+            "degraded": bool(self._absent or self._sum.spoilt) or sorted(reports) != self._sites,
             "answered": {
                 site: line(reports[site], outcome.bytes[site]) for site in sorted(reports)
             },
             "refused": dict(sorted((self._absent | outcome.refused).items())),
-            "loss": means(reports.values(), "loss/"),
-            "validation_loss": means(reports.values(), "validation-loss/"),
-            "validation": validation(self._study, reports.values()),
+            "loss": means(counts, "loss/"),
+            "validation_loss": means(counts, "validation-loss/"),
+            "validation": judged,
             "update_norm": moved,
             "seconds": round(seconds, 3),
+            **summed,
         }
         write_sealed(self._branch.round(number) / "record.json", record)
 

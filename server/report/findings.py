@@ -45,9 +45,12 @@ def opening(run: Run, records: Sequence[Record]) -> list[str]:
     backbone = study.backbone.name  # type: ignore[attr-defined]
     verb = "trains" if len(study.sites.train) == 1 else "train"
     who = f"{_counted(len(study.sites.train), 'site')} ({_listed(study.sites.train)})"
+    what = "weights and counts"
+    if study.secure_sums.on:
+        what = "weights and counts under masks, which only their sum sheds,"
     began = (
         f"In the study {study.name}, {who} {verb} one {backbone} backbone together, "
-        f"sending weights and counts but no scans; {heldout}."
+        f"sending {what} but no scans; {heldout}."
     )
     done = f"{len(records)} of {_counted(study.pretraining.rounds, 'round')} are finished. "
     return [began, done + degraded(records)]
@@ -192,7 +195,14 @@ def said(code: str) -> str:
 
 def _absent(record: Record) -> str:
     refused = sorted(record["refused"].items())
-    return ", ".join(f"{site} {status(code)}" for site, code in refused) or "a site is missing"
+    spoilt = ["its sum was spoilt, so that it changed nothing"] * _is_spoilt(record)
+    told = [*(f"{site} {status(code)}" for site, code in refused), *spoilt]
+    return ", ".join(told) or "a site is missing"
+
+
+def _is_spoilt(record: Record) -> bool:
+    """Whether the masks of a secure sum could not be taken off, or what came out was no sum."""
+    return bool(record.get("sum", {}).get("spoilt"))
 
 
 def status(code: str) -> str:

@@ -83,8 +83,9 @@ def _present(progress: dict[str, Any]) -> tuple[str, ...]:
     answered, refused = progress.get("answered", {}), progress.get("refused", {})
     waiting = [site for site in progress.get("asked", []) if site not in refused | answered]
     title = " ".join(str(progress.get(key, "")) for key in ("phase", "task", "method")).strip()
-    if progress.get("round"):
-        title = f"{progress.get('model')}: round {progress['round']} of {progress.get('rounds')}"
+    if progress.get("round") and progress.get("phase") not in ("keys", "shares"):
+        what = "unmasking round" if progress.get("phase") == "unmask" else "round"
+        title = f"{progress.get('model')}: {what} {progress['round']} of {progress.get('rounds')}"
     size = sum(about["bytes"] for about in answered.values()) / 1e6
     missing = f"; waiting for {', '.join(waiting)}" if waiting else ""
     return (

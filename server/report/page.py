@@ -100,7 +100,7 @@ def write_report(run: Run, pictures: Sequence[Picture] = ()) -> Path:
 
 def _paid(run: Run) -> list[Paid]:
     """What rounds of private training cost, from the records of all of its models."""
-    if not run.study.privacy.is_private:
+    if not run.study.privacy.has_cost:
         return []
     return list(paid({branch.model: participation.records(branch) for branch in run.branches()}))
 
@@ -152,7 +152,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "census": participation.holdings(study, census),
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
         "privacy": last_of(_paid(run)),
-        "departures": departures(run.study) if run.study.privacy.is_private else (),
+        "departures": departures(study) if study.privacy.has_cost or study.secure_sums.on else (),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),

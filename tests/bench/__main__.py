@@ -25,6 +25,7 @@ def main() -> None:
         pages,
         private,
         registration,
+        secure,
         sites,
         synthesis,
         wire,
@@ -44,6 +45,7 @@ def main() -> None:
         "deployment": deployment.table,
         "families": families.table,
         "private": private.table,
+        "secure": secure.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="which tables")

@@ -36,7 +36,7 @@ def table(sizes: tuple[str, ...] = ("3 M", "100 M")) -> str:
     ]
     for size in sizes:
         channels, rounds = SIZES[size]
-        seconds, peak, model = _run(channels, rounds)
+        seconds, peak, model = run(channels, rounds)
         times = f"{seconds[0]:.1f} | {median(seconds):.1f} | {max(seconds):.1f}"
         lines.append(
             f"| {model / 4e6:.1f} M | {len(seconds)} | {times} | {peak:.0f} | {peak / model * 1e6:.2f} |"
@@ -44,7 +44,9 @@ def table(sizes: tuple[str, ...] = ("3 M", "100 M")) -> str:
     return "\n".join(lines)
 
 
-def _run(channels: list[int], rounds: int) -> tuple[list[float], float, float]:
+def run(
+    channels: list[int], rounds: int, changes: dict[str, Any] | None = None
+) -> tuple[list[float], float, float]:
     """Seconds of each round, the ServerApp's peak in MB, and the model's bytes."""
     folder = short_folder()
     try:
@@ -62,12 +64,14 @@ def _run(channels: list[int], rounds: int) -> tuple[list[float], float, float]:
                         "pretraining.optimiser": "sgd",
                         "pretraining.batch_size": 16,
                         "sites": {"train": list(SITES), "time_limit_s": 900.0},
+                        **(changes or {}),
                     },
                 )
             )
         )
         files = {name: ("train", folder / "sites" / name / "site.toml") for name in SITES}
         with standing(folder, files) as there:
+            there.introduce()
             there.stand(study_file)
             there.command("callosum", "run", study_file, "--hub", there.hub, "--detach")
             run = there.hub / "runs" / load_study(study_file).name

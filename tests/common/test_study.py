@@ -360,7 +360,7 @@ def test_the_digest_changes_with_every_value() -> None:
     # these have one valid value beside the keys that they stand with
     tied = {"backbone.name", "objective.name", "augmentation.0.name", "targets.age.classes"}
     tied |= {"backbone.harmonisation", "finetuning.0.name", "comparisons.targets"}
-    tied |= {"protocols.0.at", "protocols.0.each_class"}
+    tied |= {"protocols.0.at", "protocols.0.each_class", "secure_sums.on"}  # two sites are too few
     tied |= {f"targets.{name}.{key}" for name in ("sex", "state") for key in ("transform", "loss")}
     assert {key for key in unmoved if not key.endswith(".kind")} == tied
 

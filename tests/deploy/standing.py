@@ -21,7 +21,9 @@ import tomli_w
 
 from client.authority import approvals
 from client.authority.consent import consent
+from client.secure_sums.peers import line_of_identity, take_up
 from client.site import load_site
+from common.runtime.private_folder import own_folder
 from common.study import load_study
 
 PROGRAMS = Path(sys.executable).parent
@@ -126,6 +128,18 @@ class Standing:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def introduce(self) -> str:
+        """Each site makes its identity, all take up one list; the number that they compare."""
+        sites = [load_site(self.kits / name / "agent" / "site.toml") for name in self.roles]
+        for site in sites:
+            own_folder(site.state)
+        listed = self.folder / "peers.toml"
+        lines = [line_of_identity(site) for site in sites]
+        listed.write_text("[sites]\n" + "\n".join(lines) + "\n")
+        numbers = {take_up(site, listed).number(self.roles) for site in sites}
+        assert len(numbers) == 1
+        return numbers.pop()
 
     def approve(self, study: Path) -> None:
         """What `callosum-site approve --yes` does, without starting Python for each site."""

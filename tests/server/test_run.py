@@ -111,7 +111,13 @@ def driven(made: Any, folder: Path) -> None:
     sites = made.study.sites.train
     agents = [open_agent(made.study, load_site(made.sites / s / "site.toml")) for s in sites]
     grid = LocalGrid(agents)
-    config = {"run": str(folder), "nodes": json.dumps(grid.nodes), "key": "", "books": ""}
+    config = {
+        "run": str(folder),
+        "nodes": json.dumps(grid.nodes),
+        "key": "",
+        "books": "",
+        "peers": "",
+    }
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config)
     )

@@ -82,7 +82,7 @@ def test_the_packed_bundle_holds_the_listed_files_as_they_are(fab: bytes) -> Non
         project = tomllib.loads(archive.read("pyproject.toml").decode())
     app = project["tool"]["flwr"]["app"]
     assert app["components"] == {"serverapp": "server.app:app", "clientapp": "client.app:app"}
-    assert app["config"].keys() == {"run", "nodes", "key", "books"}
+    assert app["config"].keys() == {"run", "nodes", "key", "books", "peers"}
     assert project["project"]["dependencies"] == []  # nothing is installed at run time
 
 
