@@ -28,6 +28,7 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
 from server.report.answer import answer
+from server.report.audit import COLUMNS, by_model, read_audit, rows
 from server.report.calibration import calibrations, notes
 from server.report.comparisons import Comparison, comparisons
 from server.report.cross_site import matrices, matrices_of_heads
@@ -153,6 +154,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
         "privacy": last_of(_paid(run)),
         "departures": departures(run.study) if run.study.privacy.is_private else (),
+        "audit": _audit(run),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
@@ -162,6 +164,18 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "pictures": [_picture(picture) for picture in pictures],
         "maps": list(_maps(run)),
         "faithful": list(faithfulness(rows)),
+    }
+
+
+def _audit(run: Run) -> dict[str, Any] | None:
+    """What attacks on the run have found, if somebody made any."""
+    found = read_audit(run.folder)
+    if found is None:
+        return None
+    return {
+        "audit": found,
+        "columns": COLUMNS,
+        "parts": [(title, list(rows(lines))) for title, lines in by_model(found)],
     }
 
 

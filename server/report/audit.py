@@ -1,0 +1,159 @@
+"""What an audit found, beside what was promised: the tables in a run's folder, and on its page.
+
+`callosum audit` writes them (`deploy.audit`). An attack that gets nowhere proves nothing: a lower
+bound of epsilon is what somebody has shown, and the upper bound is what is promised.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from common.errors import DamagedError
+from common.printable import csv_cell
+from common.runtime.durable import write_atomically
+from common.settings import Table
+from server.run_files import read_sealed, write_sealed
+
+NAME: Final = "audit.json"
+TABLE: Final = "audit.csv"
+EPSILON: Final = "epsilon"  # the metric that is a lower bound
+COLUMNS: Final = ("attack", "figure", "found", "accounted", "of")
+
+Part = Literal["mechanism", "membership", "inversion"]
+
+
+class Line(Table):
+    """One figure of an audit; where it is a bound of epsilon, with what was accounted beside it.
+
+    model: what is attacked. n: games, pairs of model and person, or people.
+    """
+
+    part: Part
+    model: str
+    attack: str
+    metric: str
+    value: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    accounted: float | None = None
+    delta: float | None = None
+    n: int
+
+    @property
+    def breaks_the_claim(self) -> bool:
+        """Whether more was shown than was promised at most."""
+        return self.metric == EPSILON and self.accounted is not None and self.value > self.accounted
+
+    @property
+    def told(self) -> str:
+        """The figure with its interval, in words."""
+        if self.metric == EPSILON:
+            return f"at least {self.value:.2f}"
+        if self.ci_low is None or self.ci_high is None:
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} ({self.ci_low:.3g} to {self.ci_high:.3g})"
+
+    @property
+    def promised(self) -> str:
+        """The accounted bound, in words."""
+        if self.accounted is None:
+            return ""
+        return f"at most {self.accounted:.2f} (delta {self.delta:.1g})"
+
+
+class Audit(Table):
+    """All lines, and what is to be said about them.
+
+    confidence: of all bounds of epsilon together, and of each interval.
+    """
+
+    confidence: float
+    seed: int
+    people: str
+    lines: tuple[Line, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def broken(self) -> tuple[Line, ...]:
+        """Lines that contradict what was promised."""
+        return tuple(line for line in self.lines if line.breaks_the_claim)
+
+    @property
+    def verdict(self) -> str:
+        """What follows, in a sentence or two."""
+        sure = f"{100 * self.confidence:g} %"
+        bounds = [line for line in self.lines if line.metric == EPSILON and line.accounted]
+        if self.broken:
+            worst = max(self.broken, key=lambda line: line.value)
+            return (
+                f"The claim does not hold: epsilon is at least {worst.value:.2f} ({worst.attack}), "
+                f"and at most {worst.accounted:.2f} was accounted, with {sure} confidence over all "
+                "bounds. Do not release the model; find out what broke."
+            )
+        if not bounds:
+            return "Nothing was promised of one person (no epsilon), so no promise could be broken."
+        best = max(bounds, key=lambda line: line.value)
+        return (
+            f"No attack broke the claim: the strongest shows that epsilon is at least "
+            f"{best.value:.2f} ({best.attack}; {sure} confidence over all bounds), and "
+            f"{best.promised} was accounted. That proves no safety: the upper bound is the promise."
+        )
+
+
+def write_audit(folder: Path, audit: Audit) -> Path:
+    """Write both tables into a folder."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(list(Line.model_fields))
+    for line in audit.lines:
+        cells = line.model_dump(mode="json").values()
+        table.writerow([csv_cell(one) if isinstance(one, str) else one for one in cells])
+    write_atomically(folder / TABLE, text.getvalue().encode())
+    write_sealed(folder / NAME, audit.model_dump(mode="json"))
+    return folder / TABLE
+
+
+def read_audit(folder: Path) -> Audit | None:
+    """What a run's last audit found; None where nobody looked.
+
+    Raises
+    ------
+    DamagedError
+        If the file is not what was written.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        return Audit.model_validate(read_sealed(path))
+    except ValidationError as error:
+        raise DamagedError(
+            f"{path} is no audit of this version: {error.errors()[0]['msg']}"
+        ) from None
+
+
+def rows(lines: Iterable[Line]) -> Iterator[tuple[str, ...]]:
+    """A row a figure, for terminals and pages."""
+    for line in lines:
+        yield (line.attack, line.metric, line.told, line.promised, f"{line.n:,}")
+
+
+def by_model(audit: Audit) -> list[tuple[str, Sequence[Line]]]:
+    """Lines by what is attacked, under a title for people."""
+    titles: dict[Part, str] = {
+        "mechanism": "Canaries in real private training, seen from the inside",
+        "membership": "Who was trained on",
+        "inversion": "One person made again, error (1: no better than the mean of all)",
+    }
+    found: dict[str, list[Line]] = {}
+    for line in audit.lines:
+        title = titles[line.part]
+        whole = title if line.part == "inversion" else f"{title}: {line.model}"
+        found.setdefault(whole, []).append(line)
+    return list(found.items())
