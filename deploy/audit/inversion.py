@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client.data.cohort import Cohort
 from client.learning.privacy.chance import Chance
 from client.learning.privacy.clipping import ClippedSum
 from client.learning.privacy.training import train_privately
 from client.learning.training import Recipe, lay_out, train
+from common.errors import SettingError
 from common.network.building import arrays_of, build, load_arrays
 from common.network.loss import total_loss
 from common.privacy.person_gradients import of_one, trained
@@ -75,7 +77,13 @@ def scene(study: Study, cohort: Cohort, arrays: Mapping[str, NDArray[Any]]) -> S
 
 
 def inverted(scene: Scene, index: int, privacy: Privacy | None, seed: int) -> float:
-    """The error of one person's sample, made again from her own gradient in one step."""
+    """The error of one person's sample, made again from her own gradient in one step.
+
+    Raises
+    ------
+    SettingError
+        If the network cannot be differentiated twice.
+    """
     network = _network(scene)
     apart: Apart
     if privacy is None:
@@ -216,8 +224,14 @@ def _descended(
             found.backward(inputs=[guess])
         return found
 
-    optimiser.step(closure)
-    last, ended = float(distance().detach()), guess.detach().double().numpy()
+    with sdpa_kernel(SDPBackend.MATH):  # torch's others have no second derivative
+        try:
+            optimiser.step(closure)
+        except RuntimeError as error:
+            if "derivative" not in str(error) and "not implemented" not in str(error):
+                raise
+            raise SettingError(f"the network has no second derivative: {error}") from None
+        last, ended = float(distance().detach()), guess.detach().double().numpy()
     if not np.isfinite(ended).all() or not np.isfinite(last):  # it ran away: what it began from
         return float("inf"), scene.mean.copy()
     return last, scene.mean + scene.spread * ended

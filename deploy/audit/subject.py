@@ -10,12 +10,11 @@ from common.privacy.cost import Cost
 from common.privacy.plan import Plan, plan_for
 from common.study import Study, with_plugins
 from deploy.audit.mechanism import MOST_CANARIES, Mechanism
+from deploy.releases.release import MANIFEST
 from server.privacy_plan import people_of
 from server.report import participation
 from server.report.privacy import Paid, paid
 from server.run import Run, read_run
-
-_ROUNDS = "rounds"  # a folder that a release has not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ class Subject:
     @property
     def is_release(self) -> bool:
         """Whether nothing may be added to its folder."""
-        return not (self.run.folder / _ROUNDS).exists()
+        return (self.run.folder / MANIFEST).exists()
 
     @property
     def dearest(self) -> Claim | None:
@@ -84,7 +83,7 @@ def read_subject(folder: Path) -> Subject:
 
 
 def _claims(run: Run, study: Study) -> list[Claim]:
-    if not study.privacy.is_private:
+    if not study.privacy.is_private or not study.pretraining.rounds:
         return []
     branches = {branch.model: participation.records(branch) for branch in run.branches()}
     by_site: dict[str, list[Paid]] = {}

@@ -28,7 +28,7 @@ def table() -> str:
         "nothing": (SAMPLED, intact), **BREAKS, "nothing, whole": (WHOLE, intact)
     }  # fmt: skip
     about = (
-        f"{TRAININGS} trainings of 256 canaries, a quarter of them to choose where to cut; each "
+        f"{TRAININGS} trainings of 256 canaries, a third of them to choose where to cut; each "
         f"bound with {100 * CONFIDENCE:g} % confidence. Beside it the bound that asks for no "
         f"independence, and what is accounted, at delta {SMALL_DELTA:g}."
     )
