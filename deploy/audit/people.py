@@ -138,7 +138,8 @@ def _given(places: Path) -> list[Path]:
 def _opened(site: Site) -> Site:
     """The site as one of the auditor's own: all of its people may be learnt from, by him."""
     policy = Policy(
-        orders=("census", "settle", "train"), minimum_cohort=1, minimum_support=1, sums_of_few=True,
+        orders=("census", "overlap", "settle", "train"),
+        minimum_cohort=1, minimum_support=1, sums_of_few=True,
         largest_update_norm=0.0, largest_drift=0.0, most_exposures=0,
     )  # fmt: skip
     return site.model_copy(update={"policy": policy, "role": "train"})

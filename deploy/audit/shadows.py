@@ -28,6 +28,7 @@ from common.network.building import build, load_arrays
 from common.privacy.accounting import epsilon
 from common.privacy.cost import Cost
 from common.protocol.wire import Stored
+from common.runtime.progress import hushed
 from common.sections import Target
 from common.seeding import seed_of
 from common.study import Study, parse_study
@@ -158,7 +159,8 @@ def _trained(study: Study, people: People, inside: NDArray[np.bool_], folder: Pa
         Agent(site, study, cohort, keeps_training=False)
         for site, cohort in zip(people.sites, people.where(inside), strict=True)
     ]
-    run_phases(agents, folder, workers=None)
+    with hushed():  # a hundred runs would say the same of the same people
+        run_phases(agents, folder, workers=None)
     with open_run(folder, study) as run:
         records = {branch.model: participation.records(branch) for branch in run.branches()}
         arrays = Stored(run.federated.final, "model/").all()
