@@ -44,8 +44,10 @@ from deploy.audit.membership import (
     Attack,
     area,
     attacked,
+    calibrated,
     likelihoods,
     losses,
+    minus_loss,
     ratios,
 )
 from deploy.audit.people import People, people_of
@@ -58,9 +60,10 @@ from server.run import alone
 
 PARTS: Final[tuple[Part, ...]] = ("mechanism", "membership", "inversion")
 WORK: Final = "audit"  # folder of the trials, beside the tables
-BOUNDS: Final = 8  # of epsilon, at most: two of the mechanism, three of each sort of shadow
+BOUNDS: Final = 10  # of epsilon, at most: two of the mechanism, four of each sort of shadow
 OF_EACH: Final = 1 - (1 - CONFIDENCE) / BOUNDS
 CALIBRATE: Final = 3  # one training of canaries in so many says where to cut
+_MAKERS: Final = ("inversion", "mechanism", "people", "shadows")  # modules that make trials
 _FEWEST_JUDGED: Final = 10  # members, and others, for an attack on the finished model itself
 
 
@@ -147,9 +150,9 @@ def _setting(subject: Subject, asked: Asked) -> dict[str, str | int]:
 
 
 def _code() -> str:
-    """Digest of all that trains and attacks: what a defect let pass is not taken for mended."""
+    """Digest of all that makes trials: what a defect let pass is not taken for mended."""
     behind = files_behind(["client.learning.privacy.training", "client.service.agent"])
-    own = {path.name: path for path in Path(__file__).parent.glob("*.py")}
+    own = {name: Path(__file__).with_name(f"{name}.py") for name in _MAKERS}
     hasher = hashlib.sha256()
     for _, path in sorted({**behind, **own}.items()):
         hasher.update(path.read_bytes())
@@ -277,7 +280,7 @@ def _sort(*, private: bool) -> str:
 def _membership(
     subject: Subject, people: People, found: Shadows, *, private: bool, remarks: list[str]
 ) -> Iterator[Line]:
-    """Three attacks on shadows, and one on the finished model where its people are at hand."""
+    """Four attacks on shadows, and two on the finished model where its people are at hand."""
     is_private = subject.study.privacy.is_private
     if len(found.said) < FEWEST:
         remarks.append(
@@ -290,6 +293,7 @@ def _membership(
     for attack, score, whom in (
         ("likelihood ratio", scores, plain),
         ("threshold on the loss", losses(found), plain),
+        ("loss beside other shadows'", calibrated(found), plain),
         ("false labels, likelihood ratio", scores, found.canaries),
     ):
         told = attacked(score, found, whom, CONFIDENCE, OF_EACH)
@@ -324,13 +328,17 @@ def _finished(subject: Subject, people: People, found: Shadows) -> Iterator[Line
     known &= ~found.canaries
     if min((member & known).sum(), (~member & known).sum()) < _FEWEST_JUDGED:
         return
-    arrays = Stored(subject.run.federated.final, "model/").all()
-    scores = ratios(found, says(study, arrays, people), np.ones(len(found.said), bool))
-    told = area(scores[known], member[known], CONFIDENCE)
-    yield Line(
-        part="membership", model="the finished model", attack="likelihood ratio", metric="AUC",
-        value=told.value, ci_low=told.low, ci_high=told.high, n=int(known.sum()),
-    )  # fmt: skip
+    said = says(study, Stored(subject.run.federated.final, "model/").all(), people)
+    others = losses(found).mean(axis=0)
+    for attack, scores in (
+        ("likelihood ratio", ratios(found, said, np.ones(len(found.said), bool))),
+        ("loss beside shadows'", minus_loss(found.targets, said) - others),
+    ):
+        told = area(scores[known], member[known], CONFIDENCE)
+        yield Line(
+            part="membership", model="the finished model", attack=attack, metric="AUC",
+            value=told.value, ci_low=told.low, ci_high=told.high, n=int(known.sum()),
+        )  # fmt: skip
 
 
 def _inversion(

@@ -3,14 +3,16 @@
 The likelihood ratio attack (LiRA, Carlini et al. 2022, arXiv 2112.03570): of each person, what
 models with her and without her say is taken for normal; how much likelier is what this model says
 under the one than under the other? Variances are of all people together, as the paper has them for
-few shadows. Each shadow is attacked in turn, by all others. The simple rival is a threshold on the
-loss (Yeom et al. 2018).
+few shadows. Each shadow is attacked in turn, by all others. Two simple rivals are thresholds on the
+loss (Yeom et al. 2018), and on the loss beside its mean in other models (Watson et al. 2022), which
+needs fewer shadows than means with and without each person.
 
 Letters in shapes: K shadows, P people, O outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from client.learning.ranking import areas
+from common.sections import Target
 from deploy.audit.bounds import SMALL_DELTA, best_guesses, by_one_run
 from deploy.audit.shadows import Shadows
 
@@ -69,12 +72,24 @@ def ratios(shadows: Shadows, said: Floats, others: NDArray[np.bool_]) -> Floats:
 
 
 def losses(shadows: Shadows) -> Floats:
-    """(K, P) minus the loss of each person in each shadow: squared errors, or cross-entropy."""
+    """(K, P) minus the loss of each person in each shadow."""
+    return minus_loss(shadows.targets, shadows.said)
+
+
+def calibrated(shadows: Shadows) -> Floats:
+    """The same beside what it is in all other shadows: some people are hard for every model."""
+    found = losses(shadows)
+    others: Floats = (found.sum(axis=0) - found) / max(1, len(found) - 1)
+    return found - others
+
+
+def minus_loss(targets: Sequence[Target], said: Floats) -> Floats:
+    """Minus squared errors, or cross-entropy, summed over what is known (..., O)."""
     parts = []
-    for o, target in enumerate(shadows.targets):
-        said = shadows.said[..., o]
-        loss = said**2 / 2 if target.kind == "regression" else np.logaddexp(0.0, -said)
-        parts.append(-target.weight * np.where(np.isnan(said), 0.0, loss))
+    for o, target in enumerate(targets):
+        told = said[..., o]
+        loss = told**2 / 2 if target.kind == "regression" else np.logaddexp(0.0, -told)
+        parts.append(-target.weight * np.where(np.isnan(told), 0.0, loss))
     total: Floats = np.sum(parts, axis=0)
     return total
 

@@ -10,7 +10,15 @@ import pytest
 from scipy import stats
 
 from common.sections import Target
-from deploy.audit.membership import ALARMS, area, attacked, likelihoods, losses, ratios
+from deploy.audit.membership import (
+    ALARMS,
+    area,
+    attacked,
+    calibrated,
+    likelihoods,
+    losses,
+    ratios,
+)
 from deploy.audit.shadows import Shadows
 
 AGE = Target(kind="regression", unit="years")
@@ -49,10 +57,27 @@ def test_a_threshold_on_the_loss_knows_nobody_from_another() -> None:
     assert simple.auc.value < ratio.auc.value - 0.15
 
 
+def test_a_loss_beside_other_models_needs_few_shadows() -> None:
+    """Means with and without each person are of three models each here; one mean is of seven.
+
+    Everybody's prediction comes a little nearer to her label where she was in.
+    """
+    shadows = made(0.0, shadows=8)
+    nearer = np.sign(shadows.said) * 0.5 * shadows.inside[..., None]
+    shadows = replace(shadows, said=shadows.said - nearer)
+    ratio = attacked(likelihoods(shadows), shadows, EVERYONE, 0.95, 0.95)
+    simple = attacked(calibrated(shadows), shadows, EVERYONE, 0.95, 0.95)
+    assert simple.auc.low > 0.5
+    assert simple.auc.value > ratio.auc.value
+    turned = shadows.inside.copy()
+    turned[3] = ~turned[3]
+    assert (calibrated(replace(shadows, inside=turned)) == calibrated(shadows)).all()
+
+
 def test_models_that_tell_nothing_are_guessed_by_luck() -> None:
     """An interval with one half in it, and no epsilon."""
     shadows = made(0.0)
-    for scores in (likelihoods(shadows), losses(shadows)):
+    for scores in (likelihoods(shadows), losses(shadows), calibrated(shadows)):
         found = attacked(scores, shadows, EVERYONE, 0.95, 0.95)
         assert found.auc.low < 0.5 < found.auc.high
         assert found.epsilon < 0.1
