@@ -28,6 +28,7 @@ from common.protocol.code import files_behind
 from common.protocol.wire import Stored
 from common.runtime.progress import say
 from common.seeding import seed_of
+from common.study import canonical
 from deploy.audit.bounds import (
     CONFIDENCE,
     SMALL_DELTA,
@@ -55,7 +56,7 @@ from deploy.audit.shadows import Shadows, says, shadows, why_none
 from deploy.audit.subject import Claim, Subject, read_subject
 from deploy.audit.trials import Clock, Trials, check_setting
 from deploy.releases.documents import digest_of_file
-from server.report.audit import EPSILON, Audit, Line, Part, write_audit
+from server.report.audit import EPSILON, Audit, Line, Part, read_audit, write_audit
 from server.run import alone
 
 PARTS: Final[tuple[Part, ...]] = ("mechanism", "membership", "inversion")
@@ -113,38 +114,65 @@ def audited(place: Path, asked: Asked, out: Path | None = None) -> Audit:
 
 def _attacked(subject: Subject, asked: Asked, folder: Path) -> Audit:
     torch.set_num_threads(1)  # many small steps: a second thread only waits
-    check_setting(folder / WORK, _setting(subject, asked))
+    setting = _setting(subject, asked)
+    check_setting(folder / WORK, setting)
     clock, remarks = Clock(asked.minutes), list(_remarks(subject))
     lines: list[Line] = []
     if "mechanism" in asked.parts and subject.dearest is not None:
         lines += _mechanism(subject, subject.dearest, folder / WORK, asked, clock)
-    words = "nobody's data were needed"
+    words = ""
     if "membership" in asked.parts or "inversion" in asked.parts:
-        made = folder / WORK / "hospitals"
-        people = people_of(subject.study, asked.sites, made, asked.people, asked.seed)
-        held = {
-            site.name: cohort.fingerprint
-            for site, cohort in zip(people.sites, people.cohorts, strict=True)
-        }
-        check_setting(folder / WORK / "people", held)
+        people = _auditors(subject, asked, folder / WORK)
         words = _told_of(people)
         lines += _by_people(subject, people, folder / WORK, asked, clock, remarks)
-    found = Audit(
-        confidence=CONFIDENCE, seed=asked.seed, people=words, lines=tuple(lines),
-        remarks=tuple(remarks),
+    found = _with_earlier(
+        folder,
+        asked,
+        Audit(
+            confidence=CONFIDENCE, setting=hashlib.sha256(canonical(setting)).hexdigest(),
+            private=bool(subject.claims), people=words, lines=tuple(lines), remarks=tuple(remarks),
+        ),
     )  # fmt: skip
     write_audit(folder, found)
     return found
 
 
+def _with_earlier(folder: Path, asked: Asked, now: Audit) -> Audit:
+    """The same with what an earlier call found in parts that this one was not asked for."""
+    before = read_audit(folder)
+    if before is None or before.setting != now.setting:
+        return now
+    lines = [*now.lines, *(line for line in before.lines if line.part not in asked.parts)]
+    lines.sort(key=lambda line: PARTS.index(line.part))
+    remarks = dict.fromkeys(
+        (*before.remarks, *now.remarks) if len(lines) > len(now.lines) else now.remarks
+    )
+    return now.model_copy(
+        update={
+            "lines": tuple(lines), "remarks": tuple(remarks), "people": now.people or before.people
+        }
+    )  # fmt: skip
+
+
+def _auditors(subject: Subject, asked: Asked, work: Path) -> People:
+    """The people of the attacks, whom trials that are there must be of as well."""
+    people = people_of(
+        subject.study, asked.sites, work / "hospitals", asked.people, asked.seed
+    )  # fmt: skip
+    held = {
+        site.name: cohort.fingerprint
+        for site, cohort in zip(people.sites, people.cohorts, strict=True)
+    }
+    check_setting(work / "people", {"people": "made" if people.made else "given", **held})
+    return people
+
+
 def _setting(subject: Subject, asked: Asked) -> dict[str, str | int]:
-    """What makes trials those of one audit; more of them may follow."""
+    """What makes trials those of one audit, beside its people; more of them may follow."""
     return {
         "study": subject.study.digest,
         "model": digest_of_file(subject.run.federated.final),
         "code": _code(),
-        "sites": "made" if asked.sites is None else str(asked.sites.resolve()),
-        "people": asked.people if asked.sites is None else 0,
         "seed": asked.seed,
     }
 

@@ -85,5 +85,6 @@ def _show(found: Audit) -> None:
         console.print(table_in_text(title, COLUMNS, rows(lines)))
     for remark in found.remarks:
         say(remark)
-    say(f"the auditor's people: {found.people}")
+    if found.people:
+        say(f"the auditor's people: {found.people}")
     tell(found.verdict)

@@ -70,12 +70,15 @@ class Line(Table):
 class Audit(Table):
     """All lines, and what is to be said about them.
 
-    confidence: of all bounds of epsilon together, and of each interval.
+    confidence: of all bounds of epsilon together, and of each interval. setting: digest of what
+        was attacked, from which seed, by which code. private: whether an epsilon was promised.
+        people: the auditor's, in words; empty where none were needed.
     """
 
     confidence: float
-    seed: int
-    people: str
+    setting: str
+    private: bool
+    people: str = ""
     lines: tuple[Line, ...]
     remarks: tuple[str, ...] = ()
 
@@ -96,8 +99,10 @@ class Audit(Table):
                 f"and at most {worst.accounted:.2f} was accounted, with {sure} confidence over all "
                 "bounds. Do not release the model; find out what broke."
             )
-        if not bounds:
+        if not self.private:
             return "Nothing was promised of one person (no epsilon), so no promise could be broken."
+        if not bounds:
+            return "No attack has shown a bound of epsilon yet; what was promised stands untried."
         best = max(bounds, key=lambda line: line.value)
         return (
             f"No attack broke the claim: the strongest shows that epsilon is at least "

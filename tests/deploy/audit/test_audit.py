@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +66,7 @@ def test_canaries_alone_need_nobodys_data(standing: Standing) -> None:
     found = audited(standing.run.folder, CANARIES)
     assert [line.metric for line in found.lines] == ["epsilon", "epsilon"]
     assert not found.broken
-    assert found.people == "nobody's data were needed"
+    assert not found.people
     claim = read_subject(standing.run.folder).dearest
     assert claim is not None
     assert claim.cost.steps == 3 * 2 * -(-claim.people // 10)
@@ -129,19 +127,18 @@ def test_two_audits_of_one_folder_do_not_mix(standing: Standing) -> None:
 
 
 def test_other_people_are_another_audit(standing: Standing, tmp_path: Path) -> None:
-    """Scores by number would be taken for others': the folder says whom it knows."""
-    asked = replace(asked_of(standing), parts=("inversion",), inverted=1)
-    audited(standing.run.folder, asked)
-    held = json.loads((standing.run.folder / "audit/people/setting.json").read_text())
-    assert {"alpha", "beta"} < set(held)
-    shutil.rmtree(standing.run.folder / "audit/people")
-    (standing.run.folder / "audit/people").mkdir()
-    text = {**held, "alpha": "0" * 64}
-    auditing.check_setting(
-        standing.run.folder / "audit/people", {k: v for k, v in text.items() if k != "sha256"}
-    )
-    with pytest.raises(FolderError, match="alpha was 0000"):
-        audited(standing.run.folder, asked)
+    """Scores by number would be taken for others'; canaries need nobody, and stay."""
+    folder = standing.run.folder
+    audited(folder, CANARIES)
+    one = replace(ASKED, parts=("inversion",), inverted=1)
+    found = audited(folder, replace(one, sites=standing.sites / "alpha"))
+    assert [line.part for line in found.lines] == ["mechanism"] * 2 + ["inversion"] * 4
+    assert "alpha" in found.people
+    with pytest.raises(FolderError, match=r"holds trials of another audit \(alpha was"):
+        audited(folder, replace(one, sites=standing.sites / "beta"))
+    again = audited(folder, CANARIES)
+    assert again.lines == found.lines
+    assert again.people == found.people
 
 
 def test_a_release_is_audited_beside_it_by_what_was_planned(

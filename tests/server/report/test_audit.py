@@ -19,8 +19,8 @@ AUC = Line(
 )  # fmt: skip
 
 
-def audit(*lines: Line) -> Audit:
-    return Audit(confidence=0.95, seed=0, people="nobody", lines=lines)
+def audit(*lines: Line, private: bool = True) -> Audit:
+    return Audit(confidence=0.95, setting="0", private=private, people="nobody", lines=lines)
 
 
 def test_a_bound_below_the_promise_proves_nothing_and_says_so() -> None:
@@ -43,8 +43,15 @@ def test_a_bound_above_the_promise_is_told_first() -> None:
 def test_without_a_promise_none_is_broken() -> None:
     """A run without privacy has figures, and no verdict on a claim."""
     unbound = BOUND.model_copy(update={"accounted": None, "delta": None, "value": 9.0})
-    assert audit(unbound).broken == ()
-    assert "Nothing was promised" in audit(unbound).verdict
+    found = audit(unbound, private=False)
+    assert found.broken == ()
+    assert "Nothing was promised" in found.verdict
+
+
+def test_a_promise_that_nobody_tried_is_no_promise_that_held() -> None:
+    """Inversion alone, or an audit whose minutes were over before any bound."""
+    assert "stands untried" in audit(AUC).verdict
+    assert "stands untried" in audit().verdict
 
 
 def test_rows_tell_bounds_and_intervals() -> None:
