@@ -67,7 +67,6 @@ class Trials:
             return dict(Stored(path).all())
         except DamagedError as error:
             say(f"{error}; the trial is played again")
-            path.unlink()
             return None
 
     def _path(self, n: int) -> Path:

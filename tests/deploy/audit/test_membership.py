@@ -67,8 +67,9 @@ def test_a_loss_beside_other_models_needs_few_shadows() -> None:
     shadows = replace(shadows, said=shadows.said - nearer)
     ratio = attacked(likelihoods(shadows), shadows, EVERYONE, 0.95, 0.95)
     simple = attacked(calibrated(shadows), shadows, EVERYONE, 0.95, 0.95)
+    plain = attacked(losses(shadows), shadows, EVERYONE, 0.95, 0.95)
     assert simple.auc.low > 0.5
-    assert simple.auc.value > ratio.auc.value
+    assert simple.auc.value > max(ratio.auc.value, plain.auc.value) + 0.015
     turned = shadows.inside.copy()
     turned[3] = ~turned[3]
     assert (calibrated(replace(shadows, inside=turned)) == calibrated(shadows)).all()
