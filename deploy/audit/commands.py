@@ -12,7 +12,7 @@ import typer
 from common.errors import FolderError
 from common.runtime import command
 from common.runtime.progress import console, say, tell
-from server.report.audit import COLUMNS, TABLE, Audit, Part, by_model, rows
+from server.report.audit import TABLE, Audit, Part, tables
 
 
 def audit(  # noqa: PLR0913, PLR0917  an option each
@@ -81,8 +81,8 @@ def audit(  # noqa: PLR0913, PLR0917  an option each
 def _show(found: Audit) -> None:
     from server.report.terminal import table_in_text
 
-    for title, lines in by_model(found):
-        console.print(table_in_text(title, COLUMNS, rows(lines)))
+    for table in tables(found):
+        console.print(table_in_text(table.title, table.columns, table.rows))
     for remark in found.remarks:
         say(remark)
     if found.people:

@@ -2,10 +2,11 @@
 
 The attacker knows the network, the arrays that it began from and her labels, and looks for the
 sample whose gradient is the one that he holds (Zhu et al. 2019; Geiping et al. 2020): by distance
-in tables, by angle in images, from the mean of the data and from some draws, by L-BFGS; the closest
-wins. He gets her gradient as it is; the same as a private step releases it, cut down and noised,
-where he knows how and takes the likeliest sample, people being normal around their mean; and, by
-angle, the update of a whole round of her site, which holds everybody.
+in tables, by angle in images, no further from the mean of the data than need be; from that mean and
+from some draws, by L-BFGS; the closest wins. He gets her gradient as it is; the same as a private
+step releases it, cut down and noised, where he knows how and takes the likeliest sample, people
+being normal around their mean; and, by angle, the update of a whole round of her site, which holds
+everybody.
 
 Errors are distances to her over the distance of the mean of the data, so that 1 is what whoever
 guesses the mean gets without any gradient. Nothing but these numbers is kept, and nothing is drawn.
@@ -41,7 +42,7 @@ STARTS: Final = 3  # the mean of the data, and draws around it
 STEPS: Final = 150  # of L-BFGS, from each
 _HISTORY: Final = 20
 _STEADY: Final = 1e-12
-_PRIOR: Final = 0.01  # weight of the mean square deviation beside the angle of a round's update
+_PRIOR: Final = 0.01  # weight of the mean square deviation beside an angle
 
 Gradient = dict[str, Tensor]
 Apart = Callable[[Tensor, Tensor, Tensor], Tensor]  # made and held gradient, deviations
@@ -88,7 +89,8 @@ def inverted(scene: Scene, index: int, privacy: Privacy | None, seed: int) -> fl
     apart: Apart
     if privacy is None:
         is_table = len(scene.mean.shape) == 1
-        held, apart = _gradient(network, scene, index), _by_distance if is_table else _by_angle
+        held = _gradient(network, scene, index)
+        apart = _by_distance if is_table else _by_angle_and_prior
     else:
         held, apart = _released(network, scene, index, privacy), _by_likelihood(privacy)
     return _error(scene, _closest(network, scene, held, index, seed, apart), [index])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,7 +24,6 @@ from server.run_files import read_sealed, write_sealed
 NAME: Final = "audit.json"
 TABLE: Final = "audit.csv"
 EPSILON: Final = "epsilon"  # the metric that is a lower bound
-COLUMNS: Final = ("attack", "figure", "found", "accounted", "of")
 
 Part = Literal["mechanism", "membership", "inversion"]
 
@@ -67,6 +67,15 @@ class Line(Table):
         return f"at most {self.accounted:.2f} (delta {self.delta:.1g})"
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One table for people."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 class Audit(Table):
     """All lines, and what is to be said about them.
 
@@ -103,7 +112,8 @@ class Audit(Table):
             return "Nothing was promised of one person (no epsilon), so no promise could be broken."
         if not bounds:
             return "No attack has shown a bound of epsilon yet; what was promised stands untried."
-        best = max(bounds, key=lambda line: line.value)
+        # at several deltas: the one that comes nearest to its promise
+        best = max(bounds, key=lambda line: line.value / (line.accounted or 1.0))
         return (
             f"No attack broke the claim: the strongest shows that epsilon is at least "
             f"{best.value:.2f} ({best.attack}; {sure} confidence over all bounds), and "
@@ -143,14 +153,8 @@ def read_audit(folder: Path) -> Audit | None:
         ) from None
 
 
-def rows(lines: Iterable[Line]) -> Iterator[tuple[str, ...]]:
-    """A row a figure, for terminals and pages."""
-    for line in lines:
-        yield (line.attack, line.metric, line.told, line.promised, f"{line.n:,}")
-
-
-def by_model(audit: Audit) -> list[tuple[str, Sequence[Line]]]:
-    """Lines by what is attacked, under a title for people."""
+def tables(audit: Audit) -> list[Shown]:
+    """A table for each thing that is attacked, a row an attack, a column a figure."""
     titles: dict[Part, str] = {
         "mechanism": "Canaries in real private training, seen from the inside",
         "membership": "Who was trained on",
@@ -161,4 +165,20 @@ def by_model(audit: Audit) -> list[tuple[str, Sequence[Line]]]:
         title = titles[line.part]
         whole = title if line.part == "inversion" else f"{title}: {line.model}"
         found.setdefault(whole, []).append(line)
-    return list(found.items())
+    return [_table(title, lines) for title, lines in found.items()]
+
+
+def _table(title: str, lines: Sequence[Line]) -> Shown:
+    figures = tuple(dict.fromkeys(line.metric for line in lines))
+    by_attack: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        by_attack.setdefault(line.attack, {})[line.metric] = line
+    promised = any(line.promised for line in lines)
+    rows = []
+    for attack, known in by_attack.items():
+        told = [known[figure].told if figure in known else "" for figure in figures]
+        accounted = next((line.promised for line in known.values() if line.promised), "")
+        n = max(line.n for line in known.values())
+        rows.append((attack, *told, *([accounted] if promised else []), f"{n:,}"))
+    columns = ("attack", *figures, *(["accounted"] if promised else []), "of")
+    return Shown(title, columns, tuple(rows))

@@ -28,7 +28,7 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
 from server.report.answer import answer
-from server.report.audit import COLUMNS, by_model, read_audit, rows
+from server.report.audit import read_audit, tables
 from server.report.calibration import calibrations, notes
 from server.report.comparisons import Comparison, comparisons
 from server.report.cross_site import matrices, matrices_of_heads
@@ -172,11 +172,7 @@ def _audit(run: Run) -> dict[str, Any] | None:
     found = read_audit(run.folder)
     if found is None:
         return None
-    return {
-        "audit": found,
-        "columns": COLUMNS,
-        "parts": [(title, list(rows(lines))) for title, lines in by_model(found)],
-    }
+    return {"found": found, "tables": tables(found)}
 
 
 def _beside(study: Study) -> list[str]:

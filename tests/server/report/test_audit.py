@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DamagedError
-from server.report.audit import Audit, Line, by_model, read_audit, rows, write_audit
+from server.report.audit import Audit, Line, read_audit, tables, write_audit
 
 BOUND = Line(
     part="mechanism", model="private rounds as at amber", attack="every sum watched",
@@ -54,13 +54,25 @@ def test_a_promise_that_nobody_tried_is_no_promise_that_held() -> None:
     assert "stands untried" in audit().verdict
 
 
-def test_rows_tell_bounds_and_intervals() -> None:
-    """At least, at most, and the delta that both are at."""
-    assert list(rows([BOUND, AUC])) == [
-        ("every sum watched", "epsilon", "at least 2.50", "at most 4.00 (delta 0.001)", "1,000"),
-        ("likelihood ratio", "AUC", "0.512 (0.49 to 0.53)", "", "600"),
-    ]
-    assert [len(lines) for _, lines in by_model(audit(BOUND, AUC, BOUND))] == [2, 1]
+def test_a_table_has_a_row_an_attack_and_a_column_a_figure() -> None:
+    """At least, at most, and the delta that both are at; no empty column of promises."""
+    more = AUC.model_copy(update={"attack": "threshold", "metric": "hits", "n": 50})
+    first, second = tables(audit(BOUND, AUC, more))
+    assert first.columns == ("attack", "epsilon", "accounted", "of")
+    assert first.rows == (
+        ("every sum watched", "at least 2.50", "at most 4.00 (delta 0.001)", "1,000"),
+    )
+    assert second.columns == ("attack", "AUC", "hits", "of")
+    assert second.rows == (
+        ("likelihood ratio", "0.512 (0.49 to 0.53)", "", "600"),
+        ("threshold", "", "0.512 (0.49 to 0.53)", "50"),
+    )
+
+
+def test_of_bounds_at_several_deltas_the_nearest_to_its_promise_is_told() -> None:
+    """A larger number at a smaller delta is no stronger attack."""
+    small = BOUND.model_copy(update={"value": 3.0, "accounted": 9.0, "delta": 1e-6})
+    assert "at least 2.50" in audit(small, BOUND).verdict
 
 
 def test_tables_are_written_and_read_again(tmp_path: Path) -> None:
