@@ -10,10 +10,11 @@ All bounds of epsilon together hold with `CONFIDENCE`: each has an equal share o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -29,17 +30,10 @@ from common.protocol.wire import Stored
 from common.runtime.progress import say
 from common.seeding import seed_of
 from common.study import canonical
-from deploy.audit.bounds import (
-    CONFIDENCE,
-    SMALL_DELTA,
-    best_cut,
-    best_guesses,
-    by_one_run,
-    by_rates,
-    worth,
-)
+from deploy.audit.bounds import CONFIDENCE, OF_EACH, SMALL_DELTA
+from deploy.audit.canaries import CALIBRATE, bounded
 from deploy.audit.inversion import inverted, inverted_round, scene
-from deploy.audit.mechanism import SCORES, Arena, Mechanism
+from deploy.audit.mechanism import Arena
 from deploy.audit.membership import (
     FEWEST,
     Attack,
@@ -61,9 +55,6 @@ from server.run import alone
 
 PARTS: Final[tuple[Part, ...]] = ("mechanism", "membership", "inversion")
 WORK: Final = "audit"  # folder of the trials, beside the tables
-BOUNDS: Final = 10  # of epsilon, at most: two of the mechanism, four of each sort of shadow
-OF_EACH: Final = 1 - (1 - CONFIDENCE) / BOUNDS
-CALIBRATE: Final = 3  # one training of canaries in so many says where to cut
 _MAKERS: Final = ("inversion", "mechanism", "people", "shadows")  # modules that make trials
 _FEWEST_JUDGED: Final = 10  # members, and others, for an attack on the finished model itself
 
@@ -130,7 +121,8 @@ def _attacked(subject: Subject, asked: Asked, folder: Path) -> Audit:
         asked,
         Audit(
             confidence=CONFIDENCE, setting=hashlib.sha256(canonical(setting)).hexdigest(),
-            private=bool(subject.claims), people=words, lines=tuple(lines), remarks=tuple(remarks),
+            private=_bounded(subject.dearest) is not None, people=words, lines=tuple(lines),
+            remarks=tuple(remarks),
         ),
     )  # fmt: skip
     write_audit(folder, found)
@@ -160,7 +152,7 @@ def _auditors(subject: Subject, asked: Asked, work: Path) -> People:
         subject.study, asked.sites, work / "hospitals", asked.people, asked.seed
     )  # fmt: skip
     held = {
-        site.name: cohort.fingerprint
+        f"site {site.name}": cohort.fingerprint
         for site, cohort in zip(people.sites, people.cohorts, strict=True)
     }
     check_setting(work / "people", {"people": "made" if people.made else "given", **held})
@@ -193,11 +185,18 @@ def _remarks(subject: Subject) -> Iterator[str]:
             'privacy.unit is "none": there is no mechanism and no epsilon to hold attacks against; '
             "they show what such a model tells"
         )
+    elif subject.dearest is not None and _bounded(subject.dearest) is None:
+        yield "privacy.noise is 0, which no epsilon bounds: nothing is promised"
     elif subject.is_release:
         yield (
             "a release holds no rounds: what they cost is as the study plans it for the people "
             "that the census counted"
         )
+
+
+def _bounded(claim: Claim | None) -> float | None:
+    """What a claim promises; None without any, or without noise."""
+    return claim.epsilon if claim is not None and isfinite(claim.epsilon) else None
 
 
 def _told_of(people: People) -> str:
@@ -224,7 +223,7 @@ def _mechanism(
     if found is None:
         say("the mechanism: too few trainings with canaries for a bound")
         return
-    small = min(SMALL_DELTA, claim.delta)
+    is_bounded, small = _bounded(claim) is not None, min(SMALL_DELTA, claim.delta)
     for attack, value, accounted, delta in (
         (f"every sum watched ({found.score})", found.by_rates, claim.epsilon, claim.delta),
         (
@@ -236,43 +235,9 @@ def _mechanism(
     ):
         yield Line(
             part="mechanism", model=f"private rounds as at {claim.site}", attack=attack,
-            metric=EPSILON, value=value, accounted=accounted, delta=delta, n=found.games,
+            metric=EPSILON, value=value, accounted=accounted if is_bounded else None, delta=delta,
+            n=found.games,
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounded:
-    """What canaries have shown of epsilon, by the way to score that calibration chose."""
-
-    score: str
-    by_rates: float
-    by_one_run: float
-    games: int
-
-
-def bounded(
-    trials: Sequence[Mapping[str, NDArray[Any]]], mechanism: Mechanism, confidence: float = OF_EACH
-) -> Bounded | None:
-    """Bounds from trainings with canaries; a part of them says how to score and where to cut."""
-    first, later = trials[::CALIBRATE], [t for n, t in enumerate(trials) if n % CALIBRATE]
-    if not later:
-        return None
-
-    def of(some: Sequence[Mapping[str, NDArray[Any]]], name: str) -> NDArray[np.float64]:
-        return np.concatenate([one[name] for one in some]).astype(np.float64)
-
-    delta = mechanism.delta
-    known, inside = of(first, "inside") > 0, of(later, "inside") > 0
-    cuts = {name: best_cut(of(first, name), known, delta) for name in SCORES}
-    score = max(cuts, key=lambda name: worth(cuts[name], of(first, name), known, delta))
-    scores = of(later, score)
-    small = min(SMALL_DELTA, delta)
-    guesses = best_guesses(of(first, score), known, len(scores))
-    return Bounded(
-        score=score, games=len(scores),
-        by_rates=by_rates(cuts[score], scores, inside, delta, confidence),
-        by_one_run=by_one_run(scores, inside, small, guesses, confidence),
-    )  # fmt: skip
 
 
 def _by_people(
@@ -341,8 +306,11 @@ def _figures(told: Attack, model: str, attack: str, costs: Shadows | None) -> It
     for rate, hits in told.hits.items():
         metric = f"members found at {100 * rate:g} % false alarms"
         yield line(metric, hits.value, ci_low=hits.low, ci_high=hits.high)
-    accounted = float(costs.epsilon.max()) if costs is not None else None
-    yield line(EPSILON, told.epsilon, accounted=accounted, delta=SMALL_DELTA)
+    accounted = float(costs.epsilon.max()) if costs is not None else np.inf
+    yield line(
+        EPSILON, told.epsilon, accounted=accounted if isfinite(accounted) else None,
+        delta=SMALL_DELTA,
+    )  # fmt: skip
 
 
 def _finished(subject: Subject, people: People, found: Shadows) -> Iterator[Line]:

@@ -25,7 +25,9 @@ from scipy import stats
 Scores = NDArray[np.float64]  # (games,), larger where somebody seems to have been in
 Inside = NDArray[np.bool_]  # (games,), who was
 
-CONFIDENCE: Final = 0.95  # of each bound, over all that it rests on
+CONFIDENCE: Final = 0.95  # of all bounds together
+BOUNDS: Final = 10  # of an audit, at most: two of the mechanism, four of each sort of shadow
+OF_EACH: Final = 1 - (1 - CONFIDENCE) / BOUNDS  # so that all together hold
 SMALL_DELTA: Final = 1e-6  # of `by_one_run`: a claim at one delta is a claim at each
 _CAREFUL: Final = (0.999, CONFIDENCE, 0.5)  # by which cuts are compared: the first that tells
 _CUTS: Final = 400  # places that are tried for a cut

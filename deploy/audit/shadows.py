@@ -43,6 +43,7 @@ from server.run import open_run
 
 _CANARIES: Final = 0.1  # of the people
 _FEWEST_CANARIES: Final = 10
+_FAR: Final = 1e6  # deviations: a training that ran away says no more than that
 _SURE: Final = 1e-12  # of a probability's distance from 0 and 1
 
 
@@ -207,7 +208,7 @@ def _apart(
 ) -> NDArray[np.float64]:
     if target.kind == "regression":
         found = (transformed(target, value) - transformed(target, label)) / target.scale
-        return np.where(np.isnan(label), np.nan, found)
+        return np.where(np.isnan(label), np.nan, np.clip(np.nan_to_num(found), -_FAR, _FAR))
     known = np.where(np.isnan(label), 0, label).astype(np.int64)
     right = (
         np.where(known == 1, value, 1 - value)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from common.privacy.accounting import epsilon
-from deploy.audit.audit import bounded
 from deploy.audit.bounds import CONFIDENCE, SMALL_DELTA
+from deploy.audit.canaries import bounded
 from deploy.audit.mechanism import Arena, Mechanism
 from tests.deploy.audit.breaks import BREAKS, SAMPLED, WHOLE, Break, intact
 

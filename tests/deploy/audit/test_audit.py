@@ -134,7 +134,7 @@ def test_other_people_are_another_audit(standing: Standing, tmp_path: Path) -> N
     found = audited(folder, replace(one, sites=standing.sites / "alpha"))
     assert [line.part for line in found.lines] == ["mechanism"] * 2 + ["inversion"] * 4
     assert "alpha" in found.people
-    with pytest.raises(FolderError, match=r"holds trials of another audit \(alpha was"):
+    with pytest.raises(FolderError, match=r"holds trials of another audit \(site alpha was"):
         audited(folder, replace(one, sites=standing.sites / "beta"))
     again = audited(folder, CANARIES)
     assert again.lines == found.lines
@@ -185,6 +185,17 @@ def test_a_run_without_privacy_has_no_mechanism_but_the_rest(federation: Any) ->
     assert 'privacy.unit is "none"' in found.remarks[0]
     assert "Nothing was promised" in found.verdict
     assert "made people, of nobody" in found.people
+
+
+def test_privacy_without_noise_promises_nothing(federation: Any) -> None:
+    """What no epsilon bounds is no claim, whatever canaries show; and no number that breaks files."""
+    noiseless = {**PRIVATE["privacy"], "noise": 0.0}
+    run = federation({**PRIVATE, "privacy": noiseless}).simulate()
+    found = audited(run.folder, CANARIES)
+    assert found.lines[0].value > 3
+    assert all(line.accounted is None for line in found.lines)
+    assert "Nothing was promised" in found.verdict
+    assert read_audit(run.folder) == found
 
 
 def test_an_unknown_part_is_named() -> None:

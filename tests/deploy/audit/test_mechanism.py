@@ -12,8 +12,8 @@ import pytest
 from client.learning.privacy.chance import Chance
 from common.privacy.cost import cost_of
 from common.sections import Pretraining
-from deploy.audit.audit import Bounded, bounded
 from deploy.audit.bounds import CONFIDENCE
+from deploy.audit.canaries import Bounded, bounded
 from deploy.audit.mechanism import Arena, Mechanism, by_turn
 from tests.deploy.audit.breaks import (
     BREAKS,
