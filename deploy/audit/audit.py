@@ -304,7 +304,7 @@ def _figures(told: Attack, model: str, attack: str, costs: Shadows | None) -> It
 
     yield line("AUC", told.auc.value, ci_low=told.auc.low, ci_high=told.auc.high)
     for rate, hits in told.hits.items():
-        metric = f"members found at {100 * rate:g} % false alarms"
+        metric = f"TPR at {100 * rate:g} % FPR"
         yield line(metric, hits.value, ci_low=hits.low, ci_high=hits.high)
     accounted = float(costs.epsilon.max()) if costs is not None else np.inf
     yield line(
