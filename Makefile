@@ -30,7 +30,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # `make bench wire` prints one table, `make bench` all of them
-TABLES := federation loading averaging checking coverage registration sites wire deployment families private secure synthesis pages
+TABLES := federation loading averaging checking coverage registration sites wire deployment families private secure audit synthesis pages
 .PHONY: $(TABLES)
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(filter $(TABLES),$(MAKECMDGOALS))

@@ -15,6 +15,7 @@ import typer
 from common.errors import FolderError
 from common.runtime import command
 from common.runtime.progress import console, say, tell, track
+from deploy.audit.commands import audit
 from deploy.hub import commands
 from server import cli as server_cli
 
@@ -35,6 +36,7 @@ app.command()(commands.run)
 app.command()(commands.runs)
 app.command()(commands.stop)
 app.command()(commands.books)
+app.command()(audit)
 
 _ON_DISK: Final = ("t1w", "bold", "connectome")  # kinds of hospitals that are written
 

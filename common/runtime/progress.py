@@ -35,6 +35,7 @@ console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _lock = threading.Lock()
 _open = 0
 _drawn_elsewhere = False
+_hushed = False
 _bars = Progress(
     TextColumn("{task.description}", markup=False),
     BarColumn(),
@@ -51,7 +52,7 @@ _bars = Progress(
 def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
     """Show a task of `total` steps (None: not known yet); call what comes back once a step."""
     title = printable(title)
-    if _drawn_elsewhere:
+    if _drawn_elsewhere or _hushed:
         yield lambda: None
         return
     if not console.is_terminal:
@@ -67,6 +68,8 @@ def track(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
 
 def say(text: str) -> None:
     """One line for people, beside any bars; what others wrote in it is shown and never obeyed."""
+    if _hushed:
+        return
     console.print(printable(text, lines=True), soft_wrap=True, markup=False, emoji=False)
 
 
@@ -79,6 +82,17 @@ def draw_nothing() -> None:
     """Leave a terminal to the process that this one was forked from."""
     global _drawn_elsewhere  # noqa: PLW0603
     _drawn_elsewhere = console.is_terminal
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Tell nobody what is done inside the block: the same work for the hundredth time, say."""
+    global _hushed  # noqa: PLW0603
+    before, _hushed = _hushed, True
+    try:
+        yield
+    finally:
+        _hushed = before
 
 
 def _start(title: str, total: int | None) -> TaskID:

@@ -6,6 +6,7 @@ RELEASE/
   seen.safetensors                tokens of the scans it has seen, so that none of them judges it
   lineage.json                    the lineage for people: sites, counts, uses
   results.csv, census.json, overlap.json
+  audit.csv, audit.json           what attacks on the run have found, if somebody made any
   certificate.json, .sig          of the study's own evaluation
   MODEL_CARD.md
   manifest.json, .sig             SHA-256 of every other file
@@ -33,6 +34,7 @@ from server.checkpoints import SEEN, about_checkpoint
 from server.constant_models import release_constants
 from server.overlap import FILE as OVERLAP
 from server.overlap import kept
+from server.report.audit import NAME, TABLE
 from server.report.comparisons import comparisons
 from server.report.tables import read_results
 from server.run import Run, read_run
@@ -45,6 +47,8 @@ _FILES: Final = (
     "results.csv",
     "census.json",
     OVERLAP,
+    TABLE,
+    NAME,
 )
 
 

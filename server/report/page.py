@@ -28,6 +28,7 @@ from common.runtime.durable import write_atomically
 from common.study import Study
 from server.report import findings, out_of_site, participation, tuning
 from server.report.answer import answer
+from server.report.audit import read_audit, tables
 from server.report.calibration import calibrations, notes
 from server.report.comparisons import Comparison, comparisons
 from server.report.cross_site import matrices, matrices_of_heads
@@ -153,6 +154,7 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "exposures": exposures(run.folder, branches, (*study.sites.train, *study.sites.heldout)),
         "privacy": last_of(_paid(run)),
         "departures": departures(study) if study.privacy.has_cost or study.secure_sums.on else (),
+        "audit": _audit(run),
         "traffic": [participation.traffic(*one) for one in branches.items()],
         "traffic_sites": participation.traffic_by_site(study, records),
         "settings": list(_flat(study.model_dump(mode="json"))),
@@ -163,6 +165,14 @@ def _content(run: Run, pictures: Sequence[Picture]) -> dict[str, Any]:
         "maps": list(_maps(run)),
         "faithful": list(faithfulness(rows)),
     }
+
+
+def _audit(run: Run) -> dict[str, Any] | None:
+    """What attacks on the run have found, if somebody made any."""
+    found = read_audit(run.folder)
+    if found is None:
+        return None
+    return {"found": found, "tables": tables(found)}
 
 
 def _beside(study: Study) -> list[str]:

@@ -14,6 +14,7 @@ from common.runtime.command import fix_allocator
 def main() -> None:
     """Run the chosen benchmarks, or all of them."""
     from tests.bench import (
+        audit,
         averaging,
         checking,
         coverage,
@@ -46,6 +47,7 @@ def main() -> None:
         "families": families.table,
         "private": private.table,
         "secure": secure.table,
+        "audit": audit.table,
     }
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="which tables")

@@ -23,3 +23,16 @@ def test_a_log_hears_every_minute_how_long_a_task_still_takes(
         "alpha: draws, repeats: 9 of 10, 1 min left",
         "alpha: draws, repeats: 10 of 10 in 200.0 s",
     ]
+
+
+def test_what_is_done_for_the_hundredth_time_is_not_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And whatever follows it is, also where it broke off."""
+    with pytest.raises(ValueError), progress.hushed():
+        progress.say("again")
+        with progress.track("again", 3) as advance:
+            advance()
+        raise ValueError
+    progress.say("at last")
+    assert capfd.readouterr().err == "at last\n"
