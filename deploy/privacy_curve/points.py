@@ -105,6 +105,11 @@ def design(
             )
         if not study.sites.heldout:
             raise SettingError(f"sites.heldout is empty: nobody judges {study.name} ({file})")
+        if study.privacy.unit == "site":
+            raise SettingError(
+                f'privacy.unit is "site" in {study.name}; a curve is drawn of "participant": noise '
+                f"for whole sites is shared among them (callosum study plan tells it) ({file})"
+            )
         check_buildable(study, file)
         studies[study.name], named[study.name], tables[study.name] = study, file, table
     if not any(study.privacy.is_private for study in studies.values()):

@@ -83,6 +83,12 @@ def test_what_has_no_curve_is_refused(study: Any) -> None:
         design([study("plain", privacy={"unit": "none"})], [8.0], repeats=1)
     with pytest.raises(SettingError, match='both called "first"'):
         design([study(), study()], [8.0], repeats=1)
+    whole = study(
+        "whole", privacy={"unit": "site", "noise": 5.0}, secure_sums={"on": True},
+        sites={"train": ["alpha", "beta", "gamma"], "heldout": ["omega"]},
+    )  # fmt: skip
+    with pytest.raises(SettingError, match='privacy.unit is "site" in whole'):
+        design([study(), whole], [8.0], repeats=1)
 
 
 def test_settings_take_the_place_of_keys_and_another_network_of_the_table(study: Any) -> None:
