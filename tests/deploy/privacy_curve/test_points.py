@@ -84,7 +84,7 @@ def test_what_has_no_curve_is_refused(study: Any) -> None:
     with pytest.raises(SettingError, match='both called "first"'):
         design([study(), study()], [8.0], repeats=1)
     whole = study(
-        "whole", privacy={"unit": "site", "noise": 5.0}, secure_sums={"on": True},
+        "whole", privacy={"unit": "site", "noise": 0.5}, secure_sums={"on": True},
         sites={"train": ["alpha", "beta", "gamma"], "heldout": ["omega"]},
     )  # fmt: skip
     with pytest.raises(SettingError, match='privacy.unit is "site" in whole'):
