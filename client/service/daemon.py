@@ -20,6 +20,7 @@ from typing import Final
 from client.authority import approvals
 from client.authority.admission import Admission
 from client.authority.records import Records, open_records
+from client.authority.spendings import lifetime
 from client.kit import SiteKit
 from client.link.frames import header
 from client.link.listener import Answer, Asking, Listener, Said, serve_link
@@ -30,6 +31,7 @@ from client.service.work_queue import HEARTBEAT_S, Phases, WorkQueue
 from client.site import Site, load_site
 from common.arrays import Arrays
 from common.errors import Refusal, SettingError
+from common.privacy.cost import Spent
 from common.protocol.orders import Order, Report, refuse
 from common.protocol.signing import Envelope, read_envelope, read_public_keys
 from common.protocol.wire import npy_parts
@@ -82,6 +84,7 @@ class Daemon:
     ) -> None:
         self._site, self._admission, self._records = site, admission, records
         self._pool, self._metrics = pool, metrics
+        self._private: list[Spent] | None = None  # what the shown epsilon is of
         self._queue = WorkQueue(
             pool,
             site.device.threads,
@@ -122,6 +125,10 @@ class Daemon:
         self._pool.keep(live)
         most, spent = self._site.policy.most_exposures, self._records.ledger.exposures()
         self._metrics.exposures(spent, max(0, most - spent) if most else None)
+        private = self._records.ledger.private()
+        if private != self._private:  # epsilon takes some milliseconds, and this comes every second
+            self._private = private
+            self._metrics.epsilon(lifetime(private), self._site.policy.epsilon)
         self._metrics.paused(approvals.paused(self._site) is not None)
 
     def close(self) -> bool:

@@ -135,6 +135,11 @@ class SiteMetrics:
         self._spent.set(spent)
         self._left.set(math.inf if left is None else left)
 
+    def epsilon(self, spent: float, cap: float) -> None:
+        """What private training has cost each participant, and the site's own cap (0: none)."""
+        self._epsilon.set(spent)
+        self._epsilon_cap.set(cap or math.inf)
+
     def paused(self, paused: bool) -> None:
         """Whether the site has paused all work."""
         self._paused.set(paused)
@@ -208,6 +213,16 @@ class SiteMetrics:
             "Training orders that the policy still allows; +Inf: no cap",
             registry=registry,
         )
+        self._epsilon = Gauge(
+            "callosum_site_epsilon_spent",
+            "Epsilon of private training in the ledger, over all studies and runs",
+            registry=registry,
+        )
+        self._epsilon_cap = Gauge(
+            "callosum_site_epsilon_cap",
+            "Most epsilon that the policy allows; +Inf: no cap",
+            registry=registry,
+        )
         self._paused = Gauge(
             "callosum_site_paused", "1 while all work is paused", registry=registry
         )
@@ -216,7 +231,8 @@ class SiteMetrics:
             "Unix time at which the first of the site's certificates ends, in seconds",
             registry=registry,
         )
-        for unknown in (self._spent, self._left, self._expiry):
+        unsaid = (self._spent, self._left, self._epsilon, self._epsilon_cap, self._expiry)
+        for unknown in unsaid:
             unknown.set(math.nan)  # 0 would be a statement, and an alarm
 
 

@@ -113,23 +113,29 @@ def test_clocks_that_step_back_do_not_end_an_order(metrics: SiteMetrics) -> None
 def test_what_is_not_known_is_no_number(metrics: SiteMetrics) -> None:
     """0 exposures left, or a certificate of 1970, would call somebody out of bed."""
     assert math.isnan(value(metrics, "callosum_site_exposures_left"))
+    assert math.isnan(value(metrics, "callosum_site_epsilon_spent"))
     assert math.isnan(value(metrics, "callosum_site_certificate_expiry_timestamp_seconds"))
 
 
 def test_the_state_of_the_site_is_shown(metrics: SiteMetrics) -> None:
     """What the agent says last is what stands."""
     metrics.exposures(7, 3)
+    metrics.epsilon(2.5, 8.0)
     metrics.queue_length(2)
     metrics.paused(True)
     metrics.certificate_expiry(2e9)
     metrics.losses("tiny", {"age": 0.75, "sex": 0.5})
     assert value(metrics, "callosum_site_exposures_spent") == 7
     assert value(metrics, "callosum_site_exposures_left") == 3
+    assert value(metrics, "callosum_site_epsilon_spent") == 2.5
+    assert value(metrics, "callosum_site_epsilon_cap") == 8.0
     assert value(metrics, "callosum_site_queue_length") == 2
     assert value(metrics, "callosum_site_paused") == 1
     assert value(metrics, "callosum_site_certificate_expiry_timestamp_seconds") == 2e9
     assert value(metrics, "callosum_site_loss", study="tiny", loss="age") == 0.75
     metrics.exposures(8, None)
+    metrics.epsilon(2.5, 0.0)
+    assert value(metrics, "callosum_site_epsilon_cap") == math.inf
     metrics.paused(False)
     assert value(metrics, "callosum_site_exposures_left") == math.inf
     assert value(metrics, "callosum_site_paused") == 0
