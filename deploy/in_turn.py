@@ -6,9 +6,10 @@ The same command may run twice at once, in two shells: it then shares the studie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from common.errors import CallosumError, RunBusyError, StorageError, reason
 from common.runtime.progress import say, track
@@ -25,6 +26,17 @@ class Named(Protocol):
 
 
 One = TypeVar("One", bound=Named)
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing(Generic[Row]):
+    """How many studies stand: what was measured, what failed and why, what was not run yet."""
+
+    rows: tuple[Row, ...]
+    finished: int
+    failed: Mapping[str, str]
+    waiting: tuple[str, ...]
 
 
 def run_in_turn(
@@ -46,6 +58,36 @@ def run_in_turn(
         left = _pass(word, every, one, failed, advance)
         _pass(word, left, one, failed, advance)
     return failed
+
+
+def standing(
+    every: Iterable[One],
+    failed: Mapping[str, str],
+    read: Callable[[One], Sequence[Row] | None],
+    unmeasured: Callable[[One], str],
+) -> Standing[Row]:
+    """`read` what is finished, None of what is not; damaged files fail one, and end nothing.
+
+    `unmeasured` says what it means if one that is finished measured nothing.
+    """
+    rows: list[Row] = []
+    problems, waiting, finished = dict(failed), [], 0
+    for one in every:
+        if one.name in problems:
+            continue
+        try:
+            found = read(one)
+        except CallosumError as error:
+            problems[one.name] = " ".join(str(error).split())
+            continue
+        if found is None:
+            waiting.append(one.name)
+            continue
+        rows += found
+        finished += 1
+        if not found:
+            problems[one.name] = unmeasured(one)
+    return Standing(rows=tuple(rows), finished=finished, failed=problems, waiting=tuple(waiting))
 
 
 def problem_of(name: str, work: Callable[[], object]) -> str:

@@ -17,10 +17,10 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 
-from common.errors import CallosumError
 from common.printable import printable
 from common.runtime.durable import write_atomically
 from common.sections import Target
+from deploy.in_turn import standing
 from deploy.loso.findings import (
     Mean,
     Pair,
@@ -81,26 +81,17 @@ def outcome(
     folds: Folds, every: Sequence[Fold], failed: Mapping[str, str], targets: Sequence[str]
 ) -> Outcome:
     """Read what is finished; a fold whose files are damaged has failed, and ends nothing."""
-    rows: list[Row] = []
-    problems, waiting, finished = dict(failed), [], 0
-    for fold in every:
-        if fold.name in problems:
-            continue
-        try:
-            run = folds.finished(fold)
-            if run is None:
-                waiting.append(fold.name)
-                continue
-            found = rows_of(fold, run, targets)
-            rows += found
-            finished += 1
-            if not found:
-                problems[fold.name] = f"{fold.site} did not judge; its run says why"
-        except CallosumError as error:
-            problems[fold.name] = " ".join(str(error).split())
+
+    def read(fold: Fold) -> list[Row] | None:
+        run = folds.finished(fold)
+        return None if run is None else rows_of(fold, run, targets)
+
+    stands = standing(
+        every, failed, read, lambda fold: f"{fold.site} did not judge; its run says why"
+    )
     return Outcome(
-        design=folds.design, targets=tuple(targets), rows=tuple(rows), finished=finished,
-        failed=problems, waiting=tuple(waiting),
+        design=folds.design, targets=tuple(targets), rows=stands.rows, finished=stands.finished,
+        failed=stands.failed, waiting=stands.waiting,
     )  # fmt: skip
 
 

@@ -18,10 +18,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rich.console import Console
 
 from common import metrics
-from common.errors import CallosumError
 from common.label_sums import MEDIAN
 from common.printable import printable
 from common.runtime.durable import write_atomically
+from deploy.in_turn import standing
 from deploy.privacy_curve.findings import (
     Place,
     Row,
@@ -66,27 +66,16 @@ class Outcome:
 
 def outcome(points: Points, every: Sequence[Point], failed: Mapping[str, str]) -> Outcome:
     """Read what is finished; a point whose files are damaged has failed, and ends nothing."""
-    rows: list[Row] = []
     targets = targets_of(points.design)
-    problems, waiting, finished = dict(failed), [], 0
-    for point in every:
-        if point.name in problems:
-            continue
-        try:
-            run = points.finished(point)
-            if run is None:
-                waiting.append(point.name)
-                continue
-            found = list(rows_of(point, run, points.noise(point), targets))
-            rows += found
-            finished += 1
-            if not found:
-                problems[point.name] = "nobody judged; its run says why"
-        except CallosumError as error:
-            problems[point.name] = " ".join(str(error).split())
+
+    def read(point: Point) -> list[Row] | None:
+        run = points.finished(point)
+        return None if run is None else list(rows_of(point, run, points.noise(point), targets))
+
+    stands = standing(every, failed, read, lambda _: "nobody judged; its run says why")
     return Outcome(
-        design=points.design, targets=tuple(targets), rows=tuple(rows), finished=finished,
-        failed=problems, waiting=tuple(waiting),
+        design=points.design, targets=tuple(targets), rows=stands.rows, finished=stands.finished,
+        failed=stands.failed, waiting=stands.waiting,
     )  # fmt: skip
 
 
