@@ -30,7 +30,7 @@ def audit(  # noqa: PLR0913, PLR0917  an option each
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="mechanism, membership or inversion, and no other part; again."),
+        typer.Option(help="Mechanism, membership or inversion, and no other part; again."),
     ] = None,
     trials: Annotated[
         int, typer.Option(help="Games with canaries against the mechanism.", min=100, max=10**8)
