@@ -64,11 +64,11 @@ def standing(
     every: Iterable[One],
     failed: Mapping[str, str],
     read: Callable[[One], Sequence[Row] | None],
-    unmeasured: Callable[[One], str],
+    unmeasured: Callable[[One], str] | None = None,
 ) -> Standing[Row]:
     """`read` what is finished, None of what is not; damaged files fail one, and end nothing.
 
-    `unmeasured` says what it means if one that is finished measured nothing.
+    `unmeasured` says what it means if one that is finished measured nothing, where it may not.
     """
     rows: list[Row] = []
     problems, waiting, finished = dict(failed), [], 0
@@ -85,7 +85,7 @@ def standing(
             continue
         rows += found
         finished += 1
-        if not found:
+        if not found and unmeasured is not None:
             problems[one.name] = unmeasured(one)
     return Standing(rows=tuple(rows), finished=finished, failed=problems, waiting=tuple(waiting))
 

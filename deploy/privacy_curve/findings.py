@@ -71,7 +71,11 @@ def rows_of(point: Point, run: Run, noise: float, targets: Iterable[str]) -> Ite
         If the run's results are not what was written.
     """
     found = [row for row in read_results(run) if row.phase == "evaluate" and row.model in MODELS]
-    spent = max((each.epsilon for each in paid({FEDERATED: run.federated.records()})), default=0.0)
+    every = {
+        branch.model: branch.records() for branch in run.branches()
+    }  # all cost the same people
+    trained = run.study.sites.train
+    spent = max((each.epsilon for each in paid(every) if each.site in trained), default=0.0)
     for target in targets:
         metric = metrics.primary(run.study.targets[target])
         for model in MODELS:

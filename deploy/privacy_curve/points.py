@@ -15,7 +15,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -142,6 +142,12 @@ def _begun(table: Mapping[str, Any], begin: Path) -> dict[str, Any]:
     return {**table, "name": f"{table['name']}-begun", "start": start}
 
 
+@lru_cache(maxsize=1024)
+def _least_noise(epsilon: float, cost: Cost) -> float | None:
+    """Kept: it is asked whenever a point is looked for, and sites of one size cost the same."""
+    return noise_for(epsilon, cost, cost.delta)
+
+
 @dataclass(frozen=True, slots=True)
 class Points:
     """The points of one design in one folder."""
@@ -188,7 +194,7 @@ class Points:
     def _needed(self, point: Point, cost: Cost) -> float:
         study = self.design.studies[point.study]
         whole = cost.model_copy(update={"steps": cost.steps * orders_of(study)})
-        found = noise_for(point.epsilon, whole, cost.delta)
+        found = _least_noise(point.epsilon, whole)
         if found is None:
             raise SettingError(f"no noise keeps {point.study} within epsilon {point.epsilon:g}")
         return found

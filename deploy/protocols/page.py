@@ -17,9 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 
 from common import metrics
-from common.errors import CallosumError
 from common.printable import printable
 from common.runtime.durable import write_atomically
+from deploy.in_turn import standing
 from deploy.protocols.findings import (
     MEASURES,
     PRETRAINING,
@@ -58,23 +58,15 @@ class Outcome:
 
 def outcome(cells: Cells, every: Sequence[Cell], failed: Mapping[str, str]) -> Outcome:
     """Read what is finished; a cell whose files are damaged has failed, and ends nothing."""
-    rows: list[Row] = []
-    problems, waiting, finished = dict(failed), [], 0
-    for cell in every:
-        if cell.name in problems:
-            continue
-        try:
-            run = cells.finished(cell)
-            if run is None:
-                waiting.append(cell.name)
-                continue
-            rows += rows_of(cell, run)
-            finished += 1
-        except CallosumError as error:
-            problems[cell.name] = str(error)
+
+    def read(cell: Cell) -> list[Row] | None:
+        run = cells.finished(cell)
+        return None if run is None else list(rows_of(cell, run))
+
+    stands = standing(every, failed, read)
     return Outcome(
-        protocol=cells.protocol, rows=tuple(rows), finished=finished, failed=problems,
-        waiting=tuple(waiting),
+        protocol=cells.protocol, rows=stands.rows, finished=stands.finished,
+        failed=stands.failed, waiting=stands.waiting,
     )  # fmt: skip
 
 

@@ -406,9 +406,8 @@ class Exchange:
         folder: Path,
     ) -> None:
         site = report.site
-        if (
-            order.kind == "train" and not self._study.secure_sums.on
-        ):  # of what is masked nobody knows
+        masked = self._study.secure_sums.on  # then nobody knows how far it moved
+        if order.kind == "train" and not masked:
             outcome.moved[site] = Moved.to(self._plan, arrays, self._sets[order.arrays])
         outcome.bytes[site] = (folder / f"{site}.safetensors").stat().st_size
         outcome.reports[site] = report
